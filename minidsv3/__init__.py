@@ -1,0 +1,6 @@
+"""minidsv3: DeepSeek-V3, small enough to read and to train on a laptop."""
+
+from .config import ModelConfig
+from .model.transformer import DeepSeekV3, LossTerms
+
+__version__ = "0.1.0"

@@ -1,0 +1,235 @@
+"""Every number of the architecture, under the names of the released `config.json`.
+
+A field keeps the released key; its comment gives the unit and the report's symbol (arXiv
+2412.19437, section 4.2). `ModelConfig.preset(NAME)` knows four models:
+
+    tiny            a laptop CPU, minutes             small        one 12 GB consumer GPU, hours
+    moonlight-16b   the released Moonlight-16B-A3B    v3-671b      the released DeepSeek-V3
+
+Numbers of a *training run* (learning rate, balance weight, ...) live in `train/recipe.py`.
+"""
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """YaRN: how rotary frequencies are stretched beyond the trained window (report, 4.3)."""
+
+    factor: float                                  # window multiplier, s
+    original_max_position_embeddings: int          # window before extension [tokens], L
+    beta_fast: float = 32.0                        # rotations above which a channel is kept, beta
+    beta_slow: float = 1.0                         # rotations below which it is stretched, alpha
+    mscale: float | None = None                    # weight of ln s in the temperature, cos/sin side
+    mscale_all_dim: float | None = None            # the same, softmax side (squared there)
+    type: str = "yarn"
+
+    def __post_init__(self):
+        if self.type != "yarn":
+            raise ValueError(f"rope_scaling.type={self.type!r} is unknown; use 'yarn' or no scaling.")
+        if self.factor < 1:
+            raise ValueError(f"rope_scaling.factor={self.factor} must be at least 1 (1 = as trained).")
+        if self.original_max_position_embeddings < 1:
+            raise ValueError("rope_scaling.original_max_position_embeddings="
+                             f"{self.original_max_position_embeddings} must be at least 1 token.")
+        if not self.beta_fast >= self.beta_slow > 0:
+            raise ValueError(f"rope_scaling.beta_fast={self.beta_fast} must not be below "
+                             f"beta_slow={self.beta_slow}, and both above 0, for instance 32 and 1.")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of one DeepSeek-V3 model; the defaults are the released 671B model.
+
+    Raises ValueError that names the field, its value and a remedy.
+    """
+
+    vocab_size: int = 129280                       # entries of the embedding and the head, V
+    hidden_size: int = 7168                        # width of the residual stream, d
+    num_hidden_layers: int = 61                    # blocks, L
+    intermediate_size: int = 18432                 # inner width of a dense SwiGLU
+    max_position_embeddings: int = 163840          # longest position [tokens]
+    tie_word_embeddings: bool = False              # one matrix for embedding and head
+
+    num_attention_heads: int = 128                 # n_h
+    q_lora_rank: int | None = 1536                 # width of the query latent, d_c'; None: no latent
+    kv_lora_rank: int = 512                        # width of the cached key-value latent, d_c
+    qk_nope_head_dim: int = 128                    # per head, without position, d_h
+    qk_rope_head_dim: int = 64                     # per head, rotary, shared by all heads, d_h^R
+    v_head_dim: int = 128                          # per head, value
+
+    n_routed_experts: int = 256                    # N_r
+    n_shared_experts: int = 1                      # N_s
+    num_experts_per_tok: int = 8                   # K_r
+    moe_intermediate_size: int = 2048              # inner width of one expert
+    first_k_dense_replace: int = 3                 # the first blocks that stay dense
+    n_group: int = 8                               # expert groups (nodes in training)
+    topk_group: int = 4                            # groups a token may use, M
+    norm_topk_prob: bool = True                    # gates of a token sum to one (before scaling)
+    routed_scaling_factor: float = 2.5             # gates are multiplied by this
+
+    num_nextn_predict_layers: int = 1              # multi-token-prediction modules, D
+
+    rope_theta: float = 10000.0                    # base of the rotary frequencies
+    rope_scaling: RopeScaling | None = RopeScaling(40.0, 4096, mscale=1.0, mscale_all_dim=1.0)
+
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02                # std of initial weights; the report says 0.006
+    bos_token_id: int = 0
+    eos_token_id: int = 1
+
+    def __post_init__(self):
+        if isinstance(self.rope_scaling, dict):
+            object.__setattr__(self, "rope_scaling", _build(RopeScaling, self.rope_scaling, "rope_scaling."))
+        check_types(self)
+        self._check_sizes()
+        self._check_experts()
+
+    def _check_sizes(self):
+        at_least_one = [
+            "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads",
+            "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "n_routed_experts",
+            "num_experts_per_tok", "moe_intermediate_size", "n_group", "topk_group",
+            "max_position_embeddings"]
+        if self.q_lora_rank is not None:
+            at_least_one.append("q_lora_rank")
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        for name in ("n_shared_experts", "first_k_dense_replace", "num_nextn_predict_layers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative; 0 means none.")
+        for name in ("rope_theta", "rms_norm_eps", "initializer_range", "routed_scaling_factor"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)} must be a number above 0.")
+        if self.qk_rope_head_dim % 2:
+            raise ValueError(f"qk_rope_head_dim={self.qk_rope_head_dim} is odd, but rotary channels come "
+                             f"in pairs; use {self.qk_rope_head_dim + 1}.")
+        for name in ("bos_token_id", "eos_token_id"):
+            if not 0 <= getattr(self, name) < self.vocab_size:
+                raise ValueError(f"{name}={getattr(self, name)} is no token of a vocabulary of "
+                                 f"{self.vocab_size}; choose 0 to {self.vocab_size - 1}.")
+
+    def _check_experts(self):
+        if self.n_routed_experts % self.n_group:
+            near = max(1, round(self.n_routed_experts / self.n_group)) * self.n_group
+            raise ValueError(f"n_routed_experts={self.n_routed_experts} does not divide into "
+                             f"n_group={self.n_group} groups; choose a multiple of {self.n_group}, "
+                             f"for instance {near}.")
+        per_group = self.n_routed_experts // self.n_group
+        if self.n_group > 1 and per_group < 2:
+            raise ValueError(f"n_group={self.n_group} leaves {per_group} expert a group, but a group is "
+                             f"scored by its two best; choose n_group up to {self.n_routed_experts // 2}.")
+        if self.topk_group > self.n_group:
+            raise ValueError(f"topk_group={self.topk_group} is more than n_group={self.n_group}; "
+                             f"choose 1 to {self.n_group}.")
+        reachable = per_group * self.topk_group
+        if self.num_experts_per_tok > reachable:
+            raise ValueError(f"num_experts_per_tok={self.num_experts_per_tok} is more than the {reachable} "
+                             f"experts in topk_group={self.topk_group} groups; choose 1 to {reachable}.")
+
+    @property
+    def qk_head_dim(self):
+        """Whole width of a query or key head."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    @property
+    def num_moe_layers(self):
+        """Main-model blocks with experts (the MTP modules, which have them too, not counted)."""
+        return max(0, self.num_hidden_layers - self.first_k_dense_replace)
+
+    @classmethod
+    def preset(cls, name):
+        """The named model. Raises ValueError that lists the names."""
+        if name not in PRESETS:
+            raise ValueError(f"preset {name!r} is unknown; choose one of {', '.join(PRESETS)}.")
+        return cls(**PRESETS[name])
+
+    @classmethod
+    def from_dict(cls, values):
+        """Fields by name; a misspelt one is an error that names the nearest."""
+        return _build(cls, values)
+
+    def to_dict(self):
+        """Plain numbers under the released keys, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, path):
+        """Read what `to_json` wrote."""
+        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+
+    def to_json(self, path):
+        """Write the fields as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8", newline="\n")
+
+    def replace(self, **changes):
+        """A copy with some fields changed, checked again; unknown names are errors."""
+        return replace_fields(self, changes)
+
+
+def replace_fields(config, changes):
+    """A copy of a frozen dataclass with some fields changed; raises ValueError on an unknown name."""
+    return _build(type(config), {**{f.name: getattr(config, f.name) for f in dataclasses.fields(config)},
+                                 **changes})
+
+
+def _build(cls, values, prefix=""):
+    """Make a dataclass from a dict of its fields, refusing names it does not have."""
+    known = [field.name for field in dataclasses.fields(cls)]
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"the fields are {', '.join(known)}."
+            raise ValueError(f"{cls.__name__} has no field {prefix}{name}; {hint}")
+    missing = [f.name for f in dataclasses.fields(cls)
+               if f.default is dataclasses.MISSING and f.name not in values]
+    if missing:
+        raise ValueError(f"{cls.__name__} needs {prefix}{missing[0]}; add it.")
+    return cls(**values)
+
+
+def check_types(config):
+    """Refuse a text where a number belongs, with the field's name (JSON and --set bring anything)."""
+    for field in dataclasses.fields(config):
+        value, allowed = getattr(config, field.name), field.type
+        if allowed is float and type(value) is int:
+            object.__setattr__(config, field.name, float(value))
+        elif type(value) is bool and allowed is not bool or not isinstance(value, allowed):
+            expected = getattr(allowed, "__name__", str(allowed))
+            raise ValueError(f"{field.name}={value!r} is a {type(value).__name__}; give {expected}.")
+
+
+# The tiny preset ties embedding and head, a concession to its size: untied, a quarter of its
+# weights would be a second copy of the vocabulary.
+PRESETS = {
+    "tiny": dict(
+        vocab_size=2048, hidden_size=192, num_hidden_layers=4, intermediate_size=512,
+        max_position_embeddings=4096, tie_word_embeddings=True,
+        num_attention_heads=4, q_lora_rank=96, kv_lora_rank=96,
+        qk_nope_head_dim=16, qk_rope_head_dim=32, v_head_dim=48,
+        n_routed_experts=16, num_experts_per_tok=4, moe_intermediate_size=96,
+        first_k_dense_replace=1, n_group=4, topk_group=2, rope_scaling=None,
+        initializer_range=0.02),
+    "small": dict(
+        vocab_size=8192, hidden_size=768, num_hidden_layers=12, intermediate_size=2048,
+        max_position_embeddings=4096,
+        num_attention_heads=12, q_lora_rank=384, kv_lora_rank=192,
+        qk_nope_head_dim=64, qk_rope_head_dim=32, v_head_dim=64,
+        n_routed_experts=32, num_experts_per_tok=4, moe_intermediate_size=320,
+        first_k_dense_replace=1, n_group=4, topk_group=2, rope_scaling=None,
+        initializer_range=0.02),
+    "moonlight-16b": dict(
+        vocab_size=163840, hidden_size=2048, num_hidden_layers=27, intermediate_size=11264,
+        max_position_embeddings=8192,
+        num_attention_heads=16, q_lora_rank=None,
+        n_routed_experts=64, n_shared_experts=2, num_experts_per_tok=6, moe_intermediate_size=1408,
+        first_k_dense_replace=1, n_group=1, topk_group=1, routed_scaling_factor=2.446,
+        num_nextn_predict_layers=0, rope_theta=50000.0, rope_scaling=None, rms_norm_eps=1e-5,
+        bos_token_id=163584, eos_token_id=163585),
+    "v3-671b": dict(),
+}

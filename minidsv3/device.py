@@ -1,0 +1,35 @@
+"""The one place that decides where a run computes and in which precision."""
+
+import torch
+
+
+def choose_device(name="auto"):
+    """"auto" takes cuda, mps, cpu in that order. Raises ValueError for what is not here."""
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind in here if here[kind]))
+    kind, _, index = name.partition(":")
+    if kind not in here or (index and not index.isdigit()):
+        raise ValueError(f"device {name!r} is unknown; choose auto, cpu, cuda or mps.")
+    if not here[kind] or (kind == "cuda" and index and int(index) >= torch.cuda.device_count()):
+        raise ValueError(f"device {name!r} is not on this machine; choose auto or cpu.")
+    return torch.device(name)
+
+
+def choose_precision(name, device):
+    """The dtype of activations: "fp32", "bf16", or "auto", bf16 where its products are fast."""
+    known = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    if name == "auto":
+        return torch.bfloat16 if has_fast_bf16(device) else torch.float32
+    if name not in known:
+        raise ValueError(f"precision {name!r} is unknown; choose auto, {', '.join(known)}.")
+    return known[name]
+
+
+def has_fast_bf16(device):
+    """Whether matrix products in bfloat16 have hardware of their own here."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":                     # without these instructions bf16 is emulated and slower
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False

@@ -1,0 +1,1 @@
+"""How we know: accounting, evaluation, and the one look for all figures."""

@@ -1,0 +1,222 @@
+"""One look for all figures, and the figures that more than one room needs.
+
+A plotting function takes data and, optionally, the axes to draw into; it returns the figure. It
+never shows, never saves, and changes no setting of matplotlib. Figures are plain objects, not
+pyplot's: they need no display, nobody has to close them, and a notebook shows one that stands on
+the last line of a cell.
+
+    fig = loss_curve(metrics)        # metrics: the lines of metrics.jsonl
+    save(fig, "loss.png")
+
+Colours can be told apart by colour-blind readers and are at least 3:1 against white; a marker, a
+line style or a label says the same thing again. Schedules are drawn in scale/timeline.py, the
+needle's heat map in context/needle.py, the architecture in measure/architecture.py.
+"""
+
+import io
+import os
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import CenteredNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+from PIL import Image
+
+BLUE, VERMILLION, GREEN, PURPLE, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000"
+ORANGE, SKY = "#E69F00", "#56B4E9"        # 2.3:1 against white: areas with a dark edge, no lines
+
+FORWARD, BACKWARD, WEIGHT, COMMUNICATION = BLUE, VERMILLION, GREEN, PURPLE
+OURS, BASELINE = BLUE, BLACK
+
+LOOK = {
+    "figure.figsize": (8, 4.5), "figure.dpi": 100, "figure.facecolor": "white",
+    "figure.constrained_layout.use": True,
+    "font.family": "DejaVu Sans",         # comes with matplotlib: the same on every machine
+    "font.size": 13, "axes.titlesize": 15, "figure.titlesize": 15, "figure.labelsize": 13,
+    "axes.labelsize": 13, "xtick.labelsize": 13, "ytick.labelsize": 13,
+    "legend.fontsize": 13,
+    "lines.linewidth": 2, "lines.markersize": 7,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+    "axes.grid": True, "grid.color": "#DDDDDD", "grid.linewidth": 0.7,
+    "image.cmap": "cividis",
+}
+MAX_BYTES = 200_000
+
+
+class Picture(Figure):
+    """A figure that a notebook shows without %matplotlib: it knows itself as a PNG."""
+
+    def _repr_png_(self):
+        return png(self, dpi=100)
+
+
+def style():
+    """The look as a context or decorator: `with style():` around the drawing."""
+    return matplotlib.rc_context(LOOK)
+
+
+@style()
+def canvas(rows=1, columns=1, size=None, **options):
+    """New figure in the look -> (figure, axes); rows, columns and options as in Figure.subplots."""
+    figure = Picture(figsize=size)
+    return figure, figure.subplots(rows, columns, **options)
+
+
+@style()
+def loss_curve(metrics: list[dict], title: str | None = None, ax=None):
+    """Training loss, MTP loss and validation bits per byte of a run, over tokens read.
+
+    metrics: the lines of metrics.jsonl. Every step's loss is drawn faint, its moving average on
+    top. ax: one axes for the losses, or a pair, the second for bits per byte; the second panel
+    is left out if no step was evaluated. Raises ValueError on an empty list.
+    """
+    if not metrics:
+        raise ValueError("metrics is empty, at least one step is needed; "
+                         "read metrics.jsonl of a run that has finished its first step.")
+    evaluated = [line for line in metrics if line.get("val_bits_per_byte") is not None]
+    if ax is None:
+        _, ax = canvas(1 + bool(evaluated), sharex=True, height_ratios=[3, 2][:1 + bool(evaluated)])
+    panels = np.atleast_1d(np.asarray(ax, dtype=object))
+
+    tokens = [line["tokens"] for line in metrics]
+    loss = [line["loss"] for line in metrics]
+    panels[0].plot(tokens, loss, color=BLUE, alpha=0.25, linewidth=1)
+    ends = [*panels[0].plot(tokens, smooth(loss), color=BLUE, label="next token")]
+    with_mtp = [line for line in metrics if line.get("mtp_loss")]
+    if with_mtp:
+        ends += panels[0].plot([line["tokens"] for line in with_mtp],
+                               smooth([line["mtp_loss"] for line in with_mtp]),
+                               color=VERMILLION, linestyle="--", label="MTP")
+    label_ends(panels[0], ends)
+    panels[0].set_ylabel("loss [nats per token]")
+    panels[0].set_title(title or finding(metrics), loc="left")
+    if evaluated and len(panels) > 1:
+        draw_bits_per_byte(panels[1], evaluated)
+    panels[-1].set_xlabel("training progress [tokens]")
+    for panel in panels:
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+    return panels[0].figure
+
+
+def draw_bits_per_byte(ax, evaluated):
+    """Validation bits per byte, a marker for each evaluation, the last one with its value."""
+    values = [line["val_bits_per_byte"] for line in evaluated]
+    ends = ax.plot([line["tokens"] for line in evaluated], values, color=GREEN, marker="o",
+                   label=f"{values[-1]:.3f}")
+    ax.margins(y=0.15)                                  # keeps whole markers inside the panel
+    label_ends(ax, ends)
+    ax.set_ylabel("validation\n[bits per byte]")
+
+
+def finding(metrics):
+    """What the loss curve says, in one line: "7.6 → 2.1 nats per token, 1.05 bits per byte …"."""
+    smoothed = smooth([line["loss"] for line in metrics])
+    text = f"{metrics[0]['loss']:.1f} → {smoothed[-1]:.1f} nats per token"
+    scores = [line["val_bits_per_byte"] for line in metrics
+              if line.get("val_bits_per_byte") is not None]
+    if scores:
+        text += f", {scores[-1]:.2f} bits per byte"
+    return f"{text} after {EngFormatter(places=1, sep='')(metrics[-1]['tokens'])} tokens"
+
+
+def smooth(values, window=50):
+    """Moving average over about `window` steps; over fewer at first, so that it does not lag."""
+    average, smoothed = 0.0, []
+    for step, value in enumerate(values):
+        average += (value - average) / min(window, 1 + step / 10)
+        smoothed.append(average)
+    return smoothed
+
+
+@style()
+def label_ends(ax, lines, gap=0.12):
+    """Write each line's label at its right end, in its colour, in place of a legend.
+
+    Labels nearer to each other than gap, a fraction of the axes' height, are pushed apart. To be
+    called last, when the limits of the axes are final.
+    """
+    ax.get_ylim()                                       # autoscaling is lazy; this carries it out
+    height = ax.transScale + ax.transLimits             # data -> fractions of the axes
+    ends = [(height.transform((1, line.get_ydata()[-1]))[1], line) for line in lines]
+    lowest = -np.inf
+    for y, line in sorted(ends, key=lambda end: end[0]):
+        y = max(y, lowest)
+        ax.annotate(line.get_label(), (1, y), xycoords="axes fraction", xytext=(6, 0),
+                    textcoords="offset points", color=line.get_color(), va="center")
+        lowest = y + gap
+
+
+@style()
+def expert_load(loads, steps, ax=None):
+    """Load of every expert over training, one heat map a MoE layer; 1 is balanced.
+
+    loads (S, L, E): tokens an expert got, as a fraction of the layer's mean, at the S steps given
+    by steps (S,). White is balanced, the colour scale ends at 2, whatever the data, so that runs
+    can be compared. MaxVio is the busiest expert's load at the last step, minus 1. ax: L axes.
+    """
+    loads = np.asarray(loads, dtype=float)              # (S, L, E)
+    if loads.ndim != 3 or len(loads) != len(steps):
+        raise ValueError(f"loads has shape {loads.shape} for {len(steps)} steps; "
+                         "it needs (steps, MoE layers, experts).")
+    layers, experts = loads.shape[1:]
+    if ax is None:
+        rows = -(-layers // 4)
+        columns = -(-layers // rows)
+        figure, ax = canvas(rows, columns, size=(8, max(4.5, 2.6 * rows)),
+                            sharex=True, sharey=True, squeeze=False)
+        for unused in ax.flat[layers:]:
+            unused.set_visible(False)
+        figure.supxlabel("training progress [steps]")
+        figure.supylabel("routed expert [index]")
+        figure.suptitle(f"At step {steps[-1]:,} the busiest expert receives "
+                        f"{loads[-1].max():.2f} times the mean load")
+    panels = np.atleast_1d(np.asarray(ax, dtype=object)).ravel()[:layers]
+
+    for layer, panel in enumerate(panels):
+        # edges halfway between steps: they need not be evenly spaced
+        image = panel.pcolormesh(edges(steps), np.arange(experts + 1) - 0.5, loads[:, layer].T,
+                                 cmap="PuOr", norm=CenteredNorm(vcenter=1, halfrange=1))
+        max_vio = loads[-1, layer].max() - 1
+        panel.set_title(f"MoE layer {layer + 1}\nMaxVio {max_vio:.2f}", fontsize=13)
+        panel.set_ylim(experts - 0.5, -0.5)             # experts downwards, as rows of a table
+        panel.grid(False)
+        panel.xaxis.set_major_locator(MaxNLocator(2, integer=True))
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+        panel.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    panels[0].figure.colorbar(image, ax=list(panels), label="load / mean load [1 = balanced]",
+                              extend="max", ticks=[0, 0.5, 1, 1.5, 2])
+    return panels[0].figure
+
+
+def edges(centres):
+    """Borders of cells around these centres, halfway between them -> one more than centres."""
+    centres = np.asarray(centres, dtype=float)
+    inner = (centres[1:] + centres[:-1]) / 2
+    first = inner[0] if len(inner) else centres[0] + 0.5
+    last = inner[-1] if len(inner) else centres[0] - 0.5
+    return np.concatenate([[2 * centres[0] - first], inner, [2 * centres[-1] - last]])
+
+
+def save(fig, path):
+    """Write a figure as PNG, at 150 dpi and cut to its content, in one piece or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_bytes(png(fig, dpi=150))
+    os.replace(unfinished, path)
+
+
+@style()
+def png(fig, dpi):
+    """The figure as bytes of a PNG; one above 200 KB is reduced to 256 colours."""
+    buffer = io.BytesIO()
+    # no version number in the file: the same figure gives the same bytes
+    fig.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None},
+                pil_kwargs={"optimize": True})
+    if buffer.tell() <= MAX_BYTES:
+        return buffer.getvalue()
+    small = io.BytesIO()
+    Image.open(buffer).convert("RGB").quantize(256).save(small, format="PNG", optimize=True)
+    return small.getvalue()

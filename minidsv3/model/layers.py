@@ -1,0 +1,58 @@
+"""The three parts that every block is made of: Linear, RMSNorm, SwiGLU.
+
+    RMSNorm(x) = w * x / sqrt(mean(x^2) + eps)
+    SwiGLU(x)  = W_down( silu(W_gate x) * W_up x )
+
+Weights may be wider than activations: training keeps float32 weights and lets bfloat16
+activations flow. Each layer casts its weight to what arrives, so precision is visible here and
+not hidden in an autocast context. No layer of DeepSeek-V3 has a bias vector.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def at_least_float32(x):
+    """x as float32, or untouched where it is wider: a float64 model stays float64 throughout."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class Linear(nn.Linear):
+    """y = W x in the dtype of x; W has shape (out, in)."""
+
+    def __init__(self, in_features, out_features):
+        super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self):
+        """Left to `DeepSeekV3.initialize`, which draws every weight of the model once."""
+
+    def forward(self, x):
+        return F.linear(x, self.weight.to(x.dtype))                    # (..., in) -> (..., out)
+
+
+class RMSNorm(nn.Module):
+    """Scale each vector to unit mean square, then by a learnt gain; statistics in float32 or wider."""
+
+    def __init__(self, width, eps):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x):
+        wide = at_least_float32(x)                                     # (..., C)
+        inverse_rms = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)  # (..., 1)
+        return self.weight.to(x.dtype) * (wide * inverse_rms).to(x.dtype)
+
+
+class SwiGLU(nn.Module):
+    """The gated feed-forward network of dense blocks and of the shared expert."""
+
+    def __init__(self, width, inner):
+        super().__init__()
+        self.gate_proj = Linear(width, inner)
+        self.up_proj = Linear(width, inner)
+        self.down_proj = Linear(inner, width)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

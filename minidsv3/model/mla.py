@@ -1,0 +1,98 @@
+"""Multi-head Latent Attention (report, section 2.1.1, eq. 1-11).
+
+Every head's keys and values are linear functions of one small latent c_kv, so only that latent is
+kept while generating. Rotation cannot be folded into those functions, so position travels in a
+separate rotary key, one for all heads.
+
+    c_kv   = norm(W_DKV h)             k_rope = RoPE(W_KR h)        both cached
+    k_nope = W_UK c_kv                 v      = W_UV c_kv           expanded per head
+    c_q    = norm(W_DQ h)              q      = [W_UQ c_q ; RoPE(W_QR c_q)]
+    o      = softmax(q k^T * scale) v  u      = W_O o
+
+In: x (B, T, C), normed. Out: (B, T, C). This file holds the expanded form.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .layers import Linear, RMSNorm
+from .rope import apply_rope, softmax_scale
+
+LATENT_NORM_EPS = 1e-6                                 # of both latents, whatever rms_norm_eps says
+
+
+class MLA(nn.Module):
+    """Attention through a low-rank latent, with a rotary key apart."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.nope, self.rope, self.value = (
+            config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim)
+        self.kv_rank = config.kv_lora_rank
+        self.scale = softmax_scale(config)
+
+        queries = self.num_heads * config.qk_head_dim
+        if config.q_lora_rank is None:
+            self.q_proj = Linear(config.hidden_size, queries)
+        else:
+            self.q_a_proj = Linear(config.hidden_size, config.q_lora_rank)          # W_DQ
+            self.q_a_layernorm = RMSNorm(config.q_lora_rank, LATENT_NORM_EPS)
+            self.q_b_proj = Linear(config.q_lora_rank, queries)                     # W_UQ, W_QR per head
+        self.kv_a_proj_with_mqa = Linear(config.hidden_size, self.kv_rank + self.rope)  # W_DKV, W_KR
+        self.kv_a_layernorm = RMSNorm(self.kv_rank, LATENT_NORM_EPS)
+        self.kv_b_proj = Linear(self.kv_rank, self.num_heads * (self.nope + self.value))  # W_UK, W_UV
+        self.o_proj = Linear(self.num_heads * self.value, config.hidden_size)       # W_O
+
+    def forward(self, x, rope, cache=None):
+        """x (B, T, C), rope tables of the T positions, the layer's cache or None -> (B, T, C)."""
+        q = self.queries(x, rope)                                      # (B, H, T, D)
+        latents = self.latents(x, rope)                                # (B, T, Rkv+Dr)
+        if cache is not None:
+            latents = cache.append(latents)                            # (B, S, Rkv+Dr)
+        k, v = self.expand(latents)                                    # (B, H, S, D), (B, H, S, Dv)
+        o = attend(q, k, v, self.scale)                                # (B, H, T, Dv)  eq. 10
+        return self.o_proj(o.transpose(1, 2).flatten(2))               # (B, T, C)      eq. 11
+
+    def queries(self, x, rope):
+        """eq. 6-9: x (B, T, C) -> q (B, H, T, D), of which the last Dr channels are rotated."""
+        if hasattr(self, "q_proj"):
+            q = self.q_proj(x)
+        else:
+            c_q = self.q_a_layernorm(self.q_a_proj(x))                 # (B, T, Rq)     eq. 6
+            q = self.q_b_proj(c_q)                                     # (B, T, H*D)    eq. 7, 8
+        q = q.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)      # (B, H, T, D)
+        q_nope, q_rope = q.split([self.nope, self.rope], dim=-1)
+        return torch.cat([q_nope, apply_rope(q_rope, rope)], dim=-1)   # (B, H, T, D)   eq. 9
+
+    def latents(self, x, rope):
+        """What is cached of x (B, T, C): [normed c_kv ; rotated k_rope], (B, T, Rkv+Dr)."""
+        c_kv, k_rope = self.kv_a_proj_with_mqa(x).split([self.kv_rank, self.rope], dim=-1)
+        # The norm is for the latent alone; the rotary key is not normed.
+        return torch.cat([self.kv_a_layernorm(c_kv), apply_rope(k_rope, rope)], dim=-1)  # eq. 1, 3
+
+    def expand(self, latents):
+        """Keys and values of all heads from latents (B, S, Rkv+Dr) -> (B, H, S, D), (B, H, S, Dv)."""
+        c_kv, k_rope = latents.split([self.kv_rank, self.rope], dim=-1)
+        kv = self.kv_b_proj(c_kv).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        k_nope, v = kv.split([self.nope, self.value], dim=-1)          # (B, H, S, Dn), Dv   eq. 2, 5
+        k_rope = k_rope[:, None].expand(-1, self.num_heads, -1, -1)    # one for all heads
+        return torch.cat([k_nope, k_rope], dim=-1), v                  # (B, H, S, D)   eq. 4
+
+
+def attend(q, k, v, scale):
+    """Causal attention, eq. 10: q (B, H, T, D), k (B, H, S, D), v (B, H, S, Dv) -> (B, H, T, Dv).
+
+    The T queries are the last of the S positions.
+    """
+    T, S = q.size(-2), k.size(-2)
+    hidden = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(S - T + 1)  # key later than query
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        # torch's fused CPU kernel is two to three times slower than three plain products here. The
+        # softmax accumulates in float32 and rounds once, as a float32 softmax cast back would.
+        mask = torch.zeros(T, S, dtype=q.dtype).masked_fill_(hidden, float("-inf"))
+        scores = (q * scale) @ k.transpose(-1, -2) + mask              # (B, H, T, S)
+        return scores.softmax(dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=None if T == S else ~hidden,
+                                          is_causal=T == S, scale=scale)

@@ -1,0 +1,86 @@
+"""Rotary positions, and YaRN, which stretches them to longer windows (report, section 4.3).
+
+Channel pair m of a vector at position p is turned by the angle p * theta_m, with
+theta_m = base^(-2m / Dr). A query at t and a key at j then meet at an angle that depends on t - j
+alone. The released weights keep pair m in channels (2m, 2m+1), *interleaved*; many other models
+keep it in (m, m + Dr/2), and reading one layout as the other silently ruins the model.
+
+YaRN leaves fast channels alone (they tell neighbours apart), divides slow ones by the window
+multiplier s (they would meet unseen angles), and blends in between. All tables are float32
+whatever the model's dtype, computed in the released code's order of operations: one ulp in theta
+already moves the logits at position 150 by 3e-6.
+"""
+
+import math
+
+import torch
+
+from .layers import at_least_float32
+
+
+def rope_tables(config, positions):
+    """Cosine and sine of every angle: positions (T,) -> two float32 tensors (T, Dr/2)."""
+    angle = positions.float()[:, None] * rope_frequencies(config, positions.device)  # (T, Dr/2)
+    factor = rope_amplitude(config.rope_scaling)
+    return angle.cos() * factor, angle.sin() * factor
+
+
+def apply_rope(x, tables):
+    """Turn interleaved pairs by their angles (eq. 3, 8): (..., T, Dr) -> same, interleaved again."""
+    cos, sin = tables                                                  # (T, Dr/2)
+    even, odd = at_least_float32(x).unflatten(-1, (-1, 2)).unbind(-1)  # (..., T, Dr/2) each
+    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    return turned.flatten(-2).to(x.dtype)                              # (..., T, Dr)
+
+
+def rope_frequencies(config, device=None):
+    """Angle per position of each channel pair, YaRN applied: (Dr/2,) float32 [radians]."""
+    channels, base, yarn = config.qk_rope_head_dim, config.rope_theta, config.rope_scaling
+    exponent = torch.arange(0, channels, 2, device=device).float() / channels
+    plain = 1.0 / base**exponent                                       # (Dr/2,)
+    if yarn is None:
+        return plain
+    stretched = 1.0 / (yarn.factor * base**exponent)                   # (Dr/2,)
+    low, high = yarn_ramp_ends(yarn, channels, base)
+    pair = torch.arange(channels // 2, device=device).float()
+    ramp = ((pair - low) / (high - low)).clamp(0, 1)                   # 0 keep ... 1 stretch
+    return stretched * ramp + plain * (1 - ramp)
+
+
+def yarn_ramp_ends(yarn, channels, base):
+    """The channel pairs between which YaRN goes over from keeping to stretching.
+
+    Pair n turns `rotations` times within the original window; the released code ramps linearly in
+    the pair's index, where the YaRN paper ramps in the number of rotations.
+    """
+    def pair_with(rotations):
+        window = yarn.original_max_position_embeddings
+        return channels * math.log(window / (rotations * 2 * math.pi)) / (2 * math.log(base))
+
+    low = max(math.floor(pair_with(yarn.beta_fast)), 0)
+    high = min(math.ceil(pair_with(yarn.beta_slow)), channels - 1)     # channels, not pairs: as released
+    return low, high if high > low else low + 0.001                    # never divide by zero
+
+
+def yarn_temperature(factor, weight):
+    """0.1 * weight * ln(s) + 1: how much sharper attention should be in an s times longer window."""
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def rope_amplitude(yarn):
+    """Factor on cos and sin: 1 in DeepSeek-V3, whose temperature acts on the softmax instead."""
+    if yarn is None:
+        return 1.0
+    if yarn.mscale and yarn.mscale_all_dim:
+        return (yarn_temperature(yarn.factor, yarn.mscale)
+                / yarn_temperature(yarn.factor, yarn.mscale_all_dim))
+    return yarn_temperature(yarn.factor, 1.0)
+
+
+def softmax_scale(config):
+    """1 / sqrt(d_h + d_h^R) of eq. 10; with YaRN times the squared temperature (0.1352 for V3)."""
+    scale = config.qk_head_dim**-0.5
+    yarn = config.rope_scaling
+    if yarn is not None and yarn.mscale_all_dim:
+        scale *= yarn_temperature(yarn.factor, yarn.mscale_all_dim) ** 2
+    return scale

@@ -1,0 +1,96 @@
+"""AdamW as in the report, and Muon, which later models of this architecture are trained with.
+
+Muon makes each update of a matrix orthogonal: all its directions learn at one pace, where Adam lets
+a few dominate. Stacked experts are many matrices in one tensor, and all matrices of one shape, from
+all layers, are orthogonalised in one batched product.
+"""
+
+from collections import defaultdict
+
+import torch
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)        # quintic whose repetition drives singular values to about 1
+
+
+def make_optimizers(model, config):
+    """The run's optimisers; each group's "peak" is its highest learning rate."""
+    matrices, stacked_pairs, embeddings, gains = [], [], [], []
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2:
+            gains.append(parameter)
+        elif name.startswith(("embed_tokens", "lm_head")):
+            embeddings.append(parameter)
+        else:
+            (stacked_pairs if name.endswith("gate_up_proj") else matrices).append(parameter)
+    decayed = embeddings
+    optimizers = []
+    if config.optimizer == "muon":
+        groups = [{"params": matrices, "halves": 1}, {"params": stacked_pairs, "halves": 2}]
+        groups = [group for group in groups if group["params"]]
+        optimizers.append(Muon(groups, config.muon_learning_rate, weight_decay=config.weight_decay))
+    else:
+        decayed = embeddings + matrices + stacked_pairs
+    groups = [{"params": decayed, "weight_decay": config.weight_decay},
+              {"params": gains, "weight_decay": 0.0}]
+    optimizers.append(torch.optim.AdamW(groups, lr=config.learning_rate, fused=True,
+                                        betas=(config.beta1, config.beta2)))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return optimizers
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised; parameters (R, C), or (E, R, C) for E stacked matrices.
+
+    A group's `halves` tells how many matrices lie above one another in R: 2 for gate_up_proj.
+    On single matrices it equals torch.optim.Muon.
+    """
+
+    def __init__(self, params, lr, momentum=0.95, weight_decay=0.1):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "halves": 1})
+
+    @torch.no_grad()
+    def step(self):
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            by_shape = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape[parameter.shape[-2:]].append(parameter)
+            for parameters in by_shape.values():
+                self.step_same_shape(parameters, group)
+
+    def step_same_shape(self, parameters, group):
+        """Update parameters whose matrices share one shape, in one batch."""
+        gradients = [parameter.grad for parameter in parameters]
+        buffers = [self.buffer_of(parameter) for parameter in parameters]
+        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+        updates = torch._foreach_lerp(gradients, buffers, group["momentum"])
+        rows, columns = parameters[0].size(-2) // group["halves"], parameters[0].size(-1)
+        matrices = torch.cat([update.reshape(-1, rows, columns) for update in updates])
+        scale = max(1, rows / columns) ** 0.5    # tall matrices need larger steps
+        directions = orthogonalize(matrices).split([u.numel() // (rows * columns) for u in updates])
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        for parameter, direction in zip(parameters, directions, strict=True):
+            parameter.add_(direction.reshape(parameter.shape), alpha=-group["lr"] * scale)
+
+    def buffer_of(self, parameter):
+        """The parameter's running mean of gradients, zeros at first."""
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        return state["momentum_buffer"]
+
+
+def orthogonalize(matrices, steps=5):
+    """The nearest half-orthogonal matrices, roughly: (M, R, C) -> (M, R, C) bfloat16, by Newton-Schulz."""
+    a, b, c = NEWTON_SCHULZ
+    tall = matrices.size(-2) > matrices.size(-1)
+    X = matrices.bfloat16()
+    X = X.mT if tall else X                                            # products are then the small way
+    X = X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)         # singular values at most 1
+    for _ in range(steps):
+        gram = X @ X.mT                                                # (M, R, R)
+        X = a * X + (b * gram + c * gram @ gram) @ X
+    return X.mT if tall else X

@@ -1,0 +1,287 @@
+"""The training loop: batches in, a run folder out.
+
+One optimiser step: gradients of all micro-batches, clipping, the optimisers, the averaged weights,
+and last the router bias, from the load that the whole step produced. What a step does depends on
+(recipe, step) and the weights alone, so a resumed run repeats an uninterrupted one bit for bit.
+"""
+
+import json
+import math
+import platform
+import signal
+import sys
+import time
+
+import safetensors.torch
+import torch
+from tqdm import tqdm
+
+from .. import hf
+from ..data import corpus
+from ..data.batches import Batches, raw_bytes, validation_windows
+from ..data.tokenizer import Tokenizer
+from ..device import choose_precision
+from ..infer.sampling import generate
+from ..measure import plots
+from ..measure.accounting import count_parameters
+from ..measure.evaluate import evaluate
+from ..model.moe import max_violation
+from ..model.transformer import DeepSeekV3
+from .optim import make_optimizers
+from .recipe import batch_size_at, gamma_at, learning_rate_factor, mtp_weight_at
+
+SAMPLE_PROMPT = "def "
+
+
+class Diverged(Exception):
+    """The loss is no finite number any more."""
+
+
+class Data:
+    """Corpus, tokenizer and windows of a run."""
+
+    def __init__(self, model_config, config):
+        loaded = corpus.load(config.data)
+        self.sha256 = loaded.sha256
+        train, validation = corpus.split(loaded.documents)
+        self.tokenizer = Tokenizer.train([document.text for document in train], model_config.vocab_size)
+        self.batches = Batches(train, self.tokenizer, config.window, config.fim_rate, config.seed)
+        self.inputs, self.targets = validation_windows(validation, self.tokenizer, config.window)
+        self.validation_bytes = raw_bytes(validation)
+        self.token_bytes = torch.tensor([len(token) for token in self.tokenizer.token_bytes])  # (V,)
+
+    def quick_sample(self, windows=32):
+        """Evenly spread validation windows and the bytes of their targets, for looks in between."""
+        chosen = torch.linspace(0, len(self.inputs) - 1, min(windows, len(self.inputs))).long()
+        targets = self.targets[chosen]
+        size = self.token_bytes[targets[targets >= 0]].sum().item()
+        return self.inputs[chosen], targets, size
+
+
+class Trainer:
+    """One run, from its first step or from a saved state."""
+
+    def __init__(self, model_config, config, folder, device):
+        self.config, self.folder, self.device = config, folder, device
+        self.data = Data(model_config, config)
+        torch.manual_seed(config.seed)
+        self.model = DeepSeekV3(model_config).to(device)
+        precision = choose_precision(config.precision, device)
+        self.model.activation_dtype = None if precision == torch.float32 else precision
+        self.model.recompute = config.recompute
+        self.loss = self.model.loss
+        self.optimizers = make_optimizers(self.model, config)
+        self.average = [p.detach().to("cpu", copy=True) for p in self.model.parameters()]
+        self.sizes = [batch_size_at(config, step) for step in range(config.steps)]
+        self.step, self.seconds = 0, 0.0
+        self.interrupted = False
+
+    # ---- one step ----
+
+    def train_step(self):
+        """One optimiser step -> the figures of its line in metrics.jsonl."""
+        config, size = self.config, self.sizes[self.step]
+        done = sum(self.sizes[:self.step])
+        progress = (done + size) / sum(self.sizes)
+        factor = learning_rate_factor(config, progress)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+        tokens = self.data.batches.take(done, size)                    # (B, T+1)
+        terms = self.gradients(tokens.to(self.device), mtp_weight_at(config, progress))
+        if not math.isfinite(terms[0]):
+            raise Diverged(f"the loss is {terms[0]} at step {self.step}; try a lower learning_rate, "
+                           "or --precision fp32 --device cpu.")
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.update_average()
+        loads = self.model.update_router_bias(gamma_at(config, progress))  # (layers, E)
+        self.step += 1
+        targets = tokens[:, 1:]
+        return {"step": self.step, "tokens": (done + size) * config.window,
+                "loss": terms[1], "mtp_loss": terms[2], "balance_loss": terms[3],
+                "bits_per_byte": terms[1] / math.log(2) * targets.numel() / self.data.token_bytes[targets].sum().item(),
+                "lr": self.optimizers[0].param_groups[0]["lr"],
+                "max_vio": max_violation(loads).mean().item() if len(loads) else 0.0}, loads
+
+    def gradients(self, tokens, mtp_weight):
+        """Accumulate the gradients of all micro-batches -> [total, next_token, mtp, balance], averaged."""
+        means = torch.zeros(4, device=self.device)
+        for part in tokens.split(self.config.micro_batch):
+            share = len(part) / len(tokens)
+            terms = self.loss(part, mtp_weight, self.config.balance_weight, self.config.balance_over)
+            (terms.total * share).backward()
+            means += share * torch.stack(terms).detach().float()
+        return means.tolist()
+
+    @torch.no_grad()
+    def update_average(self):
+        """Averaged weights, kept on the CPU; they follow faster at first, when weights are young."""
+        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        weights = [p.detach().to("cpu") for p in self.model.parameters()]
+        torch._foreach_lerp_(self.average, weights, 1 - decay)
+
+    # ---- the run ----
+
+    def run(self, compile=False):
+        """Train to the end, or until Ctrl-C -> the summary, or None if interrupted."""
+        self.write_recipe()
+        if compile:
+            self.compile()
+        quick = self.data.quick_sample()
+        with self.folder.open_metrics(self.step) as log, CatchInterrupt(self), self.bar() as bar:
+            while self.step < self.config.steps and not self.interrupted:
+                begin = time.perf_counter()
+                line, loads = self.train_step()
+                last = self.step == self.config.steps
+                if self.step % self.config.eval_every == 0 and not last:
+                    line["val_bits_per_byte"] = self.evaluate(*quick).bits_per_byte
+                if self.step % max(1, self.config.steps // 100) == 0 and len(loads):
+                    mean = loads.double().mean(dim=1, keepdim=True)
+                    line["expert_load"] = [[round(x, 3) for x in row] for row in (loads / mean).tolist()]
+                seconds = time.perf_counter() - begin
+                self.seconds += seconds
+                line["tokens_per_s"] = self.sizes[self.step - 1] * self.config.window / seconds
+                log.write(json.dumps(line) + "\n")
+                log.flush()
+                self.show(bar, line)
+                if self.step % self.config.save_every == 0 and not last:
+                    self.save()
+        self.save()
+        return None if self.interrupted else self.finish()
+
+    def bar(self):
+        """The progress bar, counting tokens."""
+        total, done = sum(self.sizes), sum(self.sizes[:self.step])
+        return tqdm(total=total * self.config.window, initial=done * self.config.window, unit="tok",
+                    unit_scale=True, dynamic_ncols=True, mininterval=0.5, file=sys.stderr)
+
+    def show(self, bar, line):
+        """Put the step's figures beside the bar, lightly smoothed."""
+        shown = getattr(self, "shown", line)
+        self.shown = {k: 0.95 * shown[k] + 0.05 * line[k] for k in ("loss", "bits_per_byte", "max_vio")}
+        bar.update(self.sizes[self.step - 1] * self.config.window)
+        bar.set_postfix_str(f"loss {self.shown['loss']:.3f} bits/byte {self.shown['bits_per_byte']:.3f} "
+                            f"lr {line['lr']:.1e} MaxVio {self.shown['max_vio']:.2f}", refresh=False)
+
+    def compile(self):
+        """torch.compile the loss; where that fails, say so in one line and go on without."""
+        try:
+            compiled = torch.compile(self.model.loss)
+            compiled(self.data.batches.take(0, self.config.micro_batch).to(self.device)).total.backward()
+            self.loss = compiled
+        except Exception as error:               # any compiler error; eager mode is always right
+            print(f"torch.compile failed ({type(error).__name__}); going on without it.")
+        self.model.zero_grad(set_to_none=True)
+        for router in self.model.routers():
+            router.load.zero_()
+
+    def evaluate(self, inputs, targets, size):
+        """Evaluation in evaluation mode, in which loads are not counted."""
+        self.model.eval()
+        result = evaluate(self.model, inputs, targets, size)
+        self.model.train()
+        return result
+
+    # ---- files ----
+
+    def write_recipe(self):
+        """The files that do not change during a run."""
+        self.folder.start(fresh=self.step == 0)
+        self.folder.write_json("train.json", self.config.to_dict())
+        self.data.tokenizer.save(self.folder.path)
+
+    def save(self):
+        """state.pt first, then the exports made from it."""
+        self.folder.save_state(self.state())
+        hf.save(self.model, self.folder.path)
+
+    def state(self):
+        """All that the next step depends on, as tensors and plain values."""
+        return {"step": self.step, "seconds": self.seconds, "config": self.config.to_dict(),
+                "model_config": self.model.config.to_dict(), "corpus_sha256": self.data.sha256,
+                "model": self.model.state_dict(), "average": self.average,
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "rng": torch.get_rng_state()}
+
+    def restore(self, state):
+        """Continue from a saved state. ValueError if the text is not the one it was trained on."""
+        if state["corpus_sha256"] != self.data.sha256:
+            raise ValueError(f"the text {self.config.data!r} has changed since this run began; "
+                             "start a new run, or bring the old text back.")
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.average = state["average"]
+        self.step, self.seconds = state["step"], state["seconds"]
+        torch.set_rng_state(state["rng"])
+
+    def finish(self):
+        """Evaluate raw and averaged weights on all of the validation text; pictures, sample, summary."""
+        everything = (self.data.inputs, self.data.targets, self.data.validation_bytes)
+        result = self.evaluate(*everything)
+        sample = self.sample()
+        raw = [p.detach().clone() for p in self.model.parameters()]
+        self.set_weights(self.average)
+        averaged = self.evaluate(*everything)
+        tensors = {k: v.contiguous() for k, v in hf.released_tensors(self.model).items()}
+        safetensors.torch.save_file(tensors, self.folder.path / "ema.safetensors", metadata={"format": "pt"})
+        self.set_weights(raw)
+        metrics = self.folder.read_metrics()
+        metrics[-1]["val_bits_per_byte"] = result.bits_per_byte
+        with self.folder.open_metrics(self.step - 1) as log:
+            log.write(json.dumps(metrics[-1]) + "\n")
+        plots.save(plots.loss_curve(metrics), self.folder.path / "loss.png")
+        looked = [line for line in metrics if "expert_load" in line]
+        if looked:
+            figure = plots.expert_load([line["expert_load"] for line in looked], [line["step"] for line in looked])
+            plots.save(figure, self.folder.path / "expert_load.png")
+        hf.write_text(self.folder.path / "sample.txt", sample)
+        summary = self.summary(result, averaged, metrics[-1]["tokens"])
+        self.folder.write_json("summary.json", summary)
+        return summary
+
+    @torch.no_grad()
+    def set_weights(self, weights):
+        """Copy a list of tensors into the model's parameters."""
+        for parameter, weight in zip(self.model.parameters(), weights, strict=True):
+            parameter.copy_(weight)
+
+    def sample(self, length=200):
+        """Text that the trained model writes after "def "."""
+        tokenizer = self.data.tokenizer
+        prompt = torch.tensor([tokenizer.encode(SAMPLE_PROMPT)], device=self.device)
+        result = generate(self.model, prompt, length, temperature=0.7, top_p=0.95, seed=self.config.seed)
+        return SAMPLE_PROMPT + tokenizer.decode(result.tokens[0, :result.lengths[0]].tolist())
+
+    def summary(self, result, averaged, tokens):
+        """The figures of summary.json."""
+        total, active = count_parameters(self.model)
+        return {"val_bits_per_byte": result.bits_per_byte, "val_bits_per_byte_ema": averaged.bits_per_byte,
+                "seconds": round(self.seconds, 1), "steps": self.step, "tokens": tokens,
+                "tokens_per_s": round(tokens / self.seconds, 1), "max_vio": result.max_vio,
+                "mtp_agreement": round(result.mtp_agreement, 4),
+                "parameters": total, "parameters_active": active, "device": str(self.device),
+                "dtype": str(self.model.activation_dtype or torch.float32).removeprefix("torch."),
+                "seed": self.config.seed, "torch": torch.__version__, "python": platform.python_version(),
+                "corpus_sha256": self.data.sha256, "command": " ".join(sys.argv)}
+
+
+class CatchInterrupt:
+    """Ctrl-C ends the run after the step at hand; a second one ends it at once."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def __enter__(self):
+        self.previous = signal.signal(signal.SIGINT, self.note)
+
+    def note(self, *_):
+        """Remember the first Ctrl-C and give the next one back its usual meaning."""
+        self.trainer.interrupted = True
+        signal.signal(signal.SIGINT, self.previous)
+
+    def __exit__(self, *_):
+        signal.signal(signal.SIGINT, self.previous)

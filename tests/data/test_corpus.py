@@ -1,0 +1,219 @@
+"""Sources of documents and the split; oracles: bytes on disk, set algebra, hand-made folders."""
+
+import hashlib
+import random
+import sysconfig
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from minidsv3.data import corpus
+from minidsv3.data.corpus import Document
+
+
+@pytest.fixture(scope="module")
+def standard_library():
+    return corpus.load()
+
+
+def size(documents):
+    return sum(len(document.text.encode()) for document in documents)
+
+
+def test_default_corpus_is_the_standard_library_in_a_fixed_order(standard_library):
+    """Oracle: the files themselves, read by name, and the order of a plain sort."""
+    names = [document.name for document in standard_library.documents]
+    assert names == sorted(names) and len(names) == len(set(names)) > 300
+    assert 5e6 < size(standard_library.documents) < 30e6
+    texts = dict(standard_library.documents)
+    root = Path(sysconfig.get_path("stdlib"))
+    for name in ("argparse.py", "json/decoder.py"):
+        assert texts[name].encode() == (root / name).read_bytes()
+    parts = {part for name in names for part in Path(name).parts}
+    assert not parts & {"site-packages", "dist-packages", "idlelib", "turtledemo", "test", "tests"}
+    assert not any(name.startswith("_sysconfigdata") for name in names)
+
+
+def test_reference_topics_are_read_as_prose_without_repeated_chapters(standard_library):
+    """Oracle: the installed dictionary; no long line may stand in two topics for the most part."""
+    import pydoc_data.topics
+
+    topics = {document.name.partition("#")[2]: document.text
+              for document in standard_library.documents
+              if document.name.startswith("pydoc_data/topics.py#")}
+    assert len(topics) > 20 and "pydoc_data/topics.py" not in dict(standard_library.documents)
+    assert all(pydoc_data.topics.topics[title] == text for title, text in topics.items())
+    lines = {title: {line.strip() for line in text.splitlines() if len(line.strip()) > 20}
+             for title, text in topics.items()}
+    for title, own in lines.items():
+        longer = [lines[other] for other in topics if len(topics[other]) > len(topics[title])]
+        assert 2 * len(own & set().union(*longer)) <= len(own), title
+
+
+def test_fingerprint_changes_with_every_name_text_and_border():
+    """Oracle: hashlib over the same fields by hand."""
+    documents = [Document("a", "bc"), Document("d", "é")]
+    by_hand = hashlib.sha256()
+    for part in (b"a", b"bc", b"d", "é".encode()):
+        by_hand.update(len(part).to_bytes(8, "little"))
+        by_hand.update(part)
+    assert corpus.fingerprint(documents) == by_hand.hexdigest()
+    others = [[Document("ab", "c"), documents[1]], [documents[0], Document("d", "e")]]
+    assert len({corpus.fingerprint(each) for each in [documents, *others]}) == 3
+
+
+def test_split_keeps_documents_whole_and_gives_validation_its_share(standard_library):
+    """Oracle: set algebra on names, and the bytes counted here."""
+    documents = standard_library.documents
+    train, validation = corpus.split(documents)
+    assert not set(train) & set(validation) and set(train) | set(validation) == set(documents)
+    assert 0.05 * size(documents) <= size(validation) <= 0.10 * size(documents)
+    shuffled = random.Random(0).sample(documents, len(documents))
+    again = corpus.split(shuffled)
+    assert set(again[0]) == set(train) and set(again[1]) == set(validation)
+
+
+def test_copies_never_stand_on_both_sides():
+    """Oracle: the texts themselves, compared without their white space."""
+    documents = [Document(f"{copy}/{number}.py", f"x = {number}" + "\n" * (copy + 1))
+                 for copy in range(3) for number in range(40)]
+    train, validation = corpus.split(documents)
+    assert len(train) + len(validation) == 40
+    assert not {each.text.strip() for each in train} & {each.text.strip() for each in validation}
+
+
+@pytest.mark.parametrize("documents", [
+    [Document("one", "".join(f"line {number}\n" for number in range(2000)))],
+    [Document("no line ends", "word " * 4000)],
+    [Document("no space at all", "ab" * 5000)],
+    [Document("same lines", "again\n" * 500)],
+    [Document("giant", "x y\n" * 50_000)] + [Document(str(n), f"tiny {n}") for n in range(30)],
+])
+def test_few_or_lopsided_documents_are_cut_into_sections(documents):
+    """Oracle: the sections of both sides, put in order, are the documents again."""
+    train, validation = corpus.split(documents)
+    joined = "".join(part.text for part in sorted(train + validation))
+    assert sorted(joined) == sorted("".join(document.text for document in documents))
+    assert len(train) + len(validation) == len(set(train) | set(validation))
+    assert 0.05 * len(joined) <= size(validation) <= 0.2 * len(joined)
+    if len(documents) == 1:
+        assert joined == documents[0].text
+
+
+def test_a_large_document_goes_to_training_where_small_ones_suffice():
+    """Oracle: eight names, of which a hash alone would send some to validation."""
+    small = [Document(f"small {number}", f"x = {number}\n" * 100) for number in range(40)]
+    for name in "abcdefgh":
+        train, validation = corpus.split([*small, Document(name, "large\n" * 4000)])
+        assert name in dict(train) and name not in dict(validation)
+        assert 0.05 <= size(validation) / size(train + validation) <= 0.10
+
+
+def test_sections_end_at_lines_where_there_are_lines():
+    """Oracle: a case by hand."""
+    parts = corpus.sections(Document("f", "a\nbc\nde fgh\rijklm"), 4)
+    assert [part.text for part in parts] == ["a\n", "bc\n", "de ", "fgh\r", "ijkl", "m"]
+
+
+def test_folder_and_file_keep_their_bytes(tmp_path):
+    """Oracle: the bytes written, with mixed line ends; binary and hidden files stay out."""
+    (tmp_path / "b").mkdir()
+    (tmp_path / ".git").mkdir()
+    files = {"b/x.txt": "eins\r\nzwei\rdrei é\n".encode(), "a.md": b"text\n", "empty.txt": b"",
+             "image.png": b"\x89\0\1", "latin.txt": b"\xe9", ".git/config": b"secret"}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    loaded = corpus.load(str(tmp_path))
+    assert [document.name for document in loaded.documents] == ["a.md", "b/x.txt"]
+    assert all(document.text.encode() == files[document.name] for document in loaded.documents)
+    assert loaded.skipped == 2
+    single = corpus.load(str(tmp_path / "b" / "x.txt"))
+    assert single.documents == [Document("x.txt", files["b/x.txt"].decode())]
+
+
+def test_declared_coding_is_followed_and_line_ends_stay(tmp_path):
+    """Oracle: the text before it was encoded."""
+    text = "# -*- coding: latin-1 -*-\r\nname = 'é'\r\n"
+    (tmp_path / "old.py").write_bytes(text.encode("latin-1"))
+    (tmp_path / "broken.py").write_bytes(b"name = '\xe9'\n")
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "t.py").write_text("pass", encoding="utf-8")
+    assert corpus.standard_library(tmp_path) == [Document("old.py", text)]
+
+
+@pytest.mark.parametrize("make, kind, words", [
+    (lambda path: path / "missing", FileNotFoundError, ["missing", "does not exist", "give"]),
+    (lambda path: "", FileNotFoundError, ["''", "give a file"]),
+    (lambda path: write(path / "empty.txt", b" \n"), ValueError, ["empty.txt", "no text", "give"]),
+    (lambda path: write(path / "n.bin", b"ab\0"), ValueError, ["n.bin", "NUL byte", "convert"]),
+    (lambda path: write(path / "l1.txt", b"caf\xe9"), ValueError, ["0xe9 at 3", "convert"]),
+    (lambda path: write(path / "f" / "n.bin", b"\0").parent, ValueError, ["no text", "1 binary"]),
+    (lambda path: "http://127.0.0.1:1/x", ValueError, ["127.0.0.1:1/x", "check", "network"]),
+    (lambda path: "https://", ValueError, ["'https://'", "check"]),
+])
+def test_bad_sources_are_refused_in_one_line(tmp_path, make, kind, words):
+    """Oracle: the value and the remedy are in the text, which is one line."""
+    with pytest.raises(kind) as caught:
+        corpus.load(str(make(tmp_path)))
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert "\n" not in str(caught.value)
+
+
+def write(path, data):
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def test_a_hub_name_without_the_package_says_what_to_install(monkeypatch):
+    """Oracle: the remedy in the text, with the import made to fail."""
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    with pytest.raises(ValueError, match=r"hf:a/b .* `pip install datasets`"):
+        corpus.load("hf:a/b")
+
+
+def test_a_hub_stream_stops_at_its_caps(monkeypatch):
+    """Oracle: a stand-in for `datasets` with ten rows, caps of four documents and of 25 bytes."""
+    rows = [{"id": "a long name of a row", "text": f"row {number} \ud800"} for number in range(10)]
+    stand_in = type("datasets", (), {"load_dataset": lambda *args, **options: iter(rows)})
+    monkeypatch.setitem(__import__("sys").modules, "datasets", stand_in)
+    monkeypatch.setattr(corpus, "HUB_DOCUMENTS", 4)
+    assert [each.text for each in corpus.load("hf:a/b").documents] == [
+        f"row {number} ?" for number in range(4)]
+    monkeypatch.setattr(corpus, "HUB_BYTES", 25)
+    assert len(corpus.load("hf:a/b").documents) == 3
+
+
+def test_a_url_is_fetched_and_its_size_limited(monkeypatch):
+    """Oracle: the bytes that a server on this machine sends."""
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.path == "/text" else 404)
+            self.end_headers()
+            self.wfile.write("drei é\r\n".encode())
+
+        def log_message(self, *args):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert corpus.load(url + "/text").documents == [Document(url + "/text", "drei é\r\n")]
+        with pytest.raises(ValueError, match="404"):
+            corpus.load(url + "/missing")
+        monkeypatch.setattr(corpus, "URL_BYTES", 4)
+        with pytest.raises(ValueError, match="larger than"):
+            corpus.load(url + "/text")
+        server.shutdown()
+
+
+@pytest.mark.parametrize("documents, share, words", [
+    ([], 0.06, "0 bytes"), ([Document("a", "x")], 0.06, "1 bytes"),
+    ([Document("a", "xy")], 1.5, "1.5"),
+])
+def test_a_split_that_cannot_be_is_refused(documents, share, words):
+    """Oracle: the value stands in the text."""
+    with pytest.raises(ValueError, match=words):
+        corpus.split(documents, share)

@@ -1,0 +1,199 @@
+"""Byte-level BPE; oracles: `tokenizers`, `transformers`, a plain BPE loop, the bytes themselves."""
+
+import json
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minidsv3.data import corpus
+from minidsv3.data.tokenizer import PATTERN, SPECIAL_TOKENS, Tokenizer
+
+ODD = ["", " ", "\n", "\r\n\r\n\t x", "  \u3000\u2028\x85", "e\u0301\u0308", "👩‍👩‍👧🏽", "ab" * 300,
+       "x" + " " * 97 + "1", "a_b__c9_d", "١٢٣४५", "if x:\r\n\t\treturn -1.5e-07  # ½\n" * 3,
+       "\x00\x7f\x80", "<｜end▁of▁sentence｜>"]
+
+
+@pytest.fixture(scope="module")
+def documents():
+    return corpus.load().documents[:60]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(documents):
+    return Tokenizer.train([document.text for document in documents], 700)
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    tokenizer.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def foreign(folder):
+    """The saved files as the two other libraries read them: three functions text -> ids."""
+    import tokenizers
+    import transformers
+
+    plain = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    alone = transformers.AutoTokenizer.from_pretrained(folder)
+    config = folder / "config.json"                # as in a run folder
+    config.write_text(json.dumps({"model_type": "deepseek_v3"}), encoding="utf-8")
+    beside_config = transformers.AutoTokenizer.from_pretrained(folder)
+    config.unlink()
+    return [lambda text: plain.encode(text).ids, alone.encode, beside_config.encode]
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text() | st.text(alphabet=" \n\t\r_=-#.aZ0é\u0301\U0001f600", max_size=60))
+def test_any_text_comes_back_and_three_libraries_agree(tokenizer, foreign, text):
+    """Oracle: the text itself, and the ids of `tokenizers` and `transformers`."""
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    for encode in foreign:
+        assert encode(text) == ids
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_odd_text_comes_back_and_three_libraries_agree(tokenizer, foreign, text):
+    """Oracle: as above, on white space, marks, runs, foreign digits and controls."""
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text and [encode(text) for encode in foreign] == [ids] * 3
+
+
+def test_real_files_agree_and_the_bytes_of_their_tokens_add_up(tokenizer, foreign, documents):
+    """Oracle: the file's length in bytes; ids of the other libraries."""
+    for document in documents[::6]:
+        ids = tokenizer.encode(document.text)
+        data = document.text.encode()
+        assert sum(len(tokenizer.token_bytes[token]) for token in ids) == len(data)
+        assert tokenizer.decode_bytes(ids) == data
+        assert all(encode(document.text) == ids for encode in foreign)
+    texts = [document.text for document in documents]
+    assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
+
+
+def test_ids_are_those_of_a_plain_bpe_loop(tokenizer, documents):
+    """Oracle: join the pair of lowest rank, leftmost first, until no pair is a token."""
+    text = documents[3].text[:1500] + "e\u0301 ½ 12345"
+    python_pattern = PATTERN.replace(r"\x{80}-\x{10FFFF}", "\x80-\U0010ffff")
+    ids = []
+    for piece in re.findall(python_pattern, text):
+        parts = [bytes([byte]) for byte in piece.encode()]
+        while True:
+            ranked = [(tokenizer.ranks[a + b], place) for place, (a, b) in
+                      enumerate(zip(parts, parts[1:])) if a + b in tokenizer.ranks]
+            if not ranked:
+                break
+            place = min(ranked)[1]
+            parts[place:place + 2] = [parts[place] + parts[place + 1]]
+        ids += [tokenizer.ranks[part] for part in parts]
+    assert tokenizer.encode(text) == ids
+
+
+def test_special_tokens_have_the_released_names_and_the_first_ids(tokenizer, folder):
+    """Oracle: the names as the release spells them (U+FF5C, U+2581), read by `transformers`."""
+    import transformers
+
+    names = [f"<\uff5c{words}\uff5c>" for words in (
+        "begin\u2581of\u2581sentence", "end\u2581of\u2581sentence",
+        "fim\u2581begin", "fim\u2581hole", "fim\u2581end")]
+    other = transformers.AutoTokenizer.from_pretrained(folder)
+    assert other.convert_tokens_to_ids(names) == [0, 1, 2, 3, 4]
+    assert [tokenizer.bos_id, tokenizer.eos_id, tokenizer.fim_begin_id, tokenizer.fim_hole_id,
+            tokenizer.fim_end_id] == [0, 1, 2, 3, 4]
+    assert (other.bos_token_id, other.eos_token_id, len(other)) == (0, 1, tokenizer.vocab_size)
+    assert other.decode([0, *tokenizer.encode("x"), 1, 3], skip_special_tokens=True) == "x"
+    assert tokenizer.decode([0, *tokenizer.encode("x"), 1, 4]) == "x"
+
+
+@pytest.mark.parametrize("name", SPECIAL_TOKENS)
+def test_text_that_spells_a_special_token_stays_text(tokenizer, name):
+    """Oracle: no special id in the result, and the text comes back."""
+    ids = tokenizer.encode(f"a{name}\n{name}")
+    assert min(ids) >= len(SPECIAL_TOKENS) and tokenizer.decode(ids) == f"a{name}\n{name}"
+
+
+def test_lone_surrogates_become_the_replacement_character(tokenizer):
+    """Oracle: Python's own decoder of UTF-16 with errors replaced."""
+    assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a\ufffdb"
+    assert tokenizer.encode_batch(["a\ud800b"]) == [tokenizer.encode("a\ud800b")]
+
+
+def test_incomplete_characters_show_as_replacement_but_keep_their_bytes(tokenizer):
+    """Oracle: the first bytes of the euro sign."""
+    ids = [tokenizer.ranks[bytes([byte])] for byte in "€".encode()]
+    assert tokenizer.decode_bytes(ids[:2]) == b"\xe2\x82" and tokenizer.decode(ids[:2]) == "\ufffd"
+    assert tokenizer.decode(ids) == "€"
+
+
+def test_loading_gives_the_same_tokenizer_and_the_same_file(tokenizer, folder, tmp_path):
+    """Oracle: the first file, byte for byte."""
+    loaded = Tokenizer.load(folder)
+    assert loaded.token_bytes == tokenizer.token_bytes and loaded.vocab_size == 700
+    loaded.save(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_corpus_too_small_leaves_empty_places(tmp_path):
+    """Oracle: the size asked for, in ours and in `tokenizers`; every id can be decoded."""
+    import tokenizers
+
+    small = Tokenizer.train(["abc abc"], 300)
+    assert small.vocab_size == len(small.token_bytes) == 300 and len(small.ranks) < 295
+    assert small.decode(range(300)).startswith("\x00\x01") and small.decode([299]) == ""
+    small.save(tmp_path)
+    assert tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).get_vocab_size() == 300
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.token_bytes == small.token_bytes
+    assert loaded.encode("abc é") == small.encode("abc é")
+
+
+def test_training_again_gives_the_same_ids(tokenizer, documents):
+    """Oracle: a second training."""
+    assert Tokenizer.train((each.text for each in documents), 700).ranks == tokenizer.ranks
+
+
+def test_merges_are_learned_from_the_commonest_pair_on():
+    """Oracle: pairs counted by hand: "he" 6 times, then "he" + "n" 4 times, the rest less."""
+    tokenizer = Tokenizer.train(["hen", "hen", "hen", "hen", "hex", "hey"], 263)
+    assert tokenizer.token_bytes[5:261] == [bytes([byte]) for byte in range(256)]
+    assert tokenizer.token_bytes[261:] == [b"he", b"hen"]
+
+
+def change(content, *path, value):
+    for key in path[:-1]:
+        content = content[key]
+    content[path[-1]] = value
+
+
+@pytest.mark.parametrize("path, value", [
+    (["model", "type"], "Unigram"), (["pre_tokenizer", "pretokenizers"], []), (["model"], None),
+    (["normalizer"], {"type": "NFC"}), (["model", "ignore_merges"], False),
+    (["model", "vocab", "a"], 3), (["added_tokens"], [{"id": 700, "content": "x"}]),
+])
+def test_a_foreign_tokenizer_file_is_refused_in_one_line(folder, tmp_path, path, value):
+    """Oracle: the path and the remedy are in the text."""
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    change(content, *path, value=value)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not .*AutoTokenizer") as caught:
+        Tokenizer.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_values_are_refused(tokenizer, tmp_path):
+    """Oracle: value and remedy in the text."""
+    with pytest.raises(ValueError, match="vocab_size=260 .* at least 261"):
+        Tokenizer.train(["a"], 260)
+    with pytest.raises(ValueError, match="token id 700 .* 0 to 699"):
+        tokenizer.decode([700])
+    with pytest.raises(FileNotFoundError, match="train_tiny.py"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match="is not a tokenizer"):
+        Tokenizer.load(tmp_path)
