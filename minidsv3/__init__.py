@@ -1,6 +1,7 @@
 """minidsv3: DeepSeek-V3, small enough to read and to train on a laptop."""
 
-from .config import ModelConfig
-from .model.transformer import DeepSeekV3, LossTerms
+from .config import ModelConfig as ModelConfig
+from .model.transformer import DeepSeekV3 as DeepSeekV3
+from .model.transformer import LossTerms as LossTerms
 
 __version__ = "0.1.0"

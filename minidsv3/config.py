@@ -16,19 +16,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+def check_types(config):
+    """Refuse a text where a number belongs, with the field's name (JSON and --set bring anything)."""
+    for field in dataclasses.fields(config):
+        value, allowed = getattr(config, field.name), field.type
+        if allowed in (float, float | None) and type(value) is int:
+            object.__setattr__(config, field.name, float(value))
+        elif type(value) is bool and allowed is not bool or not isinstance(value, allowed):
+            expected = getattr(allowed, "__name__", str(allowed))
+            raise ValueError(f"{field.name}={value!r} is a {type(value).__name__}; give {expected}.")
+
+
 @dataclass(frozen=True)
 class RopeScaling:
     """YaRN: how rotary frequencies are stretched beyond the trained window (report, 4.3)."""
 
-    factor: float                                  # window multiplier, s
-    original_max_position_embeddings: int          # window before extension [tokens], L
-    beta_fast: float = 32.0                        # rotations above which a channel is kept, beta
-    beta_slow: float = 1.0                         # rotations below which it is stretched, alpha
-    mscale: float | None = None                    # weight of ln s in the temperature, cos/sin side
-    mscale_all_dim: float | None = None            # the same, softmax side (squared there)
+    factor: float                              # window multiplier, s
+    original_max_position_embeddings: int      # window before extension [tokens], L
+    beta_fast: float = 32.0                    # rotations above which a channel is kept, beta
+    beta_slow: float = 1.0                     # rotations below which it is stretched, alpha
+    mscale: float | None = None                # weight of ln s in the temperature, cos/sin side
+    mscale_all_dim: float | None = None        # the same, softmax side (squared there)
     type: str = "yarn"
 
     def __post_init__(self):
+        check_types(self)
         if self.type != "yarn":
             raise ValueError(f"rope_scaling.type={self.type!r} is unknown; use 'yarn' or no scaling.")
         if self.factor < 1:
@@ -48,37 +60,37 @@ class ModelConfig:
     Raises ValueError that names the field, its value and a remedy.
     """
 
-    vocab_size: int = 129280                       # entries of the embedding and the head, V
-    hidden_size: int = 7168                        # width of the residual stream, d
-    num_hidden_layers: int = 61                    # blocks, L
-    intermediate_size: int = 18432                 # inner width of a dense SwiGLU
-    max_position_embeddings: int = 163840          # longest position [tokens]
-    tie_word_embeddings: bool = False              # one matrix for embedding and head
+    vocab_size: int = 129280                   # entries of the embedding and the head, V
+    hidden_size: int = 7168                    # width of the residual stream, d
+    num_hidden_layers: int = 61                # blocks, L
+    intermediate_size: int = 18432             # inner width of a dense SwiGLU
+    max_position_embeddings: int = 163840      # longest position [tokens]
+    tie_word_embeddings: bool = False          # one matrix for embedding and head
 
-    num_attention_heads: int = 128                 # n_h
-    q_lora_rank: int | None = 1536                 # width of the query latent, d_c'; None: no latent
-    kv_lora_rank: int = 512                        # width of the cached key-value latent, d_c
-    qk_nope_head_dim: int = 128                    # per head, without position, d_h
-    qk_rope_head_dim: int = 64                     # per head, rotary, shared by all heads, d_h^R
-    v_head_dim: int = 128                          # per head, value
+    num_attention_heads: int = 128             # n_h
+    q_lora_rank: int | None = 1536             # width of the query latent, d_c'; None: no latent
+    kv_lora_rank: int = 512                    # width of the cached key-value latent, d_c
+    qk_nope_head_dim: int = 128                # per head, without position, d_h
+    qk_rope_head_dim: int = 64                 # per head, rotary, shared by all heads, d_h^R
+    v_head_dim: int = 128                      # per head, value
 
-    n_routed_experts: int = 256                    # N_r
-    n_shared_experts: int = 1                      # N_s
-    num_experts_per_tok: int = 8                   # K_r
-    moe_intermediate_size: int = 2048              # inner width of one expert
-    first_k_dense_replace: int = 3                 # the first blocks that stay dense
-    n_group: int = 8                               # expert groups (nodes in training)
-    topk_group: int = 4                            # groups a token may use, M
-    norm_topk_prob: bool = True                    # gates of a token sum to one (before scaling)
-    routed_scaling_factor: float = 2.5             # gates are multiplied by this
+    n_routed_experts: int = 256                # N_r
+    n_shared_experts: int = 1                  # N_s
+    num_experts_per_tok: int = 8               # K_r
+    moe_intermediate_size: int = 2048          # inner width of one expert
+    first_k_dense_replace: int = 3             # the first blocks that stay dense
+    n_group: int = 8                           # expert groups (nodes in training)
+    topk_group: int = 4                        # groups a token may use, M
+    norm_topk_prob: bool = True                # gates of a token sum to one (before scaling)
+    routed_scaling_factor: float = 2.5         # gates are multiplied by this
 
-    num_nextn_predict_layers: int = 1              # multi-token-prediction modules, D
+    num_nextn_predict_layers: int = 1          # multi-token-prediction modules, D
 
-    rope_theta: float = 10000.0                    # base of the rotary frequencies
+    rope_theta: float = 10000.0                # base of the rotary frequencies
     rope_scaling: RopeScaling | None = RopeScaling(40.0, 4096, mscale=1.0, mscale_all_dim=1.0)
 
     rms_norm_eps: float = 1e-6
-    initializer_range: float = 0.02                # std of initial weights; the report says 0.006
+    initializer_range: float = 0.02            # std of initial weights; the report says 0.006
     bos_token_id: int = 0
     eos_token_id: int = 1
 
@@ -191,17 +203,6 @@ def _build(cls, values, prefix=""):
     if missing:
         raise ValueError(f"{cls.__name__} needs {prefix}{missing[0]}; add it.")
     return cls(**values)
-
-
-def check_types(config):
-    """Refuse a text where a number belongs, with the field's name (JSON and --set bring anything)."""
-    for field in dataclasses.fields(config):
-        value, allowed = getattr(config, field.name), field.type
-        if allowed is float and type(value) is int:
-            object.__setattr__(config, field.name, float(value))
-        elif type(value) is bool and allowed is not bool or not isinstance(value, allowed):
-            expected = getattr(allowed, "__name__", str(allowed))
-            raise ValueError(f"{field.name}={value!r} is a {type(value).__name__}; give {expected}.")
 
 
 # The tiny preset ties embedding and head, a concession to its size: untied, a quarter of its

@@ -5,15 +5,17 @@ import torch
 
 def choose_device(name="auto"):
     """"auto" takes cuda, mps, cpu in that order. Raises ValueError for what is not here."""
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
+            "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind in here if here[kind]))
-    kind, _, index = name.partition(":")
-    if kind not in here or (index and not index.isdigit()):
+    kind, colon, index = name.partition(":")
+    if kind not in here or (colon and not index.isdecimal()):
         raise ValueError(f"device {name!r} is unknown; choose auto, cpu, cuda or mps.")
-    if not here[kind] or (kind == "cuda" and index and int(index) >= torch.cuda.device_count()):
+    count = torch.cuda.device_count() if kind == "cuda" else int(here[kind])
+    if int(index or 0) >= count:
         raise ValueError(f"device {name!r} is not on this machine; choose auto or cpu.")
-    return torch.device(name)
+    return torch.device(kind, int(index)) if colon else torch.device(kind)
 
 
 def choose_precision(name, device):
@@ -30,6 +32,6 @@ def has_fast_bf16(device):
     """Whether matrix products in bfloat16 have hardware of their own here."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":                     # without these instructions bf16 is emulated and slower
+    if device.type == "cpu":                     # without these instructions bf16 is emulated, slow
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return False

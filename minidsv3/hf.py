@@ -11,6 +11,8 @@ differ inside this package and are translated here and nowhere else:
 """
 
 import json
+import sys
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import safetensors.torch
@@ -21,9 +23,11 @@ from .model.transformer import DeepSeekV3
 
 ARCHITECTURE = {
     "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3",
-    "hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0, "rope_interleave": True,
-    "scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1,
+    "hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0,
+    "rope_interleave": True, "scoring_func": "sigmoid", "topk_method": "noaux_tc",
+    "moe_layer_freq": 1,
 }
+BOOKKEEPING = ("architectures", "model_type", "attention_dropout")  # change no result
 FAMILY = ("deepseek_v3", "kimi_k2")                    # model types of this very architecture
 
 
@@ -32,11 +36,9 @@ def save(model, folder):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
-    write_text(folder / "config.json", json.dumps(released_config(model.config, dtype), indent=2) + "\n")
-    tensors = {name: tensor.contiguous() for name, tensor in released_tensors(model).items()}
-    temporary = folder / "model.safetensors.tmp"
-    safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
-    temporary.replace(folder / "model.safetensors")
+    config = json.dumps(released_config(model.config, dtype), indent=2)
+    write_text(folder / "config.json", config + "\n")
+    write_tensors(folder / "model.safetensors", released_tensors(model))
 
 
 def load(folder, dtype=None, device="cpu"):
@@ -49,17 +51,23 @@ def load(folder, dtype=None, device="cpu"):
     path = weights_file(folder)
     try:
         tensors = safetensors.torch.load_file(path)
-    except Exception as error:                         # safetensors raises its own kinds for a broken file
-        raise ValueError(f"{path} cannot be read as safetensors ({error}); copy it again.") from None
-    if config.tie_word_embeddings and "lm_head.weight" not in tensors and "model.embed_tokens.weight" in tensors:
-        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    except Exception as error:                         # safetensors raises its own kinds
+        raise ValueError(f"{path} cannot be read as safetensors ({first_line(error)}); "
+                         "copy it again.") from None
+    embedding = tensors.get("model.embed_tokens.weight")
+    if embedding is None or not embedding.is_floating_point():
+        raise ValueError(f"{path} lacks tensor model.embed_tokens.weight in floating point; "
+                         "it is incomplete, or no language model.")
+    if config.tie_word_embeddings:
+        tensors.setdefault("lm_head.weight", embedding)
     if not any(name.startswith(f"model.layers.{config.num_hidden_layers}.") for name in tensors):
         if config.num_nextn_predict_layers:
-            print(f"{folder.name}: no MTP layer in this checkpoint; loading the main model alone.")
+            print(f"{folder}: no MTP layer in this checkpoint; loading the main model alone.",
+                  file=sys.stderr)
         config = config.replace(num_nextn_predict_layers=0)
     with torch.device("meta"):
         model = DeepSeekV3(config)
-    model = model.to(dtype or tensors["model.embed_tokens.weight"].dtype).to_empty(device=device)
+    model = model.to(dtype or embedding.dtype).to_empty(device=device)
     copy_released(model, tensors)
     return model.eval()
 
@@ -69,11 +77,13 @@ def weights_file(folder):
     path = folder / "model.safetensors"
     if path.is_file():
         return path
-    pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pth")])
+    pickled = [file for file in sorted(folder.glob("*")) if file.name != "state.pt"
+               and file.suffix in (".bin", ".pth", ".pt", ".ckpt")]
     if pickled:
         raise ValueError(f"{pickled[0]} is pickled, and unpickling can run any code; "
                          "convert it to model.safetensors first.")
-    raise FileNotFoundError(f"{path} is missing; a checkpoint holds config.json and model.safetensors.")
+    raise FileNotFoundError(f"{path} is missing; a checkpoint holds config.json and "
+                            "model.safetensors.")
 
 
 # ---- configuration ----
@@ -83,41 +93,49 @@ def released_config(config, dtype):
     """A ModelConfig as the dict of a released config.json."""
     values = {**ARCHITECTURE, **config.to_dict(), "num_key_value_heads": config.num_attention_heads}
     if config.rope_scaling is not None:
-        values["rope_scaling"] = {k: v for k, v in values["rope_scaling"].items() if v is not None}
+        values["rope_scaling"] = {k: v for k, v in values["rope_scaling"].items()
+                                  if v is not None}
     return {**values, "torch_dtype": dtype}
 
 
 def read_config(folder):
-    """config.json of a checkpoint as a ModelConfig; ValueError for what is not this architecture."""
+    """config.json of a checkpoint as a ModelConfig; ValueError for another architecture."""
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; name a folder that train_tiny.py or hf.save wrote.")
+        raise FileNotFoundError(f"{path} is missing; name a folder that train_tiny.py wrote.")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); copy it again.") from None
+        raise ValueError(f"{path} is no JSON ({first_line(error)}); copy it again.") from None
     if not isinstance(values, dict) or values.get("model_type") not in FAMILY:
         kind = values.get("model_type") if isinstance(values, dict) else type(values).__name__
-        raise ValueError(f"{path}: model_type={kind!r} is another architecture; need {FAMILY[0]!r}.")
+        raise ValueError(f"{path}: model_type={kind!r} is another architecture; "
+                         f"need {FAMILY[0]!r}.")
     for key, needed in ARCHITECTURE.items():
-        if key not in ("architectures", "model_type", "attention_dropout") and values.get(key, needed) != needed:
-            raise ValueError(f"{path}: {key}={values[key]!r} would change the mathematics; need {needed!r}.")
+        if key not in BOOKKEEPING and values.get(key, needed) != needed:
+            raise ValueError(f"{path}: {key}={values[key]!r} would change the mathematics; "
+                             f"need {needed!r}.")
     fields = set(ModelConfig.__dataclass_fields__)
     chosen = {key: value for key, value in values.items() if key in fields}
-    chosen["rope_scaling"] = read_rope_scaling(values)
-    if "rope_theta" not in chosen and values.get("rope_parameters"):
-        chosen["rope_theta"] = values["rope_parameters"].get("rope_theta", 10000.0)
-    return ModelConfig.from_dict(chosen)
+    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"{path}: rope_scaling={rope!r} is no object; copy the file again.")
+    chosen["rope_scaling"] = read_rope_scaling(rope)
+    if "rope_theta" in rope:
+        chosen.setdefault("rope_theta", rope["rope_theta"])
+    try:
+        return ModelConfig.from_dict(chosen)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
-def read_rope_scaling(values):
+def read_rope_scaling(rope):
     """YaRN settings under either spelling, rope_scaling{type} or rope_parameters{rope_type}."""
-    scaling = values.get("rope_scaling") or values.get("rope_parameters")
-    kind = scaling and scaling.get("type", scaling.get("rope_type", "default"))
+    kind = rope.get("type", rope.get("rope_type", "default"))
     if kind in (None, "default"):
         return None
     known = set(RopeScaling.__dataclass_fields__)
-    return RopeScaling(**{k: v for k, v in scaling.items() if k in known} | {"type": kind})
+    return {key: value for key, value in rope.items() if key in known} | {"type": kind}
 
 
 # ---- tensors ----
@@ -156,30 +174,65 @@ def to_released(name, tensor, num_layers):
 
 @torch.no_grad()
 def copy_released(model, tensors):
-    """Fill a model from released names. ValueError names the first missing, extra or mis-shaped one."""
+    """Fill a model from released names. ValueError names a missing, extra or mis-shaped one."""
     L = model.config.num_hidden_layers
     left = set(tensors)
     for router in model.routers():
-        router.load.zero_()                            # not in checkpoints, and to_empty leaves noise
+        router.load.zero_()                            # in no checkpoint, and to_empty leaves noise
     for name, ours in model.state_dict().items():
         for released, view in to_released(name, ours, L).items():
             if released not in tensors:
                 raise ValueError(f"the checkpoint lacks tensor {released} {tuple(view.shape)}; "
                                  "it is incomplete, or config.json belongs to another model.")
             if tensors[released].shape != view.shape:
-                raise ValueError(f"tensor {released} has shape {tuple(tensors[released].shape)}, but "
-                                 f"config.json asks for {tuple(view.shape)}.")
+                raise ValueError(f"tensor {released} has shape {tuple(tensors[released].shape)}, "
+                                 f"but config.json asks for {tuple(view.shape)}; "
+                                 "they belong to different models.")
             view.copy_(tensors[released])
             left.discard(released)
     # The MTP modules' copies of embedding and head: shared here.
     left -= {f"model.layers.{L + k}.{copy}" for k in range(len(model.mtp))
              for copy in ("embed_tokens.weight", "shared_head.head.weight")}
     if left:
-        raise ValueError(f"the checkpoint has tensor {min(left)}, which config.json has no place for.")
+        raise ValueError(f"the checkpoint has tensor {min(left)}, for which config.json has no "
+                         "place; they belong to different models.")
+
+
+# ---- files ----
+
+
+@contextmanager
+def replacing(path):
+    """A temporary path to write: it takes the place of `path` in one move, or after an error goes.
+
+    Raises OSError with one line, whatever the writer said when the disk was full.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError | RuntimeError | safetensors.SafetensorError):
+            raise OSError(f"cannot write {path} ({first_line(error)}); make room there, or choose "
+                          "a folder that may be written") from error
+        raise
 
 
 def write_text(path, text):
     """Write a text file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_tensors(path, tensors):
+    """Write a safetensors file whole or not at all."""
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
+
+
+def first_line(error):
+    """An error's text without what follows its first line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -99,14 +99,36 @@ class Experts(nn.Module):
     def forward(self, x, weights, experts):
         """x (N, C), weights (N, K), experts (N, K) -> sum over the K of weight * expert(x), (N, C)."""
         top_k = experts.size(-1)
-        order = experts.flatten().argsort(stable=True)                 # (N*K,)  by expert
-        counts = experts.flatten().bincount(minlength=len(self.down_proj))  # (E,)
-        rows = x.index_select(0, order // top_k)                       # (N*K, C)  dispatch
+        slots, counts = assign_slots(experts.flatten(), len(self.down_proj), row_multiple(x))
+        tokens = slots.new_zeros(counts.sum())                         # (M,)  a spare row works on token 0
+        tokens[slots] = torch.arange(len(slots), device=x.device) // top_k
+        rows = x.index_select(0, tokens)                               # (M, C)  dispatch
         gate, up = grouped_linear(rows, self.gate_up_proj, counts).chunk(2, dim=-1)
-        rows = grouped_linear(F.silu(gate) * up, self.down_proj, counts)  # (N*K, C)
-        rows = rows.index_select(0, order.argsort())                   # (N*K, C)  back in token order
-        rows = rows.unflatten(0, (-1, top_k))                          # (N, K, C)
+        rows = grouped_linear(F.silu(gate) * up, self.down_proj, counts)  # (M, C)
+        rows = rows.index_select(0, slots).unflatten(0, (-1, top_k))   # (N, K, C)  spare rows fall away
         return (weights.to(x.dtype)[:, None] @ rows).squeeze(1)        # (N, C)  combine, eq. 12
+
+
+def assign_slots(experts, num_experts, multiple=1):
+    """Give every copy of a token a row, expert by expert: experts (N*K,) -> slots (N*K,), counts (E,).
+
+    counts are the rows of each expert, rounded up to the multiple. Example: experts 1 0 1, two
+    experts, multiple 2 -> slots 2 0 3, counts 2 2; row 1 is spare.
+    """
+    load = experts.bincount(minlength=num_experts)                     # (E,)
+    counts = (load + multiple - 1) // multiple * multiple
+    shift = (counts.cumsum(0) - counts) - (load.cumsum(0) - load)      # (E,)  spare rows before each expert
+    order = experts.argsort(stable=True)                               # (N*K,)
+    slots = torch.empty_like(order)
+    slots[order] = torch.arange(len(order), device=order.device) + shift[experts[order]]
+    return slots, counts
+
+
+def row_multiple(x):
+    """Rows an expert's share is rounded up to: bfloat16 products on CPUs compile a kernel for each new
+    number of rows, so the numbers must repeat; elsewhere any will do.
+    """
+    return 64 if x.device.type == "cpu" and x.dtype == torch.bfloat16 and len(x) > 256 else 1
 
 
 def grouped_linear(rows, weight, counts):

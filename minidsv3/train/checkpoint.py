@@ -1,8 +1,9 @@
 """Run folders: what a run leaves on disk, whole at every moment.
 
 `state.pt` alone resumes: weights, moments, averaged weights, step, recipe, generator states. It is
-written under a temporary name, flushed to the disk and renamed, so that a kill at any moment leaves
-the old state or the new one, never half of one. All other files are exports for others to read:
+there from before the first step on, is written under a temporary name, flushed to the disk and
+renamed, so that a kill at any moment leaves the old state or the new one, never half of one. All
+other files are exports for others to read:
 
     config.json  model.safetensors  tokenizer.json  tokenizer_config.json   the released format
     ema.safetensors   averaged weights       train.json     the recipe
@@ -12,12 +13,18 @@ the old state or the new one, never half of one. All other files are exports for
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-EXPORTS = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "ema.safetensors",
-           "train.json", "metrics.jsonl", "summary.json", "loss.png", "expert_load.png", "sample.txt")
+from ..hf import first_line, replacing, write_text
+
+EXPORTS = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+           "ema.safetensors", "train.json", "metrics.jsonl", "summary.json", "loss.png",
+           "expert_load.png", "sample.txt")
+STATE = {"step", "seconds", "config", "model_config", "corpus_sha256", "model", "average",
+         "optimizers", "rng"}                    # what a state.pt holds
 
 
 class RunFolder:
@@ -29,56 +36,79 @@ class RunFolder:
     def __init__(self, path, resume=False, overwrite=False):
         self.path = Path(path)
         self.state_path = self.path / "state.pt"
+        for place in (self.path, *self.path.parents):
+            if place.exists() and not place.is_dir():
+                raise ValueError(f"--out {self.path}: {place} is a file; name a folder.")
         finished = (self.path / "summary.json").exists()
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"--out {self.path} is a file; name a folder.")
         if resume:
             if not self.state_path.is_file():
-                raise ValueError(f"nothing to resume: {self.state_path} does not exist; leave out --resume.")
+                raise ValueError(f"nothing to resume: {self.state_path} does not exist; "
+                                 "leave out --resume.")
             if finished:
                 raise ValueError(f"the run in {self.path} is finished; start another with --out.")
-        elif not overwrite and (finished or self.state_path.exists()):
-            what, way = ("a finished run", "") if finished else ("an unfinished run", "--resume to go on, ")
-            raise ValueError(f"{self.path} holds {what}; {way}--overwrite to replace it, "
-                             "or --out for another folder.")
+        elif not overwrite:
+            self.refuse_to_replace(finished)
 
-    def start(self, fresh):
-        """Make the folder, remove what a killed run left half-written and, if fresh, an older run."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        for leftover in self.path.glob("*.tmp"):
-            leftover.unlink()
-        if fresh:                                # what made the older run a finished one goes first
-            for name in ("summary.json", "state.pt", *EXPORTS):
-                (self.path / name).unlink(missing_ok=True)
+    def refuse_to_replace(self, finished):
+        """ValueError if the folder holds a run, or files of others under the names of ours."""
+        present = [name for name in EXPORTS if (self.path / name).exists()]
+        what, way = f"{present[0] if present else ''} already", ""
+        if finished:
+            what = "a finished run"
+        elif self.state_path.exists():
+            what, way = "an unfinished run", "--resume to go on, "
+        elif not present:
+            return
+        raise ValueError(f"{self.path} holds {what}; {way}--overwrite to replace it, "
+                         "or --out for another folder.")
+
+    def start(self, first_state=None):
+        """Make the folder and remove what a killed run left half-written.
+
+        A fresh run brings its first state. Only once that is safe on the disk does an older run go.
+        """
+        made = not self.path.exists()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"cannot make folder {self.path} ({first_line(error)}); "
+                          "name another with --out") from error
+        for name in ("state.pt", *EXPORTS):
+            (self.path / (name + ".tmp")).unlink(missing_ok=True)
+        if first_state is None:
+            return
+        try:
+            self.save_state(first_state)
+        except BaseException:
+            if made:
+                with suppress(OSError):
+                    self.path.rmdir()
+            raise
+        for name in ("summary.json", *EXPORTS):  # what made the older run a finished one goes first
+            (self.path / name).unlink(missing_ok=True)
 
     def save_state(self, state):
         """Replace state.pt in one move; on any error the old one stays."""
-        temporary = self.path / "state.pt.tmp"
-        try:
-            with temporary.open("wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.state_path)
-        except BaseException as error:
-            temporary.unlink(missing_ok=True)
-            if isinstance(error, RuntimeError):  # torch's word for a write that failed, disk full for one
-                raise OSError(f"cannot write {self.state_path}: {str(error).splitlines()[0]}") from error
-            raise
+        with replacing(self.state_path) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
 
     def load_state(self):
-        """state.pt as tensors and plain numbers on the CPU; ValueError if it is not one of ours."""
+        """state.pt as tensors and plain values on the CPU; ValueError if it is not one of ours."""
         try:
-            return torch.load(self.state_path, map_location="cpu", weights_only=True)
-        except Exception as error:               # pickle, zip and torch each have kinds of their own
-            raise ValueError(f"{self.state_path} cannot be read ({type(error).__name__}); "
-                             "it is damaged or no state of this program.") from None
+            state = torch.load(self.state_path, map_location="cpu", weights_only=True)
+            missing = STATE - state.keys()
+        except Exception as error:               # pickle, zip and torch have kinds of their own
+            missing = type(error).__name__
+        if missing:
+            raise ValueError(f"{self.state_path} cannot be read ({missing}); it is damaged or no "
+                             "state of this program: start anew with --overwrite.")
+        return state
 
     def write_json(self, name, values):
         """Write a JSON file whole or not at all."""
-        temporary = self.path / (name + ".tmp")
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8", newline="\n")
-        temporary.replace(self.path / name)
+        write_text(self.path / name, json.dumps(values, indent=2) + "\n")
 
     def read_metrics(self):
         """The lines of metrics.jsonl as dicts; a last line cut by a kill is left out."""
@@ -91,7 +121,6 @@ class RunFolder:
     def open_metrics(self, steps):
         """metrics.jsonl to append to, first cut back to the given number of steps."""
         kept = self.read_metrics()[:steps]
-        temporary = self.path / "metrics.jsonl.tmp"
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8", newline="\n")
-        temporary.replace(self.path / "metrics.jsonl")
-        return (self.path / "metrics.jsonl").open("a", encoding="utf-8", newline="\n")
+        path = self.path / "metrics.jsonl"
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        return path.open("a", encoding="utf-8", newline="\n")

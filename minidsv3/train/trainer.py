@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 
-import safetensors.torch
 import torch
 from tqdm import tqdm
 
@@ -21,7 +20,7 @@ from ..data import corpus
 from ..data.batches import Batches, raw_bytes, validation_windows
 from ..data.tokenizer import Tokenizer
 from ..device import choose_precision
-from ..infer.sampling import generate
+from ..infer.sampling import complete
 from ..measure import plots
 from ..measure.accounting import count_parameters
 from ..measure.evaluate import evaluate
@@ -44,11 +43,12 @@ class Data:
         loaded = corpus.load(config.data)
         self.sha256 = loaded.sha256
         train, validation = corpus.split(loaded.documents)
-        self.tokenizer = Tokenizer.train([document.text for document in train], model_config.vocab_size)
+        texts = [document.text for document in train]
+        self.tokenizer = Tokenizer.train(texts, model_config.vocab_size)
         self.batches = Batches(train, self.tokenizer, config.window, config.fim_rate, config.seed)
         self.inputs, self.targets = validation_windows(validation, self.tokenizer, config.window)
         self.validation_bytes = raw_bytes(validation)
-        self.token_bytes = torch.tensor([len(token) for token in self.tokenizer.token_bytes])  # (V,)
+        self.token_bytes = torch.tensor([len(t) for t in self.tokenizer.token_bytes])  # (V,)
 
     def quick_sample(self, windows=32):
         """Evenly spread validation windows and the bytes of their targets, for looks in between."""
@@ -89,29 +89,32 @@ class Trainer:
                 group["lr"] = group["peak"] * factor
         tokens = self.data.batches.take(done, size)                    # (B, T+1)
         terms = self.gradients(tokens.to(self.device), mtp_weight_at(config, progress))
-        if not math.isfinite(terms[0]):
-            raise Diverged(f"the loss is {terms[0]} at step {self.step}; try a lower learning_rate, "
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm).item()
+        if not math.isfinite(terms[0] + norm):   # before the step, so that the weights stay sound
+            raise Diverged(f"the loss is {terms[0]} and its gradient {norm} at step "
+                           f"{self.step + 1} of seed {config.seed}; try a lower learning_rate, "
                            "or --precision fp32 --device cpu.")
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.update_average()
         loads = self.model.update_router_bias(gamma_at(config, progress))  # (layers, E)
         self.step += 1
-        targets = tokens[:, 1:]
+        targets = tokens[:, 1:]                                        # (B, T)
+        size_in_bytes = self.data.token_bytes[targets].sum().item()
         return {"step": self.step, "tokens": (done + size) * config.window,
                 "loss": terms[1], "mtp_loss": terms[2], "balance_loss": terms[3],
-                "bits_per_byte": terms[1] / math.log(2) * targets.numel() / self.data.token_bytes[targets].sum().item(),
+                "bits_per_byte": terms[1] / math.log(2) * targets.numel() / size_in_bytes,
                 "lr": self.optimizers[0].param_groups[0]["lr"],
                 "max_vio": max_violation(loads).mean().item() if len(loads) else 0.0}, loads
 
     def gradients(self, tokens, mtp_weight):
-        """Accumulate the gradients of all micro-batches -> [total, next_token, mtp, balance], averaged."""
+        """Accumulate over all micro-batches -> mean [total, next_token, mtp, balance]."""
         means = torch.zeros(4, device=self.device)
         for part in tokens.split(self.config.micro_batch):
             share = len(part) / len(tokens)
-            terms = self.loss(part, mtp_weight, self.config.balance_weight, self.config.balance_over)
+            terms = self.loss(part, mtp_weight, self.config.balance_weight,
+                              self.config.balance_over)
             (terms.total * share).backward()
             means += share * torch.stack(terms).detach().float()
         return means.tolist()
@@ -139,8 +142,8 @@ class Trainer:
                 if self.step % self.config.eval_every == 0 and not last:
                     line["val_bits_per_byte"] = self.evaluate(*quick).bits_per_byte
                 if self.step % max(1, self.config.steps // 100) == 0 and len(loads):
-                    mean = loads.double().mean(dim=1, keepdim=True)
-                    line["expert_load"] = [[round(x, 3) for x in row] for row in (loads / mean).tolist()]
+                    share = loads / loads.double().mean(dim=1, keepdim=True)  # (layers, E)
+                    line["expert_load"] = [[round(x, 3) for x in row] for row in share.tolist()]
                 seconds = time.perf_counter() - begin
                 self.seconds += seconds
                 line["tokens_per_s"] = self.sizes[self.step - 1] * self.config.window / seconds
@@ -155,22 +158,25 @@ class Trainer:
     def bar(self):
         """The progress bar, counting tokens."""
         total, done = sum(self.sizes), sum(self.sizes[:self.step])
-        return tqdm(total=total * self.config.window, initial=done * self.config.window, unit="tok",
-                    unit_scale=True, dynamic_ncols=True, mininterval=0.5, file=sys.stderr)
+        return tqdm(total=total * self.config.window, initial=done * self.config.window,
+                    unit="tok", unit_scale=True, dynamic_ncols=True, mininterval=0.5,
+                    file=sys.stderr)
 
     def show(self, bar, line):
         """Put the step's figures beside the bar, lightly smoothed."""
         shown = getattr(self, "shown", line)
-        self.shown = {k: 0.95 * shown[k] + 0.05 * line[k] for k in ("loss", "bits_per_byte", "max_vio")}
+        self.shown = {name: 0.95 * shown[name] + 0.05 * line[name]
+                      for name in ("loss", "bits_per_byte", "max_vio")}
         bar.update(self.sizes[self.step - 1] * self.config.window)
-        bar.set_postfix_str(f"loss {self.shown['loss']:.3f} bits/byte {self.shown['bits_per_byte']:.3f} "
-                            f"lr {line['lr']:.1e} MaxVio {self.shown['max_vio']:.2f}", refresh=False)
+        bar.set_postfix_str("loss {loss:.3f} bits/byte {bits_per_byte:.3f} lr {lr:.1e} "
+                            "MaxVio {max_vio:.2f}".format(lr=line["lr"], **self.shown), refresh=False)
 
     def compile(self):
         """torch.compile the loss; where that fails, say so in one line and go on without."""
         try:
             compiled = torch.compile(self.model.loss)
-            compiled(self.data.batches.take(0, self.config.micro_batch).to(self.device)).total.backward()
+            batch = self.data.batches.take(0, self.config.micro_batch).to(self.device)
+            compiled(batch).total.backward()
             self.loss = compiled
         except Exception as error:               # any compiler error; eager mode is always right
             print(f"torch.compile failed ({type(error).__name__}); going on without it.")
@@ -188,8 +194,8 @@ class Trainer:
     # ---- files ----
 
     def write_recipe(self):
-        """The files that do not change during a run."""
-        self.folder.start(fresh=self.step == 0)
+        """The files that do not change during a run, and the state that it can begin from."""
+        self.folder.start(None if self.step else self.state())
         self.folder.write_json("train.json", self.config.to_dict())
         self.data.tokenizer.save(self.folder.path)
 
@@ -219,15 +225,14 @@ class Trainer:
         torch.set_rng_state(state["rng"])
 
     def finish(self):
-        """Evaluate raw and averaged weights on all of the validation text; pictures, sample, summary."""
+        """Evaluate raw and averaged weights on all validation text; pictures, sample, summary."""
         everything = (self.data.inputs, self.data.targets, self.data.validation_bytes)
         result = self.evaluate(*everything)
         sample = self.sample()
         raw = [p.detach().clone() for p in self.model.parameters()]
         self.set_weights(self.average)
         averaged = self.evaluate(*everything)
-        tensors = {k: v.contiguous() for k, v in hf.released_tensors(self.model).items()}
-        safetensors.torch.save_file(tensors, self.folder.path / "ema.safetensors", metadata={"format": "pt"})
+        hf.write_tensors(self.folder.path / "ema.safetensors", hf.released_tensors(self.model))
         self.set_weights(raw)
         metrics = self.folder.read_metrics()
         metrics[-1]["val_bits_per_byte"] = result.bits_per_byte
@@ -236,7 +241,8 @@ class Trainer:
         plots.save(plots.loss_curve(metrics), self.folder.path / "loss.png")
         looked = [line for line in metrics if "expert_load" in line]
         if looked:
-            figure = plots.expert_load([line["expert_load"] for line in looked], [line["step"] for line in looked])
+            figure = plots.expert_load([line["expert_load"] for line in looked],
+                                       [line["step"] for line in looked])
             plots.save(figure, self.folder.path / "expert_load.png")
         hf.write_text(self.folder.path / "sample.txt", sample)
         summary = self.summary(result, averaged, metrics[-1]["tokens"])
@@ -251,22 +257,22 @@ class Trainer:
 
     def sample(self, length=200):
         """Text that the trained model writes after "def "."""
-        tokenizer = self.data.tokenizer
-        prompt = torch.tensor([tokenizer.encode(SAMPLE_PROMPT)], device=self.device)
-        result = generate(self.model, prompt, length, temperature=0.7, top_p=0.95, seed=self.config.seed)
-        return SAMPLE_PROMPT + tokenizer.decode(result.tokens[0, :result.lengths[0]].tolist())
+        pieces = complete(self.model, self.data.tokenizer, SAMPLE_PROMPT, length, temperature=0.7,
+                          top_p=0.95, seed=self.config.seed)
+        return SAMPLE_PROMPT + "".join(text for _, text in pieces)
 
     def summary(self, result, averaged, tokens):
         """The figures of summary.json."""
         total, active = count_parameters(self.model)
-        return {"val_bits_per_byte": result.bits_per_byte, "val_bits_per_byte_ema": averaged.bits_per_byte,
+        return {"val_bits_per_byte": result.bits_per_byte,
+                "val_bits_per_byte_ema": averaged.bits_per_byte,
                 "seconds": round(self.seconds, 1), "steps": self.step, "tokens": tokens,
                 "tokens_per_s": round(tokens / self.seconds, 1), "max_vio": result.max_vio,
                 "mtp_agreement": round(result.mtp_agreement, 4),
                 "parameters": total, "parameters_active": active, "device": str(self.device),
                 "dtype": str(self.model.activation_dtype or torch.float32).removeprefix("torch."),
-                "seed": self.config.seed, "torch": torch.__version__, "python": platform.python_version(),
-                "corpus_sha256": self.data.sha256, "command": " ".join(sys.argv)}
+                "seed": self.config.seed, "torch": torch.__version__,
+                "python": platform.python_version(), "corpus_sha256": self.data.sha256, "command": " ".join(sys.argv)}
 
 
 class CatchInterrupt:

@@ -1,0 +1,149 @@
+"""A plain dense GPT of today: the peer that benchmarks hold our model against.
+
+    x <- x + Attention(RMSNorm(x))
+    x <- x + SwiGLU(RMSNorm(x))
+
+Multi-head attention with rotary positions on whole heads, no experts, no latents, no MTP.
+`matched_to(config)` gives it our model's depth, width, heads and vocabulary, and a SwiGLU so wide
+that as many parameters work on a token as in ours without MTP. Matrix FLOPs are then equal too, the
+head's included. Linear, RMSNorm, SwiGLU and `attend` are ours, hence precision and tuning as well.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minidsv3.measure.accounting import count_parameters
+from minidsv3.model.layers import Linear, RMSNorm, SwiGLU, at_least_float32
+from minidsv3.model.mla import attend
+from minidsv3.model.transformer import DeepSeekV3
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of the dense model, under ModelConfig's names."""
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int                       # inner width of each SwiGLU
+    tie_word_embeddings: bool
+    rope_theta: float
+    rms_norm_eps: float
+    initializer_range: float
+    n_routed_experts: int = 1                    # read by measure/evaluate.py alone
+
+
+def matched_to(config, multiple=8):
+    """The dense model whose active parameters are those of a ModelConfig's main part.
+
+    Solves for the inner width of SwiGLU, rounded to the multiple. Raises ValueError where none fits.
+    """
+    width, layers = config.hidden_size, config.num_hidden_layers
+    if width % (2 * config.num_attention_heads):
+        raise ValueError(f"hidden_size={width} does not divide into num_attention_heads="
+                         f"{config.num_attention_heads} heads of even width; change one of them.")
+    with torch.device("meta"):                   # counted, never computed
+        _, active = count_parameters(DeepSeekV3(config))
+    vocabularies = 1 if config.tie_word_embeddings else 2
+    elsewhere = (vocabularies * config.vocab_size + 1) * width + layers * (4 * width + 2) * width
+    inner = round((active - elsewhere) / (3 * width * layers) / multiple) * multiple
+    if inner < 1:
+        raise ValueError(f"{active:,} active parameters leave a dense model of hidden_size={width} "
+                         "nothing for its SwiGLU; choose wider experts.")
+    return GPTConfig(config.vocab_size, width, layers, config.num_attention_heads, inner,
+                     config.tie_word_embeddings, config.rope_theta, config.rms_norm_eps,
+                     config.initializer_range)
+
+
+class Attention(nn.Module):
+    """Multi-head attention: every head has keys and values of its own."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.q_proj = Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = Linear(config.hidden_size, config.hidden_size)
+        self.o_proj = Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x, rope):
+        q, k, v = (project(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, T, D)
+                   for project in (self.q_proj, self.k_proj, self.v_proj))
+        o = attend(rotate(q, rope), rotate(k, rope), v, q.size(-1)**-0.5)  # (B, H, T, D)
+        return self.o_proj(o.transpose(1, 2).flatten(2))               # (B, T, C)
+
+
+def rotate(x, tables):
+    """Rotary positions, pair m in channels (m, m + D/2), which is faster: (B, H, T, D) -> same."""
+    cos, sin = tables                                                  # (T, D/2)
+    a, b = at_least_float32(x).chunk(2, dim=-1)                        # (B, H, T, D/2) each
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
+
+
+class Block(nn.Module):
+    """A pre-norm residual block."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
+
+    def forward(self, x, rope):
+        x = x + self.self_attn(self.input_layernorm(x), rope)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class DenseGPT(nn.Module):
+    """embedding -> blocks -> norm -> head; driven and evaluated like minidsv3's DeepSeekV3."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.activation_dtype = None             # None: that of the weights
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        for module in self.modules():
+            if isinstance(module, (Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=config.initializer_range)
+
+    def forward(self, tokens):
+        """tokens (B, T) -> logits (B, T, V)."""
+        return self.lm_head(self.hidden_states(tokens)[0])
+
+    def hidden_states(self, tokens):
+        """tokens (B, T) -> state after the final norm (B, T, C), and no Routing."""
+        x = self.embed_tokens(tokens).to(self.activation_dtype or self.norm.weight.dtype)
+        rope = self.rope_tables(tokens)
+        for block in self.layers:
+            x = block(x, rope)
+        return self.norm(x), []
+
+    def rope_tables(self, tokens):
+        """Cosine and sine at the positions of tokens (B, T): two float32 tensors (T, D/2)."""
+        width = self.config.hidden_size // self.config.num_attention_heads
+        position = torch.arange(tokens.size(1), device=tokens.device).float()
+        channel = torch.arange(0, width, 2, device=tokens.device).float()
+        angle = position[:, None] / self.config.rope_theta ** (channel / width)  # (T, D/2)
+        return angle.cos(), angle.sin()
+
+    def loss(self, tokens):
+        """tokens (B, T+1): inputs and, one place later, targets -> mean cross-entropy [nats]."""
+        logits = at_least_float32(self(tokens[:, :-1]))                # (B, T, V)
+        return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+
+    def mtp_states(self, hidden, tokens):
+        """No module that looks further ahead."""
+        return [], []
+
+    def routers(self):
+        """No router."""
+        return []

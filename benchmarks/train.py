@@ -1,0 +1,342 @@
+"""Training speed, and learning by the clock: our model beside a dense GPT of equal active parameters.
+
+    python benchmarks/train.py                     both parts; about 35 minutes on a laptop
+    python benchmarks/train.py --speed-only        the first part; a minute
+
+Speed: whole optimiser steps on real batches (loss, backward, clipping, optimisers, router bias; not
+the drawing of the batch), the models in turns, round after round, so that a machine that slows down
+does so for all. Medians over rounds; ratios are taken within a round.
+
+Learning: each number of minutes is a run of its own, from new weights and through the whole
+learning-rate schedule, its steps planned from the speed just measured. All see the same tokens in
+the same order; a slower model sees fewer. Then bits per byte on all of the validation text, whose
+evaluation is not on the clock.
+
+The dense GPT matches the matrix FLOPs of ours *without* MTP; what ours pays more is MTP's price.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import re
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from dense_gpt import DenseGPT, matched_to
+from tqdm import tqdm
+
+from minidsv3 import ModelConfig
+from minidsv3.device import choose_device, choose_precision
+from minidsv3.measure import plots
+from minidsv3.measure.accounting import count_parameters
+from minidsv3.measure.evaluate import evaluate
+from minidsv3.model.transformer import DeepSeekV3
+from minidsv3.train.optim import make_optimizers
+from minidsv3.train.recipe import TrainConfig, gamma_at, learning_rate_factor, mtp_weight_at
+from minidsv3.train.trainer import Data, Diverged
+
+# The dense model's own best; ours is in minidsv3/train/recipe.py. All else is the same for both.
+DENSE_OPTIMIZER = "muon"
+DENSE_MUON_LR = 1e-2
+DENSE_ADAMW_LR = 3e-3
+
+WITH_MTP, WITHOUT_MTP, DENSE = "ours", "ours without MTP", "dense GPT"
+WARM_UP = 2                                      # rounds of the speed part that are not counted
+
+
+def parse_arguments(arguments=None):
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_argument_group("what")
+    what.add_argument("--preset", default="tiny", help="tiny, or small on a GPU [tiny]")
+    what.add_argument("--speed-only", action="store_true", help="leave out learning by the clock")
+    long = parser.add_argument_group("how long")
+    long.add_argument("--minutes", type=float, nargs="+", default=[1, 3, 5], metavar="M",
+                      help="of training for each model; one complete run for each number [1 3 5]")
+    long.add_argument("--rounds", type=int, default=7, help="of the speed part that count [7]")
+    long.add_argument("--steps", type=int, default=20,
+                      help="optimiser steps of one model in a round [20]; fewer on a slow machine")
+    where = parser.add_argument_group("where")
+    where.add_argument("--out", default="benchmarks/results", metavar="DIR",
+                       help="folder for train.json and train.png [benchmarks/results]")
+    where.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
+    how = parser.add_argument_group("how (two values each: our models, dense GPT)")
+    pair = {"nargs": 2, "metavar": ("OURS", "DENSE")}
+    how.add_argument("--optimizers", help="muon (matrices; adamw for the rest) or adamw", **pair)
+    how.add_argument("--learning-rates", type=float, help="Muon's highest", **pair)
+    how.add_argument("--adamw-learning-rates", type=float, help="AdamW's highest", **pair)
+    how.add_argument("--seed", type=int, default=0, help="of weights and batches [0]")
+    return parser.parse_args(arguments)
+
+
+def check(arguments):
+    """Refuse what would fail only after minutes. Raises ValueError with one line."""
+    for name in ("rounds", "steps"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}.")
+    for minutes in arguments.minutes:
+        if not 0 < minutes < math.inf:
+            raise ValueError(f"--minutes must be above 0, got {minutes:g}; give for instance 5.")
+    if Path(arguments.out).exists() and not Path(arguments.out).is_dir():
+        raise ValueError(f"--out {arguments.out} is a file; name a folder.")
+
+
+def recipes(arguments):
+    """The recipes of our models and of the dense one: equal but for optimiser and learning rates."""
+    ours = TrainConfig.preset(arguments.preset)
+    ours = ours.replace(seed=arguments.seed, batch_start=ours.batch_size)  # steps of equal size
+    dense = ours.replace(optimizer=DENSE_OPTIMIZER, muon_learning_rate=DENSE_MUON_LR,
+                         learning_rate=DENSE_ADAMW_LR)
+    for field, values in (("optimizer", arguments.optimizers),
+                          ("muon_learning_rate", arguments.learning_rates),
+                          ("learning_rate", arguments.adamw_learning_rates)):
+        if values:
+            ours, dense = ours.replace(**{field: values[0]}), dense.replace(**{field: values[1]})
+    return ours, dense
+
+
+def contenders(config, ours, dense):
+    """{name: (function that makes the model, its recipe)}, in the order of their turns."""
+    plain = config.replace(num_nextn_predict_layers=0)
+    peer = matched_to(config)
+    return {WITH_MTP: (lambda: DeepSeekV3(config), ours),
+            WITHOUT_MTP: (lambda: DeepSeekV3(plain), ours),
+            DENSE: (lambda: DenseGPT(peer), dense)}
+
+
+class Contender:
+    """A model in training, and the seconds its optimiser steps have taken."""
+
+    def __init__(self, make, recipe, device):
+        torch.manual_seed(recipe.seed)
+        self.model, self.recipe, self.device = make().to(device), recipe, device
+        precision = choose_precision(recipe.precision, device)
+        self.model.activation_dtype = None if precision == torch.float32 else precision
+        self.optimizers = make_optimizers(self.model, recipe)
+        self.taken, self.seconds = 0, 0.0
+
+    def step(self, batches, progress):
+        """The next optimiser step, at a share of the whole run -> training loss [nats]."""
+        size = self.recipe.batch_size
+        tokens = batches.take(self.taken * size, size).to(self.device)  # (B, T+1)
+        begin = clock(self.device)
+        loss = self.update(tokens, progress)
+        self.seconds += clock(self.device) - begin
+        self.taken += 1
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss is {loss} at step {self.taken}; try a lower learning rate.")
+        return loss
+
+    def update(self, tokens, progress):
+        """Loss, backward, clipping, optimisers, router bias; tokens (B, T+1) -> loss [nats]."""
+        factor = learning_rate_factor(self.recipe, progress)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+        mean = 0.0
+        for part in tokens.split(self.recipe.micro_batch):
+            loss = self.loss(part, progress) * (len(part) / len(tokens))
+            loss.backward()
+            mean += loss.detach()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if isinstance(self.model, DeepSeekV3):
+            self.model.update_router_bias(gamma_at(self.recipe, progress))
+        return mean.item()
+
+    def loss(self, tokens, progress):
+        """All that is minimised; of the dense model it is the next token's cross-entropy alone."""
+        if not isinstance(self.model, DeepSeekV3):
+            return self.model.loss(tokens)
+        return self.model.loss(tokens, mtp_weight_at(self.recipe, progress),
+                               self.recipe.balance_weight, self.recipe.balance_over).total
+
+    def at_work(self):
+        """Parameters that work on one token in training: MTP's blocks, and its use of the head, too."""
+        if not isinstance(self.model, DeepSeekV3):
+            return sum(parameter.numel() for parameter in self.model.parameters())
+        config = self.model.config
+        idle = config.n_routed_experts - config.num_experts_per_tok
+        each = config.vocab_size - 3 * idle * config.moe_intermediate_size  # head used, experts not
+        return (count_parameters(self.model)[1] + len(self.model.mtp) * each * config.hidden_size
+                + sum(parameter.numel() for parameter in self.model.mtp.parameters()))
+
+    def bits_per_byte(self, data):
+        """On all of the validation text."""
+        self.model.eval()
+        return evaluate(self.model, data.inputs, data.targets, data.validation_bytes).bits_per_byte
+
+
+def clock(device):
+    """Seconds, read when the device has finished what it was given."""
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).synchronize()
+    return time.perf_counter()
+
+
+# ---- the two parts ----
+
+def alternate(names, rounds, measure):
+    """Call measure(name) in turns, A B C A B C ... -> {name: its results in order}."""
+    results = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in names:
+            results[name].append(measure(name))
+    return results
+
+
+def measure_speed(entries, data, device, rounds, steps):
+    """Tokens a second of each model in each counted round -> {name: figures}."""
+    running = {name: Contender(*entry, device) for name, entry in entries.items()}
+    total = (WARM_UP + rounds) * steps
+    with tqdm(total=total * len(running), unit="step", desc="speed", dynamic_ncols=True) as bar:
+        def one_round(name):
+            contender = running[name]
+            before = contender.seconds
+            for _ in range(steps):
+                contender.step(data.batches, (contender.taken + 1) / total)
+                bar.update()
+            tokens = steps * contender.recipe.batch_size * contender.recipe.window
+            return tokens / (contender.seconds - before)
+
+        speeds = alternate(running, WARM_UP + rounds, one_round)
+    speeds = {name: speed[WARM_UP:] for name, speed in speeds.items()}
+    return {name: {"parameters": sum(p.numel() for p in running[name].model.parameters()),
+                   "at_work": running[name].at_work(),
+                   "tokens_per_s": round(statistics.median(speed), 1),
+                   "ratio": round(paired_ratio(speed, speeds[DENSE]), 4),
+                   "rounds": [round(value, 1) for value in speed]} for name, speed in speeds.items()}
+
+
+def paired_ratio(speeds, reference):
+    """Median over rounds of one model's speed to another's in the same round."""
+    return statistics.median(a / b for a, b in zip(speeds, reference, strict=True))
+
+
+def plan_steps(minutes, tokens_per_s, recipe):
+    """Optimiser steps that fill so many minutes at the measured speed."""
+    return max(1, round(minutes * 60 * tokens_per_s / (recipe.batch_size * recipe.window)))
+
+
+def learn(name, entry, data, device, minutes, tokens_per_s):
+    """One run from new weights through the whole schedule -> its figures."""
+    contender = Contender(*entry, device)
+    steps = plan_steps(minutes, tokens_per_s, contender.recipe)
+    with tqdm(total=steps, unit="step", desc=f"{name}, {minutes:g} min", dynamic_ncols=True) as bar:
+        for step in range(steps):
+            loss = contender.step(data.batches, (step + 1) / steps)
+            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            bar.update()
+    recipe = contender.recipe
+    return {"model": name, "minutes": minutes, "steps": steps, "seconds": round(contender.seconds, 1),
+            "val_bits_per_byte": round(contender.bits_per_byte(data), 4),
+            "optimizer": recipe.optimizer, "muon_learning_rate": recipe.muon_learning_rate,
+            "learning_rate": recipe.learning_rate}
+
+
+# ---- what is said about them ----
+
+def machine(device):
+    """What the figures were measured on."""
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+        name = found[1] if found else name
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+    return {"cpu": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), **gpu,
+            "device": str(device), "torch": torch.__version__, "python": platform.python_version()}
+
+
+def tables(results):
+    """Both parts as markdown."""
+    lines = ["| model | parameters | at work per token in training | tokens/s | to dense GPT |",
+             "|---|---|---|---|---|"]
+    for name, row in results["speed"].items():
+        lines.append(f"| {name} | {row['parameters'] / 1e6:.2f}M | {row['at_work'] / 1e6:.2f}M "
+                     f"| {row['tokens_per_s']:,.0f} | {row['ratio']:.2f} |")
+    if results["learning"]:
+        lines += ["", "| minutes | model | optimiser | steps | seconds | validation [bits per byte] |",
+                  "|---|---|---|---|---|---|"]
+    for run in results["learning"]:
+        lines.append(f"| {run['minutes']:g} | {run['model']} | {run['optimizer']} | {run['steps']:,} "
+                     f"| {run['seconds']:.0f} | {run['val_bits_per_byte']:.3f} |")
+    return "\n".join(lines)
+
+
+def figure(runs):
+    """Bits per byte against minutes of training, one line a model."""
+    looks = {WITH_MTP: (plots.OURS, "o", "-"), WITHOUT_MTP: (plots.OURS, "s", "--"),
+             DENSE: (plots.BASELINE, "^", ":")}
+    picture, ax = plots.canvas()
+    ends = []
+    for name, (color, marker, line) in looks.items():
+        mine = [run for run in runs if run["model"] == name]
+        ends += ax.plot([run["minutes"] for run in mine], [run["val_bits_per_byte"] for run in mine],
+                        color=color, marker=marker, linestyle=line, label=name)
+    last = {run["model"]: run["val_bits_per_byte"] for run in runs}
+    ax.set_title(f"After {runs[-1]['minutes']:g} minutes: ours {last[WITH_MTP]:.3f}, without MTP "
+                 f"{last[WITHOUT_MTP]:.3f}, dense {last[DENSE]:.3f} bits per byte", loc="left")
+    ax.set_xlabel("training time [minutes]")
+    ax.set_ylabel("validation [bits per byte]")
+    plots.label_ends(ax, ends)
+    return picture
+
+
+def run(arguments):
+    """Measure both parts, print and write them -> exit code."""
+    check(arguments)
+    device, config = choose_device(arguments.device), ModelConfig.preset(arguments.preset)
+    ours, dense = recipes(arguments)
+    entries, out = contenders(config, ours, dense), Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    dtype = str(choose_precision(ours.precision, device)).removeprefix("torch.")
+    print(f"device {device}, activations {dtype}, {ours.batch_size * ours.window:,} tokens a step, "
+          f"results in {out}", flush=True)
+    data = Data(config, ours)
+    results = {"machine": machine(device), "command": " ".join(sys.argv), "preset": arguments.preset,
+               "dtype": dtype, "seed": arguments.seed, "corpus_sha256": data.sha256,
+               "speed": measure_speed(entries, data, device, arguments.rounds, arguments.steps),
+               "learning": []}
+    save(results, out)
+    for minutes in [] if arguments.speed_only else sorted(set(arguments.minutes)):
+        for name, entry in entries.items():
+            speed = results["speed"][name]["tokens_per_s"]
+            results["learning"].append(learn(name, entry, data, device, minutes, speed))
+            save(results, out)                   # a run of half an hour may be stopped
+    print(f"\n{tables(results)}\n\nwrote {out / 'train.json'}", end="")
+    if results["learning"]:
+        plots.save(figure(results["learning"]), out / "train.png")
+        print(f" and {out / 'train.png'}", end="")
+    print()
+    return 0
+
+
+def save(results, out):
+    """Write train.json whole."""
+    text = json.dumps(results, indent=2) + "\n"
+    (out / "train.json.tmp").write_text(text, encoding="utf-8", newline="\n")
+    (out / "train.json.tmp").replace(out / "train.json")
+
+
+def main(arguments=None):
+    """Run; bad input ends in one line and exit code 2."""
+    try:
+        return run(parse_arguments(arguments))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Diverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
