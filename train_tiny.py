@@ -19,27 +19,37 @@ from minidsv3.train.trainer import Diverged, Trainer
 RECIPE = ("data", "steps", "seed", "precision", "optimizer", "save_every")
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, as all others are."""
+
+    def error(self, message):
+        raise ValueError(f"{message}; see --help.")
+
+
 def parse_arguments(arguments=None):
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_argument_group("what")
-    what.add_argument("--preset", help="tiny (a laptop, minutes) or small (a 12 GB GPU, hours) [tiny]")
-    what.add_argument("--data", help="python-stdlib, a text file, a folder, a URL, or hf:NAME [python-stdlib]")
+    what.add_argument("--preset", help="tiny (laptop, minutes) or small (12 GB GPU, hours) [tiny]")
+    what.add_argument("--data", help="a file, a folder, a URL, hf:NAME or [python-stdlib]")
     long = parser.add_argument_group("how long")
     long.add_argument("--steps", type=int, help="optimiser steps; the schedules stretch with them")
     long.add_argument("--save-every", type=int, metavar="STEPS", help="steps between checkpoints")
     where = parser.add_argument_group("where")
     where.add_argument("--out", metavar="DIR", help="run folder [runs/PRESET]")
-    where.add_argument("--resume", action="store_true", help="go on with the unfinished run in --out")
-    where.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    old = where.add_mutually_exclusive_group()
+    old.add_argument("--resume", action="store_true", help="go on with the unfinished run in --out")
+    old.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     where.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
     how = parser.add_argument_group("how")
-    how.add_argument("--precision", help="of activations: fp32, bf16, or auto, bf16 where it is faster [auto]")
+    how.add_argument("--precision",
+                     help="of activations: fp32, bf16, or auto, bf16 where it is faster [auto]")
     how.add_argument("--optimizer", help="muon (matrices; adamw for the rest) or adamw [muon]")
     how.add_argument("--seed", type=int, help="of weights and batches [0]")
-    how.add_argument("--compile", action="store_true", help="torch.compile; pays on GPUs in long runs")
+    how.add_argument("--compile", action="store_true",
+                     help="torch.compile; pays on GPUs in long runs")
     how.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
-                     help="any field of ModelConfig or TrainConfig, the value as JSON; may be repeated")
+                     help="any field of ModelConfig or TrainConfig, value as JSON; repeatable")
     return parser.parse_args(arguments)
 
 
@@ -52,7 +62,7 @@ def read_settings(settings):
         key, equals, text = setting.partition("=")
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else "see minidsv3/config.py and train/recipe.py for all."
+            hint = f"did you mean {near[0]}?" if near else "config.py and recipe.py list all."
             raise ValueError(f"--set {setting}: there is no field {key!r}; {hint}")
         if not equals:
             raise ValueError(f"--set {key} has no value; write --set {key}=VALUE.")
@@ -73,21 +83,27 @@ def configure(arguments, saved=None):
         preset = arguments.preset or "tiny"
         model, recipe = ModelConfig.preset(preset), TrainConfig.preset(preset)
     else:
-        model, recipe = ModelConfig.from_dict(saved["model_config"]), TrainConfig(**saved["config"])
+        model = ModelConfig.from_dict(saved["model_config"])
+        recipe = TrainConfig().replace(**saved["config"])
     model, recipe = model.replace(**model_changes), recipe.replace(**recipe_changes)
     if saved is not None:
         for given, stored in ((model, saved["model_config"]), (recipe, saved["config"])):
             for name, value in given.to_dict().items():
                 if value != stored[name]:
-                    raise ValueError(f"--resume: the run began with {name}={stored[name]!r}, not {value!r}; "
-                                     "leave that out, or start another run with --out.")
+                    raise ValueError(f"--resume: the run began with {name}={stored[name]!r}, not "
+                                     f"{value!r}; leave that out, or begin another with --out.")
+    depths, limit = model.num_nextn_predict_layers, model.max_position_embeddings
+    if not depths < recipe.window <= limit:
+        raise ValueError(f"window={recipe.window} must be above num_nextn_predict_layers={depths} "
+                         f"and up to max_position_embeddings={limit}; change one of them.")
     return model, recipe
 
 
 def run(arguments):
     """Train as asked, and say what came of it -> exit code."""
     device = choose_device(arguments.device)
-    folder = RunFolder(arguments.out or f"runs/{arguments.preset or 'tiny'}", arguments.resume, arguments.overwrite)
+    out = arguments.out or f"runs/{arguments.preset or 'tiny'}"
+    folder = RunFolder(out, arguments.resume, arguments.overwrite)
     saved = folder.load_state() if arguments.resume else None
     model_config, recipe = configure(arguments, saved)
     trainer = Trainer(model_config, recipe, folder, device)
@@ -97,8 +113,8 @@ def run(arguments):
     dtype = str(trainer.model.activation_dtype or "torch.float32").removeprefix("torch.")
     print(f"device {device}, activations {dtype}, {total:,} parameters, {active:,} active, "
           f"{recipe.batch_size * recipe.window:,} tokens a step, {recipe.steps:,} steps")
-    print(f"output in {folder.path}; Ctrl-C saves" +
-          (f"; going on after step {trainer.step}" if saved is not None else ""), flush=True)
+    print(f"output in {folder.path}; Ctrl-C saves, --resume goes on" +
+          (f": after step {trainer.step}" if saved is not None else ""), flush=True)
     summary = trainer.run(compile=arguments.compile)
     if summary is None:
         print(f"stopped after step {trainer.step} and saved; go on with: "
@@ -107,23 +123,26 @@ def run(arguments):
     print(f"\n{(folder.path / 'sample.txt').read_text(encoding='utf-8')}\n")
     print(f"validation: {summary['val_bits_per_byte']:.4f} bits per byte "
           f"({summary['val_bits_per_byte_ema']:.4f} averaged weights), MaxVio by layer "
-          f"{', '.join(f'{v:.2f}' for v in summary['max_vio'])}; {summary['seconds']:.0f} s of training, "
-          f"{summary['tokens_per_s']:,.0f} tokens/s")
-    print(f"wrote {folder.path}: a checkpoint, metrics.jsonl, summary.json, loss.png, expert_load.png")
+          f"{', '.join(f'{v:.2f}' for v in summary['max_vio'])}; {summary['seconds']:.0f} s of "
+          f"training, {summary['tokens_per_s']:,.0f} tokens/s")
+    print(f"wrote {folder.path}: a checkpoint, metrics.jsonl, summary.json, loss.png, ...")
     print(f'next: python generate.py --model {folder.path} --prompt "def "')
     return 0
 
 
 def main(arguments=None):
     """Run; bad input ends in one line and exit code 2."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace")     # a console lacks letters
     try:
         return run(parse_arguments(arguments))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Diverged as error:
-        print(f"error: {error} The last checkpoint is kept.", file=sys.stderr)
-        return 1
+    except KeyboardInterrupt:
+        print("\nstopped at once; --resume goes on from the last checkpoint")
+        return 130
+    except (ValueError, OSError, Diverged) as error:
+        advice = "; check the disk and the permissions." if getattr(error, "errno", None) else ""
+        print(f"error: {error}{advice}", file=sys.stderr)
+        return 1 if isinstance(error, Diverged) else 2
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ class GPTConfig:
 def matched_to(config, multiple=8):
     """The dense model whose active parameters are those of a ModelConfig's main part.
 
-    Solves for the inner width of SwiGLU, rounded to the multiple. Raises ValueError where none fits.
+    Solves for SwiGLU's inner width, rounded to the multiple. Raises ValueError where none fits.
     """
     width, layers = config.hidden_size, config.num_hidden_layers
     if width % (2 * config.num_attention_heads):

@@ -1,7 +1,7 @@
-"""Training speed, and learning by the clock: our model beside a dense GPT of equal active parameters.
+"""Training speed, and learning by the clock: our model beside a dense GPT of equal work.
 
     python benchmarks/train.py                     both parts; about 35 minutes on a laptop
-    python benchmarks/train.py --speed-only        the first part; a minute
+    python benchmarks/train.py --speed-only        the first part; two minutes
 
 Speed: whole optimiser steps on real batches (loss, backward, clipping, optimisers, router bias; not
 the drawing of the batch), the models in turns, round after round, so that a machine that slows down
@@ -9,10 +9,10 @@ does so for all. Medians over rounds; ratios are taken within a round.
 
 Learning: each number of minutes is a run of its own, from new weights and through the whole
 learning-rate schedule, its steps planned from the speed just measured. All see the same tokens in
-the same order; a slower model sees fewer. Then bits per byte on all of the validation text, whose
-evaluation is not on the clock.
+the same order; a slower model sees fewer. Bits per byte are those of the whole validation text;
+evaluation is off the clock.
 
-The dense GPT matches the matrix FLOPs of ours *without* MTP; what ours pays more is MTP's price.
+The dense GPT matches the matrix FLOPs a token of ours *without* MTP; with MTP ours does more.
 """
 
 import argparse
@@ -23,21 +23,18 @@ import platform
 import re
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
+from contender import Contender
 from dense_gpt import DenseGPT, matched_to
 from tqdm import tqdm
 
 from minidsv3 import ModelConfig
 from minidsv3.device import choose_device, choose_precision
 from minidsv3.measure import plots
-from minidsv3.measure.accounting import count_parameters
-from minidsv3.measure.evaluate import evaluate
 from minidsv3.model.transformer import DeepSeekV3
-from minidsv3.train.optim import make_optimizers
-from minidsv3.train.recipe import TrainConfig, gamma_at, learning_rate_factor, mtp_weight_at
+from minidsv3.train.recipe import TrainConfig
 from minidsv3.train.trainer import Data, Diverged
 
 # The dense model's own best; ours is in minidsv3/train/recipe.py. All else is the same for both.
@@ -88,7 +85,7 @@ def check(arguments):
 
 
 def recipes(arguments):
-    """The recipes of our models and of the dense one: equal but for optimiser and learning rates."""
+    """The recipes of our models and of the dense one, equal but for optimiser and rates."""
     ours = TrainConfig.preset(arguments.preset)
     ours = ours.replace(seed=arguments.seed, batch_start=ours.batch_size)  # steps of equal size
     dense = ours.replace(optimizer=DENSE_OPTIMIZER, muon_learning_rate=DENSE_MUON_LR,
@@ -108,78 +105,6 @@ def contenders(config, ours, dense):
     return {WITH_MTP: (lambda: DeepSeekV3(config), ours),
             WITHOUT_MTP: (lambda: DeepSeekV3(plain), ours),
             DENSE: (lambda: DenseGPT(peer), dense)}
-
-
-class Contender:
-    """A model in training, and the seconds its optimiser steps have taken."""
-
-    def __init__(self, make, recipe, device):
-        torch.manual_seed(recipe.seed)
-        self.model, self.recipe, self.device = make().to(device), recipe, device
-        precision = choose_precision(recipe.precision, device)
-        self.model.activation_dtype = None if precision == torch.float32 else precision
-        self.optimizers = make_optimizers(self.model, recipe)
-        self.taken, self.seconds = 0, 0.0
-
-    def step(self, batches, progress):
-        """The next optimiser step, at a share of the whole run -> training loss [nats]."""
-        size = self.recipe.batch_size
-        tokens = batches.take(self.taken * size, size).to(self.device)  # (B, T+1)
-        begin = clock(self.device)
-        loss = self.update(tokens, progress)
-        self.seconds += clock(self.device) - begin
-        self.taken += 1
-        if not math.isfinite(loss):
-            raise Diverged(f"the loss is {loss} at step {self.taken}; try a lower learning rate.")
-        return loss
-
-    def update(self, tokens, progress):
-        """Loss, backward, clipping, optimisers, router bias; tokens (B, T+1) -> loss [nats]."""
-        factor = learning_rate_factor(self.recipe, progress)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * factor
-        mean = 0.0
-        for part in tokens.split(self.recipe.micro_batch):
-            loss = self.loss(part, progress) * (len(part) / len(tokens))
-            loss.backward()
-            mean += loss.detach()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        if isinstance(self.model, DeepSeekV3):
-            self.model.update_router_bias(gamma_at(self.recipe, progress))
-        return mean.item()
-
-    def loss(self, tokens, progress):
-        """All that is minimised; of the dense model it is the next token's cross-entropy alone."""
-        if not isinstance(self.model, DeepSeekV3):
-            return self.model.loss(tokens)
-        return self.model.loss(tokens, mtp_weight_at(self.recipe, progress),
-                               self.recipe.balance_weight, self.recipe.balance_over).total
-
-    def at_work(self):
-        """Parameters that work on one token in training: MTP's blocks, and its use of the head, too."""
-        if not isinstance(self.model, DeepSeekV3):
-            return sum(parameter.numel() for parameter in self.model.parameters())
-        config = self.model.config
-        idle = config.n_routed_experts - config.num_experts_per_tok
-        each = config.vocab_size - 3 * idle * config.moe_intermediate_size  # head used, experts not
-        return (count_parameters(self.model)[1] + len(self.model.mtp) * each * config.hidden_size
-                + sum(parameter.numel() for parameter in self.model.mtp.parameters()))
-
-    def bits_per_byte(self, data):
-        """On all of the validation text."""
-        self.model.eval()
-        return evaluate(self.model, data.inputs, data.targets, data.validation_bytes).bits_per_byte
-
-
-def clock(device):
-    """Seconds, read when the device has finished what it was given."""
-    if device.type in ("cuda", "mps"):
-        getattr(torch, device.type).synchronize()
-    return time.perf_counter()
 
 
 # ---- the two parts ----
@@ -208,12 +133,13 @@ def measure_speed(entries, data, device, rounds, steps):
             return tokens / (contender.seconds - before)
 
         speeds = alternate(running, WARM_UP + rounds, one_round)
-    speeds = {name: speed[WARM_UP:] for name, speed in speeds.items()}
+    counted = {name: speed[WARM_UP:] for name, speed in speeds.items()}
     return {name: {"parameters": sum(p.numel() for p in running[name].model.parameters()),
                    "at_work": running[name].at_work(),
                    "tokens_per_s": round(statistics.median(speed), 1),
-                   "ratio": round(paired_ratio(speed, speeds[DENSE]), 4),
-                   "rounds": [round(value, 1) for value in speed]} for name, speed in speeds.items()}
+                   "ratio": round(paired_ratio(speed, counted[DENSE]), 4),
+                   "rounds": [round(value, 1) for value in speed]}
+            for name, speed in counted.items()}
 
 
 def paired_ratio(speeds, reference):
@@ -236,7 +162,8 @@ def learn(name, entry, data, device, minutes, tokens_per_s):
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             bar.update()
     recipe = contender.recipe
-    return {"model": name, "minutes": minutes, "steps": steps, "seconds": round(contender.seconds, 1),
+    return {"model": name, "minutes": minutes,
+            "steps": steps, "seconds": round(contender.seconds, 1),
             "val_bits_per_byte": round(contender.bits_per_byte(data), 4),
             "optimizer": recipe.optimizer, "muon_learning_rate": recipe.muon_learning_rate,
             "learning_rate": recipe.learning_rate}
@@ -247,8 +174,9 @@ def learn(name, entry, data, device, minutes, tokens_per_s):
 def machine(device):
     """What the figures were measured on."""
     name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    linux = Path("/proc/cpuinfo")
+    if linux.exists():
+        found = re.search(r"model name\s*:\s*(.+)", linux.read_text(encoding="utf-8"))
         name = found[1] if found else name
     gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
     return {"cpu": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), **gpu,
@@ -263,11 +191,12 @@ def tables(results):
         lines.append(f"| {name} | {row['parameters'] / 1e6:.2f}M | {row['at_work'] / 1e6:.2f}M "
                      f"| {row['tokens_per_s']:,.0f} | {row['ratio']:.2f} |")
     if results["learning"]:
-        lines += ["", "| minutes | model | optimiser | steps | seconds | validation [bits per byte] |",
+        lines += ["", "| minutes | model | optimiser | steps | seconds | bits per byte |",
                   "|---|---|---|---|---|---|"]
     for run in results["learning"]:
-        lines.append(f"| {run['minutes']:g} | {run['model']} | {run['optimizer']} | {run['steps']:,} "
-                     f"| {run['seconds']:.0f} | {run['val_bits_per_byte']:.3f} |")
+        lines.append(f"| {run['minutes']:g} | {run['model']} | {run['optimizer']} "
+                     f"| {run['steps']:,} | {run['seconds']:.0f} "
+                     f"| {run['val_bits_per_byte']:.3f} |")
     return "\n".join(lines)
 
 
@@ -279,8 +208,9 @@ def figure(runs):
     ends = []
     for name, (color, marker, line) in looks.items():
         mine = [run for run in runs if run["model"] == name]
-        ends += ax.plot([run["minutes"] for run in mine], [run["val_bits_per_byte"] for run in mine],
-                        color=color, marker=marker, linestyle=line, label=name)
+        ends += ax.plot([run["minutes"] for run in mine],
+                        [run["val_bits_per_byte"] for run in mine], color=color,
+                        marker=marker, linestyle=line, label=name)
     last = {run["model"]: run["val_bits_per_byte"] for run in runs}
     ax.set_title(f"After {runs[-1]['minutes']:g} minutes: ours {last[WITH_MTP]:.3f}, without MTP "
                  f"{last[WITHOUT_MTP]:.3f}, dense {last[DENSE]:.3f} bits per byte", loc="left")
@@ -301,8 +231,9 @@ def run(arguments):
     print(f"device {device}, activations {dtype}, {ours.batch_size * ours.window:,} tokens a step, "
           f"results in {out}", flush=True)
     data = Data(config, ours)
-    results = {"machine": machine(device), "command": " ".join(sys.argv), "preset": arguments.preset,
-               "dtype": dtype, "seed": arguments.seed, "corpus_sha256": data.sha256,
+    results = {"machine": machine(device), "command": " ".join(sys.argv),
+               "preset": arguments.preset, "dtype": dtype, "seed": arguments.seed,
+               "corpus_sha256": data.sha256,
                "speed": measure_speed(entries, data, device, arguments.rounds, arguments.steps),
                "learning": []}
     save(results, out)

@@ -17,14 +17,15 @@ from pathlib import Path
 
 
 def check_types(config):
-    """Refuse a text where a number belongs, with the field's name (JSON and --set bring anything)."""
+    """Refuse a text where a number belongs: JSON and --set bring anything."""
     for field in dataclasses.fields(config):
         value, allowed = getattr(config, field.name), field.type
         if allowed in (float, float | None) and type(value) is int:
             object.__setattr__(config, field.name, float(value))
         elif type(value) is bool and allowed is not bool or not isinstance(value, allowed):
             expected = getattr(allowed, "__name__", str(allowed))
-            raise ValueError(f"{field.name}={value!r} is a {type(value).__name__}; give {expected}.")
+            raise ValueError(
+                f"{field.name}={value!r} is a {type(value).__name__}; give {expected}.")
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,15 @@ class RopeScaling:
     def __post_init__(self):
         check_types(self)
         if self.type != "yarn":
-            raise ValueError(f"rope_scaling.type={self.type!r} is unknown; use 'yarn' or no scaling.")
+            raise ValueError(f"rope_scaling.type={self.type!r} is unknown; use 'yarn' or null.")
         if self.factor < 1:
-            raise ValueError(f"rope_scaling.factor={self.factor} must be at least 1 (1 = as trained).")
+            raise ValueError(f"rope_scaling.factor={self.factor} must be at least 1, as 4 is.")
         if self.original_max_position_embeddings < 1:
             raise ValueError("rope_scaling.original_max_position_embeddings="
                              f"{self.original_max_position_embeddings} must be at least 1 token.")
         if not self.beta_fast >= self.beta_slow > 0:
             raise ValueError(f"rope_scaling.beta_fast={self.beta_fast} must not be below "
-                             f"beta_slow={self.beta_slow}, and both above 0, for instance 32 and 1.")
+                             f"beta_slow={self.beta_slow}, and both above 0, as 32 and 1 are.")
 
 
 @dataclass(frozen=True)
@@ -96,17 +97,18 @@ class ModelConfig:
 
     def __post_init__(self):
         if isinstance(self.rope_scaling, dict):
-            object.__setattr__(self, "rope_scaling", _build(RopeScaling, self.rope_scaling, "rope_scaling."))
+            scaling = _build(RopeScaling, self.rope_scaling, "rope_scaling.")
+            object.__setattr__(self, "rope_scaling", scaling)
         check_types(self)
         self._check_sizes()
         self._check_experts()
 
     def _check_sizes(self):
         at_least_one = [
-            "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads",
-            "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "n_routed_experts",
-            "num_experts_per_tok", "moe_intermediate_size", "n_group", "topk_group",
-            "max_position_embeddings"]
+            "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size",
+            "num_attention_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim",
+            "v_head_dim", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size",
+            "n_group", "topk_group", "max_position_embeddings"]
         if self.q_lora_rank is not None:
             at_least_one.append("q_lora_rank")
         for name in at_least_one:
@@ -114,13 +116,13 @@ class ModelConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         for name in ("n_shared_experts", "first_k_dense_replace", "num_nextn_predict_layers"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative; 0 means none.")
+                raise ValueError(f"{name}={getattr(self, name)} is negative; 0 means none.")
         for name in ("rope_theta", "rms_norm_eps", "initializer_range", "routed_scaling_factor"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)} must be a number above 0.")
         if self.qk_rope_head_dim % 2:
-            raise ValueError(f"qk_rope_head_dim={self.qk_rope_head_dim} is odd, but rotary channels come "
-                             f"in pairs; use {self.qk_rope_head_dim + 1}.")
+            raise ValueError(f"qk_rope_head_dim={self.qk_rope_head_dim} is odd, but rotary "
+                             f"channels come in pairs; use {self.qk_rope_head_dim + 1}.")
         for name in ("bos_token_id", "eos_token_id"):
             if not 0 <= getattr(self, name) < self.vocab_size:
                 raise ValueError(f"{name}={getattr(self, name)} is no token of a vocabulary of "
@@ -134,15 +136,17 @@ class ModelConfig:
                              f"for instance {near}.")
         per_group = self.n_routed_experts // self.n_group
         if self.n_group > 1 and per_group < 2:
-            raise ValueError(f"n_group={self.n_group} leaves {per_group} expert a group, but a group is "
-                             f"scored by its two best; choose n_group up to {self.n_routed_experts // 2}.")
+            raise ValueError(f"n_group={self.n_group} leaves {per_group} expert a group, but a "
+                             "group is scored by its two best; choose n_group up to "
+                             f"{self.n_routed_experts // 2}.")
         if self.topk_group > self.n_group:
             raise ValueError(f"topk_group={self.topk_group} is more than n_group={self.n_group}; "
                              f"choose 1 to {self.n_group}.")
         reachable = per_group * self.topk_group
         if self.num_experts_per_tok > reachable:
-            raise ValueError(f"num_experts_per_tok={self.num_experts_per_tok} is more than the {reachable} "
-                             f"experts in topk_group={self.topk_group} groups; choose 1 to {reachable}.")
+            raise ValueError(f"num_experts_per_tok={self.num_experts_per_tok} is more than the "
+                             f"{reachable} experts in topk_group={self.topk_group} groups; "
+                             f"choose 1 to {reachable}.")
 
     @property
     def qk_head_dim(self):
@@ -177,7 +181,8 @@ class ModelConfig:
 
     def to_json(self, path):
         """Write the fields as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8", newline="\n")
+        text = json.dumps(self.to_dict(), indent=2) + "\n"
+        Path(path).write_text(text, encoding="utf-8", newline="\n")
 
     def replace(self, **changes):
         """A copy with some fields changed, checked again; unknown names are errors."""
@@ -185,9 +190,9 @@ class ModelConfig:
 
 
 def replace_fields(config, changes):
-    """A copy of a frozen dataclass with some fields changed; raises ValueError on an unknown name."""
-    return _build(type(config), {**{f.name: getattr(config, f.name) for f in dataclasses.fields(config)},
-                                 **changes})
+    """A copy of a frozen dataclass with fields changed; ValueError on an unknown name."""
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return _build(type(config), fields | changes)
 
 
 def _build(cls, values, prefix=""):
@@ -196,7 +201,7 @@ def _build(cls, values, prefix=""):
     for name in values:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"the fields are {', '.join(known)}."
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known are {', '.join(known)}."
             raise ValueError(f"{cls.__name__} has no field {prefix}{name}; {hint}")
     missing = [f.name for f in dataclasses.fields(cls)
                if f.default is dataclasses.MISSING and f.name not in values]

@@ -214,9 +214,9 @@ def replacing(path):
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError | RuntimeError | safetensors.SafetensorError):
-            raise OSError(f"cannot write {path} ({first_line(error)}); make room there, or choose "
-                          "a folder that may be written") from error
+        if isinstance(error, OSError | RuntimeError):  # the latter is torch's word for a full disk
+            raise OSError(f"cannot write {path} ({first_line(error)}); what was there is kept: "
+                          "make room, or choose a folder that may be written.") from error
         raise
 
 
@@ -230,7 +230,8 @@ def write_tensors(path, tensors):
     """Write a safetensors file whole or not at all."""
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
+        # Not save_file: it writes under a random name, which a kill would leave behind.
+        temporary.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
 
 
 def first_line(error):

@@ -1,6 +1,45 @@
-"""One hypothesis profile for all tests: the same examples on every machine, and no time limit."""
+"""One hypothesis profile for all tests, and one miniature run that several of them read."""
 
+import pytest
 from hypothesis import settings
 
+# The same examples on every machine, and no time limit.
 settings.register_profile("minidsv3", derandomize=True, deadline=None)
 settings.load_profile("minidsv3")
+
+MINIATURE = {
+    "vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48,
+    "num_attention_heads": 2, "q_lora_rank": 16, "kv_lora_rank": 24, "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4, "v_head_dim": 12, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "n_group": 2, "topk_group": 1, "moe_intermediate_size": 16, "max_position_embeddings": 256,
+    "window": 32, "batch_size": 6, "batch_start": 4, "micro_batch": 6, "eval_every": 3,
+}
+
+
+@pytest.fixture(scope="session")
+def small_text(tmp_path_factory):
+    """A text file of 25 kB that a model of a few thousand weights can learn something from."""
+    path = tmp_path_factory.mktemp("text") / "small.txt"
+    lines = (f"def f{n}(x):\n    return x + {n * 7919 % 1000}  # {'é€😀'[n % 3]}\n\n"
+             for n in range(600))
+    path.write_text("".join(lines), encoding="utf-8", newline="\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def miniature(small_text):
+    """Arguments of train_tiny.py for six steps of a miniature model."""
+    arguments = ["--data", str(small_text), "--device", "cpu", "--precision", "fp32",
+                 "--steps", "6", "--save-every", "2"]
+    for name, value in MINIATURE.items():
+        arguments += ["--set", f"{name}={value}"]
+    return arguments
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory, miniature):
+    """The folder of a finished miniature run; to be read only."""
+    import train_tiny
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    assert train_tiny.main([*miniature, "--out", str(folder)]) == 0
+    return folder

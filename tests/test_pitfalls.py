@@ -18,28 +18,28 @@ from tests.parity import test_transformers
 # ---- attention ----
 
 
-def rope_in_halves(x, tables):
+def rope_in_halves(x, table):
     """The Llama convention: pair m in channels m and m + Dr/2."""
     first, second = x.chunk(2, dim=-1)
-    cos, sin = tables
+    cos, sin = table.real, table.imag
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
-def norm_over_the_rotary_key_too(self, x, tables):
+def norm_over_the_rotary_key_too(self, x, table):
     """One RMSNorm over all Rkv + Dr outputs of kv_a_proj."""
     joint = self.kv_a_proj_with_mqa(x)
     joint = joint * torch.rsqrt(joint.square().mean(-1, keepdim=True) + 1e-6)
     c_kv, k_rope = joint.split([self.kv_rank, self.rope], dim=-1)
-    return torch.cat([self.kv_a_layernorm.weight * c_kv, mla.apply_rope(k_rope, tables)], dim=-1)
+    return torch.cat([self.kv_a_layernorm.weight * c_kv, mla.apply_rope(k_rope, table)], dim=-1)
 
 
-def no_norm_of_the_latent(self, x, tables):
+def no_norm_of_the_latent(self, x, table):
     """c_kv cached as it comes out of its projection."""
     c_kv, k_rope = self.kv_a_proj_with_mqa(x).split([self.kv_rank, self.rope], dim=-1)
-    return torch.cat([c_kv, mla.apply_rope(k_rope, tables)], dim=-1)
+    return torch.cat([c_kv, mla.apply_rope(k_rope, table)], dim=-1)
 
 
-def rotary_key_cached_unrotated(self, x, tables):
+def rotary_key_cached_unrotated(self, x, table):
     """k_rope left as it comes out of its projection."""
     c_kv, k_rope = self.kv_a_proj_with_mqa(x).split([self.kv_rank, self.rope], dim=-1)
     return torch.cat([self.kv_a_layernorm(c_kv), k_rope], dim=-1)
@@ -55,12 +55,12 @@ def all_keys_then_all_values(self, latents):
     return torch.cat([k_nope, k_rope], dim=-1), v
 
 
-def rope_before_nope(self, x, tables):
+def rope_before_nope(self, x, table):
     """Query heads read as [rotary; without position]."""
     q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
     q = q.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
     q_rope, q_nope = q.split([self.rope, self.nope], dim=-1)
-    return torch.cat([q_nope, mla.apply_rope(q_rope, tables)], dim=-1)
+    return torch.cat([q_nope, mla.apply_rope(q_rope, table)], dim=-1)
 
 
 def scale_without_the_rotary_width(config):
@@ -99,7 +99,7 @@ yarn_ramp_ends = rope.yarn_ramp_ends
 
 def positions_from_zero_in_each_chunk(config, positions):
     """Cached positions forgotten: every chunk starts at 0."""
-    return rope.rope_tables(config, positions - positions[0])
+    return rope.rope_table(config, positions - positions[0])
 
 
 # ---- experts ----
@@ -194,10 +194,10 @@ def bias_pulled_the_wrong_way(self, gamma):
 # ---- multi-token prediction ----
 
 
-def hidden_state_first(self, hidden, embedded, tables, cache=None):
+def hidden_state_first(self, hidden, embedded, table, cache=None):
     """Eq. 21 as written; the released matrix has the embedding first."""
     joined = torch.cat([self.hnorm(hidden), self.enorm(embedded)], dim=-1)
-    x, routing = mtp.Block.forward(self, self.eh_proj(joined), tables, cache)
+    x, routing = mtp.Block.forward(self, self.eh_proj(joined), table, cache)
     return self.shared_head["norm"](x), routing
 
 
@@ -261,7 +261,7 @@ PITFALLS = [
     (rope, "rope_amplitude", temperature_on_both, logits),
     (test_golden, "rope_frequencies", ramp_of_the_paper, v3_frequencies),
     (rope, "yarn_ramp_ends", ramp_clamped_to_pairs, long_window_frequencies),
-    (transformer, "rope_tables", positions_from_zero_in_each_chunk, cached),
+    (transformer, "rope_table", positions_from_zero_in_each_chunk, cached),
     (Router, "forward", bias_inside_the_gates, test_golden.test_router_on_hand_worked_tokens),
     (Router, "keep_best_groups", groups_scored_by_their_best,
      lambda: test_moe.test_router_equals_sorting_and_gates_ignore_the_bias(0.1)),

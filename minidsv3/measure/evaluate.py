@@ -71,7 +71,7 @@ def parses_to_last_statement(text):
 
 
 def statement_starts(lines):
-    """Indices of lines that may begin a top-level statement: no `else`, no `)`, nothing decorated."""
+    """Lines that may begin a top-level statement: not `else`, not `)`, nothing decorated."""
     starts, decorated = [], False
     for i, line in enumerate(lines):
         if line[:1].strip() and line[0] not in ")]}#":

@@ -12,7 +12,8 @@ class LayerCache:
     """The latents of one layer: memory for `max_len` tokens, the first `length` of them filled."""
 
     def __init__(self, batch, max_len, width, dtype, device):
-        self.latents = torch.empty(batch, max_len, width, dtype=dtype, device=device)  # (B, S, Rkv+Dr)
+        # (B, S, Rkv+Dr)
+        self.latents = torch.empty(batch, max_len, width, dtype=dtype, device=device)
         self.length = 0
 
     def append(self, new):
@@ -22,8 +23,8 @@ class LayerCache:
         """
         end = self.length + new.size(1)
         if end > self.latents.size(1):
-            raise ValueError(f"the cache holds max_len={self.latents.size(1)} tokens but {end} are needed; "
-                             "make it with a larger max_len.")
+            raise ValueError(f"the cache holds max_len={self.latents.size(1)} tokens but {end} are "
+                             "needed; make it with a larger max_len.")
         self.latents[:, self.length:end] = new
         self.length = end
         return self.latents[:, :end]

@@ -32,7 +32,7 @@ class Linear(nn.Linear):
 
 
 class RMSNorm(nn.Module):
-    """Scale each vector to unit mean square, then by a learnt gain; statistics in float32 or wider."""
+    """Scale each vector to unit mean square, then by a learnt gain; in float32 or wider."""
 
     def __init__(self, width, eps):
         super().__init__()
@@ -41,8 +41,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x):
         wide = at_least_float32(x)                                     # (..., C)
-        inverse_rms = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)  # (..., 1)
-        return self.weight.to(x.dtype) * (wide * inverse_rms).to(x.dtype)
+        return F.rms_norm(wide, self.weight.shape, self.weight.to(wide.dtype), self.eps).to(x.dtype)
 
 
 class SwiGLU(nn.Module):

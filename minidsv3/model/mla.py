@@ -37,16 +37,17 @@ class MLA(nn.Module):
         if config.q_lora_rank is None:
             self.q_proj = Linear(config.hidden_size, queries)
         else:
-            self.q_a_proj = Linear(config.hidden_size, config.q_lora_rank)          # W_DQ
+            self.q_a_proj = Linear(config.hidden_size, config.q_lora_rank)     # W_DQ
             self.q_a_layernorm = RMSNorm(config.q_lora_rank, LATENT_NORM_EPS)
-            self.q_b_proj = Linear(config.q_lora_rank, queries)                     # W_UQ, W_QR per head
-        self.kv_a_proj_with_mqa = Linear(config.hidden_size, self.kv_rank + self.rope)  # W_DKV, W_KR
+            self.q_b_proj = Linear(config.q_lora_rank, queries)                # W_UQ, W_QR by head
+        latents, keys_values = self.kv_rank + self.rope, self.num_heads * (self.nope + self.value)
+        self.kv_a_proj_with_mqa = Linear(config.hidden_size, latents)          # W_DKV, W_KR
         self.kv_a_layernorm = RMSNorm(self.kv_rank, LATENT_NORM_EPS)
-        self.kv_b_proj = Linear(self.kv_rank, self.num_heads * (self.nope + self.value))  # W_UK, W_UV
-        self.o_proj = Linear(self.num_heads * self.value, config.hidden_size)       # W_O
+        self.kv_b_proj = Linear(self.kv_rank, keys_values)                     # W_UK, W_UV by head
+        self.o_proj = Linear(self.num_heads * self.value, config.hidden_size)  # W_O
 
     def forward(self, x, rope, cache=None):
-        """x (B, T, C), rope tables of the T positions, the layer's cache or None -> (B, T, C)."""
+        """x (B, T, C), rope table of the T positions, the layer's cache or None -> (B, T, C)."""
         q = self.queries(x, rope)                                      # (B, H, T, D)
         latents = self.latents(x, rope)                                # (B, T, Rkv+Dr)
         if cache is not None:
@@ -70,13 +71,14 @@ class MLA(nn.Module):
         """What is cached of x (B, T, C): [normed c_kv ; rotated k_rope], (B, T, Rkv+Dr)."""
         c_kv, k_rope = self.kv_a_proj_with_mqa(x).split([self.kv_rank, self.rope], dim=-1)
         # The norm is for the latent alone; the rotary key is not normed.
-        return torch.cat([self.kv_a_layernorm(c_kv), apply_rope(k_rope, rope)], dim=-1)  # eq. 1, 3
+        c_kv, k_rope = self.kv_a_layernorm(c_kv), apply_rope(k_rope, rope)     # eq. 1, 3
+        return torch.cat([c_kv, k_rope], dim=-1)
 
     def expand(self, latents):
-        """Keys and values of all heads from latents (B, S, Rkv+Dr) -> (B, H, S, D), (B, H, S, Dv)."""
+        """Keys and values of all heads: latents (B, S, Rkv+Dr) -> (B, H, S, D), (B, H, S, Dv)."""
         c_kv, k_rope = latents.split([self.kv_rank, self.rope], dim=-1)
         kv = self.kv_b_proj(c_kv).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        k_nope, v = kv.split([self.nope, self.value], dim=-1)          # (B, H, S, Dn), Dv   eq. 2, 5
+        k_nope, v = kv.split([self.nope, self.value], dim=-1)          # (B, H, S, Dn|Dv)  eq. 2, 5
         k_rope = k_rope[:, None].expand(-1, self.num_heads, -1, -1)    # one for all heads
         return torch.cat([k_nope, k_rope], dim=-1), v                  # (B, H, S, D)   eq. 4
 
@@ -87,12 +89,12 @@ def attend(q, k, v, scale):
     The T queries are the last of the S positions.
     """
     T, S = q.size(-2), k.size(-2)
-    hidden = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(S - T + 1)  # key later than query
+    future = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(S - T + 1)
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        # torch's fused CPU kernel is two to three times slower than three plain products here. The
-        # softmax accumulates in float32 and rounds once, as a float32 softmax cast back would.
-        mask = torch.zeros(T, S, dtype=q.dtype).masked_fill_(hidden, float("-inf"))
+        # torch's fused CPU kernel is two to three times slower here than plain products. The
+        # softmax computes in float32 and rounds once, as a float32 softmax cast back would.
+        mask = torch.zeros(T, S, dtype=q.dtype).masked_fill_(future, float("-inf"))
         scores = (q * scale) @ k.transpose(-1, -2) + mask              # (B, H, T, S)
         return scores.softmax(dim=-1) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=None if T == S else ~hidden,
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=None if T == S else ~future,
                                           is_causal=T == S, scale=scale)

@@ -30,8 +30,8 @@ class Routing(NamedTuple):
 class Router(Linear):
     """Choose K of E experts for every token by sigmoid affinity (eq. 13-16).
 
-    x (..., C) -> weights (..., K), Routing. The bias steers which experts are chosen, never how much
-    they count. Everything here is float32 or wider: near ties must not be decided by rounding.
+    x (..., C) -> weights (..., K), Routing. The bias steers which experts are chosen, never how
+    much they count. All of it is float32 or wider: rounding must not decide near ties.
     """
 
     def __init__(self, config):
@@ -39,10 +39,10 @@ class Router(Linear):
         self.top_k = config.num_experts_per_tok
         self.n_group, self.topk_group = config.n_group, config.topk_group
         self.normalize, self.scale = config.norm_topk_prob, config.routed_scaling_factor
-        self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts))  # b
+        E = config.n_routed_experts
+        self.register_buffer("e_score_correction_bias", torch.zeros(E))        # b
         # Tokens sent to each expert since the last bias update.
-        self.register_buffer("load", torch.zeros(config.n_routed_experts, dtype=torch.long),
-                             persistent=False)
+        self.register_buffer("load", torch.zeros(E, dtype=torch.long), persistent=False)
 
     def forward(self, x):
         logits = F.linear(at_least_float32(x), at_least_float32(self.weight))
@@ -88,7 +88,7 @@ class Router(Linear):
 
 
 class Experts(nn.Module):
-    """All routed experts of a layer as stacked tensors, so that one grouped product serves them all."""
+    """All routed experts of a layer, stacked, so that one grouped product serves them all."""
 
     def __init__(self, config):
         super().__init__()
@@ -97,27 +97,27 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(E, C, inner))
 
     def forward(self, x, weights, experts):
-        """x (N, C), weights (N, K), experts (N, K) -> sum over the K of weight * expert(x), (N, C)."""
+        """x (N, C), weights (N, K), experts (N, K) -> sum over K of weight * expert(x), (N, C)."""
         top_k = experts.size(-1)
         slots, counts = assign_slots(experts.flatten(), len(self.down_proj), row_multiple(x))
-        tokens = slots.new_zeros(counts.sum())                         # (M,)  a spare row works on token 0
+        tokens = slots.new_zeros(counts.sum())                         # (M,)  spare rows: token 0
         tokens[slots] = torch.arange(len(slots), device=x.device) // top_k
         rows = x.index_select(0, tokens)                               # (M, C)  dispatch
         gate, up = grouped_linear(rows, self.gate_up_proj, counts).chunk(2, dim=-1)
-        rows = grouped_linear(F.silu(gate) * up, self.down_proj, counts)  # (M, C)
-        rows = rows.index_select(0, slots).unflatten(0, (-1, top_k))   # (N, K, C)  spare rows fall away
+        rows = grouped_linear(F.silu(gate) * up, self.down_proj, counts)
+        rows = rows.index_select(0, slots).unflatten(0, (-1, top_k))   # (N, K, C)  no spare rows
         return (weights.to(x.dtype)[:, None] @ rows).squeeze(1)        # (N, C)  combine, eq. 12
 
 
 def assign_slots(experts, num_experts, multiple=1):
-    """Give every copy of a token a row, expert by expert: experts (N*K,) -> slots (N*K,), counts (E,).
+    """Give every copy of a token a row, expert by expert.
 
-    counts are the rows of each expert, rounded up to the multiple. Example: experts 1 0 1, two
-    experts, multiple 2 -> slots 2 0 3, counts 2 2; row 1 is spare.
+    experts (N*K,) -> slots (N*K,), counts (E,): rows of each expert, rounded up to the multiple.
+    Example: experts 1 0 1, two experts, multiple 2 -> slots 2 0 3, counts 2 2; row 1 is spare.
     """
     load = experts.bincount(minlength=num_experts)                     # (E,)
     counts = (load + multiple - 1) // multiple * multiple
-    shift = (counts.cumsum(0) - counts) - (load.cumsum(0) - load)      # (E,)  spare rows before each expert
+    shift = (counts.cumsum(0) - counts) - (load.cumsum(0) - load)      # (E,)  spare rows before it
     order = experts.argsort(stable=True)                               # (N*K,)
     slots = torch.empty_like(order)
     slots[order] = torch.arange(len(order), device=order.device) + shift[experts[order]]
@@ -125,8 +125,10 @@ def assign_slots(experts, num_experts, multiple=1):
 
 
 def row_multiple(x):
-    """Rows an expert's share is rounded up to: bfloat16 products on CPUs compile a kernel for each new
-    number of rows, so the numbers must repeat; elsewhere any will do.
+    """What an expert's number of rows is rounded up to.
+
+    On CPUs a bfloat16 product compiles a kernel for each new number of rows, so the numbers must
+    repeat to be fast; a few tokens are not worth it, and elsewhere any number will do.
     """
     return 64 if x.device.type == "cpu" and x.dtype == torch.bfloat16 and len(x) > 256 else 1
 
@@ -189,7 +191,7 @@ def sequence_balance(affinity, chosen):
 
 
 def max_violation(load):
-    """MaxVio: how far the busiest expert is above the mean, (..., E) -> (...); 0 is perfect balance."""
+    """MaxVio: the busiest expert's load over the mean, less 1: (..., E) -> (...); 0 is balance."""
     load = load.double()
     mean = load.mean(dim=-1).clamp(min=1e-12)
     return load.amax(dim=-1) / mean - 1

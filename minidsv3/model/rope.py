@@ -18,19 +18,21 @@ import torch
 from .layers import at_least_float32
 
 
-def rope_tables(config, positions):
-    """Cosine and sine of every angle: positions (T,) -> two float32 tensors (T, Dr/2)."""
+def rope_table(config, positions):
+    """e^(i * angle) of every position and channel pair: positions (T,) -> (T, Dr/2) complex64."""
     angle = positions.float()[:, None] * rope_frequencies(config, positions.device)  # (T, Dr/2)
-    factor = rope_amplitude(config.rope_scaling)
-    return angle.cos() * factor, angle.sin() * factor
+    amplitude = rope_amplitude(config.rope_scaling)
+    return torch.complex(angle.cos() * amplitude, angle.sin() * amplitude)
 
 
-def apply_rope(x, tables):
-    """Turn interleaved pairs by their angles (eq. 3, 8): (..., T, Dr) -> same, interleaved again."""
-    cos, sin = tables                                                  # (T, Dr/2)
-    even, odd = at_least_float32(x).unflatten(-1, (-1, 2)).unbind(-1)  # (..., T, Dr/2) each
-    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
-    return turned.flatten(-2).to(x.dtype)                              # (..., T, Dr)
+def apply_rope(x, table):
+    """Turn interleaved pairs by their angles (eq. 3, 8): (..., T, Dr) -> the same, interleaved.
+
+    A pair (a, b) is the complex number a + ib, and a turn by an angle is one product.
+    """
+    pairs = torch.view_as_complex(at_least_float32(x).unflatten(-1, (-1, 2)))  # (..., T, Dr/2)
+    turned = pairs * table.to(pairs.dtype)
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)          # (..., T, Dr)
 
 
 def rope_frequencies(config, device=None):
@@ -58,12 +60,12 @@ def yarn_ramp_ends(yarn, channels, base):
         return channels * math.log(window / (rotations * 2 * math.pi)) / (2 * math.log(base))
 
     low = max(math.floor(pair_with(yarn.beta_fast)), 0)
-    high = min(math.ceil(pair_with(yarn.beta_slow)), channels - 1)     # channels, not pairs: as released
+    high = min(math.ceil(pair_with(yarn.beta_slow)), channels - 1)     # not pairs: as released
     return low, high if high > low else low + 0.001                    # never divide by zero
 
 
 def yarn_temperature(factor, weight):
-    """0.1 * weight * ln(s) + 1: how much sharper attention should be in an s times longer window."""
+    """0.1 * weight * ln(s) + 1: how much sharper attention is made in an s times longer window."""
     return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 

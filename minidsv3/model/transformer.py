@@ -20,16 +20,16 @@ from .cache import LatentCache
 from .layers import Linear, RMSNorm, at_least_float32
 from .moe import Experts, Router, sequence_balance
 from .mtp import MTP
-from .rope import rope_tables
+from .rope import rope_table
 
 
 class LossTerms(NamedTuple):
     """The training loss and its parts; the parts are unweighted."""
 
-    total: torch.Tensor                          # next_token + mtp_weight * mtp + balance_weight * balance
-    next_token: torch.Tensor                     # mean cross-entropy [nats]
-    mtp: torch.Tensor                            # mean over depths of eq. 24 [nats]; 0 without modules
-    balance: torch.Tensor                        # sum over sparse blocks, MTP's too; 1 a block is balance
+    total: torch.Tensor              # next_token + mtp_weight * mtp + balance_weight * balance
+    next_token: torch.Tensor         # mean cross-entropy [nats]
+    mtp: torch.Tensor                # mean over depths of eq. 24 [nats]; 0 without modules
+    balance: torch.Tensor            # sum over sparse blocks, MTP's too; 1 a block when balanced
 
 
 class DeepSeekV3(nn.Module):
@@ -38,8 +38,8 @@ class DeepSeekV3(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.activation_dtype = None             # None: that of the weights; bfloat16 is faster
-        self.recompute = False                   # True: recompute blocks in the backward pass, saves memory
+        self.activation_dtype = None     # None: that of the weights; bfloat16 is faster
+        self.recompute = False           # True: run blocks again in the backward pass, saves memory
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             Block(config, sparse=i >= config.first_k_dense_replace)
@@ -67,9 +67,10 @@ class DeepSeekV3(nn.Module):
         return self.lm_head(hidden)
 
     def hidden_states(self, tokens, cache=None):
-        """tokens (B, T) -> state after the final norm (B, T, C), and the Routing of each sparse block."""
+        """tokens (B, T) -> state after the final norm (B, T, C), Routing of each sparse block."""
         start = 0 if cache is None else cache.length
-        rope = rope_tables(self.config, torch.arange(start, start + tokens.size(1), device=tokens.device))
+        positions = torch.arange(start, start + tokens.size(1), device=tokens.device)
+        rope = rope_table(self.config, positions)
         x, routings = self.embed(tokens), []                           # (B, T, C)
         for i, block in enumerate(self.layers):
             x, routing = self.run(block, x, rope, None if cache is None else cache.layers[i])
@@ -88,15 +89,17 @@ class DeepSeekV3(nn.Module):
         return block(*inputs)
 
     def mtp_states(self, hidden, tokens):
-        """Normed states of each MTP depth k: hidden (B, T, C), tokens (B, T) -> [(B, T-k, C)], [Routing].
+        """Normed states of each MTP depth k, of hidden (B, T, C) and tokens (B, T).
 
-        Depth k at index i joins the state of depth k-1 at i with token i+k, and guesses token i+k+1.
-        With T = 4: depth 1 sees (h0, t1) (h1, t2) (h2, t3); depth 2 (h'0, t2) (h'1, t3).
+        -> [(B, T-k, C) for each k], [Routing]. Depth k at index i joins the state of depth k-1 at i
+        with token i+k, and guesses token i+k+1.
+        With T = 4: depth 1 sees (h0, t1) (h1, t2) (h2, t3), depth 2 (h'0, t2) (h'1, t3).
         """
         states, routings = [], []
         for k, module in enumerate(self.mtp, start=1):
             embedded = self.embed(tokens[:, k:])                       # (B, T-k, C)
-            rope = rope_tables(self.config, torch.arange(embedded.size(1), device=tokens.device))
+            positions = torch.arange(embedded.size(1), device=tokens.device)
+            rope = rope_table(self.config, positions)
             hidden, routing = self.run(module, hidden[:, :-1], embedded, rope)
             states.append(hidden)
             routings.append(routing)
@@ -115,14 +118,14 @@ class DeepSeekV3(nn.Module):
         # eq. 24 divides T-k terms by T; here x[k+1..T] are the targets of depth k.
         depths = [self.cross_entropy(state, targets[:, k:]) / targets.numel()
                   for k, state in enumerate(states, start=1)]
-        mtp = torch.stack(depths).mean() if depths else next_token.new_zeros(())  # eq. 25 without lambda
+        mtp = torch.stack(depths).mean() if depths else next_token.new_zeros(())  # eq. 25 / lambda
         balance = next_token.new_zeros(())
         for router, routing in zip(self.routers(), routings + mtp_routings, strict=True):
             chosen = routing.experts
             if balance_over == "affinity":
                 chosen = routing.affinity.detach().topk(router.top_k, dim=-1).indices
             balance = balance + sequence_balance(routing.affinity, chosen).mean()
-            if self.training:                    # here, outside the blocks: recomputation cannot count twice
+            if self.training:            # outside the blocks, so recomputation cannot count twice
                 router.load += routing.experts.flatten().bincount(minlength=len(router.load))
         total = next_token + mtp_weight * mtp + balance_weight * balance
         return LossTerms(total, next_token, mtp, balance)
@@ -156,4 +159,5 @@ class DeepSeekV3(nn.Module):
     def new_cache(self, batch, max_len):
         """An empty latent cache for `batch` sequences of up to `max_len` tokens."""
         weight = self.embed_tokens.weight
-        return LatentCache(self.config, batch, max_len, self.activation_dtype or weight.dtype, weight.device)
+        dtype = self.activation_dtype or weight.dtype
+        return LatentCache(self.config, batch, max_len, dtype, weight.device)

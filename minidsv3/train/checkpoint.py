@@ -72,7 +72,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OSError(f"cannot make folder {self.path} ({first_line(error)}); "
-                          "name another with --out") from error
+                          "name another with --out.") from error
         for name in ("state.pt", *EXPORTS):
             (self.path / (name + ".tmp")).unlink(missing_ok=True)
         if first_state is None:

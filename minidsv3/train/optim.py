@@ -92,5 +92,6 @@ def orthogonalize(matrices, steps=5):
     X = X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)         # singular values at most 1
     for _ in range(steps):
         gram = X @ X.mT                                                # (M, R, R)
-        X = a * X + (b * gram + c * gram @ gram) @ X
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b G + c G^2
+        X = torch.baddbmm(X, polynomial, X, beta=a)                    # a X + (b G + c G^2) X
     return X.mT if tall else X

@@ -26,7 +26,7 @@ class TrainConfig:
     batch_ramp: float = 0.469 / 14.8             # ... growing to batch_size over this share
     fim_rate: float = 0.1                        # share of documents to fill in the middle
 
-    optimizer: str = "adamw"                     # adamw, or muon for matrices and adamw for the rest
+    optimizer: str = "adamw"                     # adamw, or muon (adamw for all but matrices)
     learning_rate: float = 3e-3                  # AdamW's highest
     muon_learning_rate: float = 1e-2             # Muon's highest
     warmup: float = 0.04                         # share of linear warm-up; the report: 2,000 steps
@@ -57,37 +57,43 @@ class TrainConfig:
 
     def __post_init__(self):
         check_types(self)
-        for name in ("window", "steps", "batch_size", "micro_batch", "batch_start", "eval_every", "save_every"):
+        for name in ("window", "steps", "batch_size", "micro_batch", "batch_start", "eval_every",
+                     "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed} must be between 0 and 2^63 - 1, for instance 0.")
         if self.batch_start > self.batch_size:
-            raise ValueError(f"batch_start={self.batch_start} is above batch_size={self.batch_size}; "
-                             f"choose 1 to {self.batch_size}.")
-        for name, choices in (("optimizer", ("adamw", "muon")), ("balance_over", ("affinity", "routed")),
-                              ("precision", ("auto", "fp32", "bf16"))):
+            raise ValueError(f"batch_start={self.batch_start} is above batch_size="
+                             f"{self.batch_size}; choose 1 to {self.batch_size}.")
+        for name, choices in (("optimizer", ("adamw", "muon")),
+                              ("precision", ("auto", "fp32", "bf16")),
+                              ("balance_over", ("affinity", "routed"))):
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose {' or '.join(choices)}.")
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; "
+                                 f"choose {' or '.join(choices)}.")
         for name in ("learning_rate", "muon_learning_rate", "clip_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be a number above 0.")
-        for name in ("batch_ramp", "fim_rate", "warmup", "constant_until", "cosine_until", "low_rate", "last_from",
-                     "last_rate", "beta1", "beta2", "ema_decay", "mtp_drop_at", "gamma_until"):
+        for name in ("batch_ramp", "fim_rate", "warmup", "constant_until", "cosine_until",
+                     "low_rate", "last_from", "last_rate", "beta1", "beta2", "ema_decay", "mtp_drop_at",
+                     "gamma_until"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} is a share; choose 0 to 1.")
         for name in ("weight_decay", "mtp_weight", "mtp_weight_late", "balance_weight", "gamma"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative; 0 switches it off.")
+                raise ValueError(f"{name}={getattr(self, name)} is negative; 0 switches it off.")
         if not self.warmup <= self.constant_until <= self.cosine_until <= self.last_from:
             raise ValueError(f"warmup={self.warmup}, constant_until={self.constant_until}, "
-                             f"cosine_until={self.cosine_until}, last_from={self.last_from} must not fall.")
+                             f"cosine_until={self.cosine_until}, last_from={self.last_from} "
+                             "must be in rising order.")
 
     @classmethod
     def preset(cls, name):
         """The recipe that goes with the model preset of that name."""
         if name not in PRESETS:
-            raise ValueError(f"no training recipe for preset {name!r}; choose one of {', '.join(PRESETS)}.")
+            raise ValueError(f"no training recipe for preset {name!r}; "
+                             f"choose one of {', '.join(PRESETS)}.")
         return cls(**PRESETS[name])
 
     def replace(self, **changes):
@@ -101,8 +107,8 @@ class TrainConfig:
 
 PRESETS = {
     "tiny": dict(optimizer="muon", gamma=4e-3),
-    "small": dict(optimizer="muon", window=1024, steps=8000, batch_size=64, micro_batch=16, batch_start=16,
-                  warmup=0.02, ema_decay=0.999, eval_every=500, save_every=500),
+    "small": dict(optimizer="muon", window=1024, steps=8000, batch_size=64, micro_batch=16,
+                  batch_start=16, warmup=0.02, ema_decay=0.999, eval_every=500, save_every=500),
 }
 
 
@@ -114,7 +120,7 @@ def batch_size_at(config, step):
 
 
 def learning_rate_factor(config, progress):
-    """Share of the highest learning rate at a share of the run's tokens: the report's four phases."""
+    """Share of the highest learning rate at a share of the run's tokens: four phases."""
     if progress < config.warmup:
         return progress / config.warmup
     if progress <= config.constant_until:

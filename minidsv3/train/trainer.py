@@ -92,8 +92,8 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm).item()
         if not math.isfinite(terms[0] + norm):   # before the step, so that the weights stay sound
             raise Diverged(f"the loss is {terms[0]} and its gradient {norm} at step "
-                           f"{self.step + 1} of seed {config.seed}; try a lower learning_rate, "
-                           "or --precision fp32 --device cpu.")
+                           f"{self.step + 1} of seed {config.seed}; the last checkpoint is kept: "
+                           "try a lower learning_rate, or --precision fp32 --device cpu.")
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -121,7 +121,7 @@ class Trainer:
 
     @torch.no_grad()
     def update_average(self):
-        """Averaged weights, kept on the CPU; they follow faster at first, when weights are young."""
+        """Averaged weights, kept on the CPU; they follow faster while weights are young."""
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
         weights = [p.detach().to("cpu") for p in self.model.parameters()]
         torch._foreach_lerp_(self.average, weights, 1 - decay)
@@ -169,7 +169,8 @@ class Trainer:
                       for name in ("loss", "bits_per_byte", "max_vio")}
         bar.update(self.sizes[self.step - 1] * self.config.window)
         bar.set_postfix_str("loss {loss:.3f} bits/byte {bits_per_byte:.3f} lr {lr:.1e} "
-                            "MaxVio {max_vio:.2f}".format(lr=line["lr"], **self.shown), refresh=False)
+                            "MaxVio {max_vio:.2f}".format(lr=line["lr"], **self.shown),
+                            refresh=False)
 
     def compile(self):
         """torch.compile the loss; where that fails, say so in one line and go on without."""
@@ -257,6 +258,7 @@ class Trainer:
 
     def sample(self, length=200):
         """Text that the trained model writes after "def "."""
+        length = min(length, self.model.config.max_position_embeddings - len(SAMPLE_PROMPT))
         pieces = complete(self.model, self.data.tokenizer, SAMPLE_PROMPT, length, temperature=0.7,
                           top_p=0.95, seed=self.config.seed)
         return SAMPLE_PROMPT + "".join(text for _, text in pieces)
@@ -272,7 +274,8 @@ class Trainer:
                 "parameters": total, "parameters_active": active, "device": str(self.device),
                 "dtype": str(self.model.activation_dtype or torch.float32).removeprefix("torch."),
                 "seed": self.config.seed, "torch": torch.__version__,
-                "python": platform.python_version(), "corpus_sha256": self.data.sha256, "command": " ".join(sys.argv)}
+                "python": platform.python_version(), "corpus_sha256": self.data.sha256,
+                "command": " ".join(sys.argv)}
 
 
 class CatchInterrupt:

@@ -6,7 +6,7 @@ import torch
 from minidsv3 import DeepSeekV3, ModelConfig
 from minidsv3.config import RopeScaling
 from minidsv3.model.mla import MLA, attend
-from minidsv3.model.rope import rope_frequencies, rope_tables, softmax_scale
+from minidsv3.model.rope import rope_frequencies, rope_table, softmax_scale
 
 CONFIG = ModelConfig(
     vocab_size=61, hidden_size=32, intermediate_size=40, moe_intermediate_size=16,
@@ -63,7 +63,7 @@ def test_mla_equals_the_sums_of_the_report():
     """Oracle: eq. 1-11 as Python loops in float64. 1e-7: the rotary tables are float32."""
     mla = lively(MLA(CONFIG)).double()
     x = torch.randn(2, 7, CONFIG.hidden_size, dtype=torch.float64)
-    got = mla(x, rope_tables(CONFIG, torch.arange(7)))
+    got = mla(x, rope_table(CONFIG, torch.arange(7)))
     for b in range(2):
         expected = attention_by_sums(mla, CONFIG, x[b])
         torch.testing.assert_close(got[b], expected, rtol=1e-6, atol=3e-7)
@@ -120,8 +120,8 @@ def test_full_cache_says_so():
 
 def test_rope_tables_stay_float32_and_exact_in_every_model_dtype():
     """Oracle: float64 angles. bfloat16 positions would be off by whole tokens beyond 256."""
-    cos, sin = rope_tables(CONFIG.replace(rope_scaling=None), torch.tensor([4095]))
+    table = rope_table(CONFIG.replace(rope_scaling=None), torch.tensor([4095]))
     angle = 4095 * 1e4 ** (-torch.arange(0, 4, 2).double() / 4)
-    assert cos.dtype == sin.dtype == torch.float32
-    torch.testing.assert_close(cos[0].double(), angle.cos(), rtol=0, atol=1e-4)
-    torch.testing.assert_close(sin[0].double(), angle.sin(), rtol=0, atol=1e-4)
+    assert table.dtype == torch.complex64
+    expected = torch.polar(torch.ones_like(angle), angle)
+    torch.testing.assert_close(table[0].to(torch.complex128), expected, rtol=0, atol=1e-4)

@@ -165,7 +165,7 @@ def test_sequence_balance_by_hand():
 def test_rope_by_hand():
     """x = (1, 2, 3, 4) at position 3 with theta = (1, 0.01): interleaved pairs (1, 2) and (3, 4)."""
     angle = 3.0 * torch.tensor([[1.0, 0.01]])
-    got = apply_rope(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), (angle.cos(), angle.sin()))
+    got = apply_rope(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.polar(torch.ones_like(angle), angle))
     close(got[0], [-1.27223251, -1.83886499, 2.87866810, 4.08818664], 1e-7)
 
 

@@ -1,0 +1,215 @@
+"""The dense peer is a sound language model of equal work, and the benchmark treats all alike."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import train
+from contender import Contender
+from dense_gpt import DenseGPT, GPTConfig, matched_to, rotate
+from torch.utils.flop_counter import FlopCounterMode
+
+from minidsv3 import ModelConfig
+from minidsv3.measure.accounting import count_parameters
+from minidsv3.measure.evaluate import evaluate
+from minidsv3.model.transformer import DeepSeekV3
+from minidsv3.train.recipe import TrainConfig
+
+SMALL = GPTConfig(vocab_size=37, hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
+                  intermediate_size=40, tie_word_embeddings=True, rope_theta=10000.0,
+                  rms_norm_eps=1e-6, initializer_range=0.02)
+OURS = ModelConfig(vocab_size=37, hidden_size=24, num_hidden_layers=2, intermediate_size=40,
+                   tie_word_embeddings=True, num_attention_heads=3, q_lora_rank=12,
+                   kv_lora_rank=16, qk_nope_head_dim=4, qk_rope_head_dim=6, v_head_dim=8,
+                   n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=16,
+                   first_k_dense_replace=1, n_group=2, topk_group=1, rope_scaling=None,
+                   max_position_embeddings=64)
+RECIPE = TrainConfig(window=11, steps=20, batch_size=4, micro_batch=3, batch_start=4,
+                     optimizer="muon", precision="fp32")
+
+
+class OneBatch:
+    """Stands for Batches, and hands out the same windows for ever."""
+
+    def __init__(self, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        self.tokens = torch.randint(37, (4, 12), generator=generator)
+
+    def take(self, start, count):
+        return self.tokens[:count]
+
+
+@pytest.mark.parametrize("preset", ["tiny", "small", "moonlight-16b"])
+def test_as_many_parameters_work_on_a_token_as_in_our_main_model(preset):
+    """Oracle: both models built, their parameters counted."""
+    config = ModelConfig.preset(preset)
+    with torch.device("meta"):
+        _, active = count_parameters(DeepSeekV3(config))
+        dense = sum(p.numel() for p in DenseGPT(matched_to(config)).parameters())
+    assert dense == pytest.approx(active, rel=0.02)
+
+
+def test_work_counts_every_matrix_as_often_as_a_token_meets_it(monkeypatch):
+    """Oracle: multiplications counted by torch, without those between tokens, for one token.
+
+    Within 2 %: the sum of experts' outputs is a product, but of no parameter.
+    """
+    monkeypatch.setattr("minidsv3.model.mla.attend", lambda q, k, v, scale: v)
+    monkeypatch.setattr("dense_gpt.attend", lambda q, k, v, scale: v)
+    for make in (lambda: DenseGPT(SMALL), lambda: DeepSeekV3(OURS)):
+        contender = Contender(make, RECIPE, torch.device("cpu"))
+        model = contender.model.double()         # its experts then are plain products
+        tokens = torch.zeros(1, 2).long()
+        hidden, _ = model.hidden_states(tokens)
+        with FlopCounterMode(display=False) as counter:
+            model(tokens[:, :1])
+            for state in model.mtp_states(hidden, tokens)[0]:          # one module, one position
+                model.lm_head(state)
+        gains = sum(p.numel() for p in model.parameters() if p.dim() == 1)
+        assert counter.get_total_flops() / 2 == pytest.approx(contender.at_work() - gains, rel=0.02)
+
+
+def test_a_later_token_changes_nothing_before_it_and_an_earlier_one_does():
+    """Oracle: the same text with one token exchanged, in float64."""
+    torch.manual_seed(0)
+    model = DenseGPT(SMALL).double()
+    tokens = torch.randint(37, (2, 9))
+    other = tokens.clone()
+    other[:, 5] = (other[:, 5] + 1) % 37
+    before, after = model(tokens), model(other)
+    assert torch.equal(before[:, :5], after[:, :5])
+    assert ((before - after)[:, 5:].abs().amax(dim=-1) > 1e-9).all()
+
+
+def test_rotary_scores_depend_on_distance_alone():
+    """Oracle: pairs as complex numbers, turned by exp(i * angle); then all positions moved by 4.
+
+    To 1e-5, since angles are float32.
+    """
+    torch.manual_seed(0)
+    model, positions = DenseGPT(SMALL), torch.zeros(1, 13).long()
+    tables = tuple(table.double() for table in model.rope_tables(positions))
+    q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64).expand(2, 1, 1, 13, 8)  # one vector each
+    turned = torch.complex(q[..., :4], q[..., 4:]) * torch.complex(*tables)
+    torch.testing.assert_close(rotate(q, tables), torch.cat([turned.real, turned.imag], dim=-1))
+    scores = rotate(q, tables)[0, 0] @ rotate(k, tables)[0, 0].T       # (T, T)
+    torch.testing.assert_close(scores[4:, 4:], scores[:-4, :-4], atol=1e-5, rtol=0)
+    assert (scores[0, 1:] - scores[0, 0]).abs().min() > 1e-3
+
+
+def test_untrained_it_finds_all_tokens_equally_likely():
+    """Oracle: log V nats; weights this small move it by less than a hundredth."""
+    torch.manual_seed(0)
+    loss = DenseGPT(SMALL).loss(torch.randint(37, (8, 33)))
+    assert loss.item() == pytest.approx(math.log(37), abs=0.03)
+
+
+def test_the_house_evaluates_it_like_ours():
+    """Oracle: its loss on the same windows, by hand in nats, in place of bits over bytes."""
+    torch.manual_seed(0)
+    model, tokens = DenseGPT(SMALL), torch.randint(37, (5, 8))
+    targets = tokens[:, 1:].clone()
+    targets[-1, 4:] = -100
+    result = evaluate(model, tokens[:, :-1], targets, raw_bytes=50)
+    nats = F.cross_entropy(model(tokens[:, :-1]).transpose(1, 2), targets, reduction="sum").item()
+    assert result.bits_per_byte == pytest.approx(nats / math.log(2) / 50, rel=1e-5)
+    assert result.max_vio == [] and result.mtp_agreement == 0
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("make", [lambda: DenseGPT(SMALL), lambda: DeepSeekV3(OURS)])
+def test_the_benchmarks_steps_learn_a_batch_by_heart(make, optimizer):
+    """Oracle: the loss on one repeated batch, which falls, for either model and optimiser."""
+    contender = Contender(make, RECIPE.replace(optimizer=optimizer), torch.device("cpu"))
+    losses = [contender.step(OneBatch(), (step + 1) / 20) for step in range(20)]
+    assert losses[-1] < 0.8 * losses[0]
+    assert contender.taken == 20 and contender.seconds > 0
+
+
+def test_every_parameter_is_trained():
+    """Oracle: weights before and after a step; none is left out of the optimisers' groups."""
+    contender = Contender(lambda: DenseGPT(SMALL), RECIPE, torch.device("cpu"))
+    before = {name: p.detach().clone() for name, p in contender.model.named_parameters()}
+    contender.step(OneBatch(), 0.5)
+    for name, parameter in contender.model.named_parameters():
+        assert not torch.equal(before[name], parameter), name
+
+
+def test_models_take_turns_in_every_round():
+    """Oracle: the order written out, and results that say when they were measured."""
+    order = []
+    results = train.alternate(["a", "b", "c"], 3, lambda name: (order.append(name), len(order))[1])
+    assert "".join(order) == "abcabcabc"
+    assert results == {"a": [1, 4, 7], "b": [2, 5, 8], "c": [3, 6, 9]}
+
+
+def test_ratios_are_taken_within_rounds():
+    """Oracle: a machine that halves its speed leaves the ratio of 1.5 alone."""
+    assert train.paired_ratio([30, 15, 7.5], [20, 10, 5]) == 1.5
+
+
+def test_steps_fill_the_minutes():
+    """Oracle: by hand. 2 minutes at 440 tokens a second are 1,200 steps of 4 * 11 tokens."""
+    assert train.plan_steps(2, 440, RECIPE) == 1200
+    assert train.plan_steps(0.001, 1, RECIPE) == 1
+
+
+@pytest.mark.parametrize("arguments, named", [
+    (["--minutes", "0"], "--minutes"), (["--rounds", "0"], "--rounds"),
+    (["--steps", "-1"], "--steps"), (["--preset", "tinny"], "tinny"),
+    (["--device", "abacus"], "abacus"), (["--optimizers", "muon", "sgd"], "sgd"),
+    (["--learning-rates", "-1", "1"], "-1"), (["--seed", "-1"], "seed=-1"),
+])
+def test_bad_input_ends_in_one_line(arguments, named, tmp_path, capsys):
+    """Oracle: exit code 2, one line that names the value, no folder made."""
+    out = tmp_path / "results"
+    assert train.main([*arguments, "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and named in error
+    assert not out.exists()
+
+
+def test_an_out_that_is_a_file_is_left_alone(tmp_path, capsys):
+    """Oracle: the file's text afterwards."""
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    assert train.main(["--out", str(tmp_path / "file")]) == 2
+    assert "is a file; name a folder" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
+
+
+class TinyData:
+    """Stands for Data: one batch, and a validation text of the same tokens, one byte each."""
+
+    sha256 = "none"
+
+    def __init__(self, *_):
+        self.batches = OneBatch()
+        self.inputs, self.targets = self.batches.tokens[:, :-1], self.batches.tokens[:, 1:]
+        self.validation_bytes = self.targets.numel()
+
+
+def test_the_whole_benchmark_writes_what_it_prints(tmp_path, capsys, monkeypatch):
+    """Oracle: the order of runs, and the figures in the table against those in the file."""
+    monkeypatch.setattr(train, "Data", TinyData)
+    monkeypatch.setattr(train.ModelConfig, "preset", lambda name: OURS)
+    monkeypatch.setattr(train.TrainConfig, "preset", lambda name: RECIPE)
+    monkeypatch.setattr(train, "plan_steps", lambda minutes, *_: int(2 * minutes))
+    assert train.main(["--minutes", "2", "1", "--rounds", "2", "--steps", "1", "--device", "cpu",
+                       "--learning-rates", "0.02", "0.03", "--out", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "train.json").read_text(encoding="utf-8"))
+    names = ["ours", "ours without MTP", "dense GPT"]
+    assert list(results["speed"]) == names and results["speed"]["dense GPT"]["ratio"] == 1
+    work = [results["speed"][name]["at_work"] for name in names]
+    assert work[0] > work[1]
+    assert [(run["minutes"], run["model"], run["steps"], run["muon_learning_rate"])
+            for run in results["learning"]] == [
+                (minutes, name, 2 * minutes, 0.03 if name == "dense GPT" else 0.02)
+                for minutes in (1, 2) for name in names]
+    printed = capsys.readouterr().out
+    for run in results["learning"]:
+        assert np.isfinite(run["val_bits_per_byte"])
+        assert f"| {run['val_bits_per_byte']:.3f} |" in printed
+    assert (tmp_path / "train.png").stat().st_size > 5000

@@ -1,0 +1,301 @@
+"""Both commands from outside: bad input is one line and exit code 2, and nothing is touched."""
+
+import json
+import pickle
+import re
+import shutil
+
+import pytest
+
+import generate
+import train_tiny
+from minidsv3 import DeepSeekV3, hf
+from minidsv3.data.tokenizer import Tokenizer
+from minidsv3.infer.sampling import complete
+
+STATS = {"new_tokens", "seconds", "tokens_per_s", "prefill_s", "cache_bytes", "passes",
+         "acceptance"}
+
+
+def listing(folder):
+    """{path: bytes, or None for a folder} of everything below."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
+            for path in folder.rglob("*")}
+
+
+def complaint(main, arguments, capsys):
+    """The one line that a command says about bad input."""
+    assert main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), captured.err
+    assert "Traceback" not in captured.out
+    return lines[0]
+
+
+def words_in_order(line, words):
+    """Whether the line has all of the words, in this order."""
+    return re.search(".*".join(map(re.escape, words)), line)
+
+
+# what is asked on top of the miniature run, and the words that answer it
+TRAIN = [
+    (["--preset", "huge"], ["preset 'huge' is unknown", "tiny"]),
+    (["--preset", "v3-671b"], ["no training recipe", "'v3-671b'", "tiny, small"]),
+    (["--set", "qk_rope_head_dim=7"], ["qk_rope_head_dim=7 is odd", "use 8"]),
+    (["--set", "n_routed_experts=5"], ["n_routed_experts=5", "n_group=2", "multiple of 2"]),
+    (["--set", "num_experts_per_tok=9"], ["num_experts_per_tok=9", "choose 1 to"]),
+    (["--set", "vocab_size=100"], ["vocab_size=100", "at least 261"]),
+    (["--set", "window=300"], ["window=300", "max_position_embeddings=256", "change one"]),
+    (["--set", "window=1"], ["window=1 ", "num_nextn_predict_layers=1", "change one"]),
+    (["--set", "hiden_size=32"], ["hiden_size", "did you mean hidden_size"]),
+    (["--set", "nonsense"], ["'nonsense'", "config.py"]),
+    (["--set", "hidden_size"], ["hidden_size has no value", "write --set hidden_size=VALUE"]),
+    (["--set", "hidden_size=wide"], ["hidden_size='wide'", "give int"]),
+    (["--set", "hidden_size=3.5"], ["hidden_size=3.5", "give int"]),
+    (["--set", "warmup=2"], ["warmup=2", "choose 0 to 1"]),
+    (["--steps", "0"], ["steps=0", "at least 1"]),
+    (["--steps", "-3"], ["steps=-3", "at least 1"]),
+    (["--steps", "many"], ["--steps", "'many'", "--help"]),
+    (["--save-every", "0"], ["save_every=0", "at least 1"]),
+    (["--seed", "-1"], ["seed=-1", "for instance 0"]),
+    (["--device", "tpu"], ["device 'tpu' is unknown", "choose auto, cpu"]),
+    (["--device", "cuda:99"], ["device 'cuda:99' is not on this machine", "cpu"]),
+    (["--precision", "fp4"], ["precision='fp4'", "choose auto"]),
+    (["--optimizer", "sgd"], ["optimizer='sgd'", "adamw or muon"]),
+    (["--resume"], ["nothing to resume", "state.pt", "leave out --resume"]),
+    (["--resume", "--overwrite"], ["not allowed with", "--help"]),
+    (["--colour", "red"], ["--colour red", "--help"]),
+]
+
+
+@pytest.mark.parametrize("arguments, words", TRAIN, ids=lambda value: " ".join(value)[:40])
+def test_train_refuses_bad_input(miniature, tmp_path, monkeypatch, capsys, arguments, words):
+    """Oracle: the words; the folder it would have made is not there."""
+    monkeypatch.chdir(tmp_path)
+    line = complaint(train_tiny.main, [*miniature, "--out", "run", *arguments], capsys)
+    assert words_in_order(line, words), line
+    assert listing(tmp_path) == {}
+
+
+@pytest.mark.parametrize("content, words", [
+    (None, ["text.txt' does not exist", "give a file"]), (b"", ["text.txt' holds no text", "give"]),
+    (b" \n\n", ["holds no text", "give"]), (b"\0\1\2\xff" * 99, ["is not UTF-8 text", "convert"]),
+    ("é".encode("latin-1") * 99, ["is not UTF-8 text", "0xe9", "convert"]),
+    (b"x", ["text", "give more text"]), (b"too short for one window", ["more text"])])
+def test_train_refuses_a_text_it_cannot_use(miniature, tmp_path, capsys, content, words):
+    """Oracle: the words; the folder is as before."""
+    if content is not None:
+        (tmp_path / "text.txt").write_bytes(content)
+    before = listing(tmp_path)
+    line = complaint(train_tiny.main, [*miniature, "--data", tmp_path / "text.txt",
+                                       "--out", tmp_path / "run"], capsys)
+    assert words_in_order(line, words), line
+    assert listing(tmp_path) == before
+
+
+def test_train_does_not_touch_a_finished_run(miniature, finished_run, capsys):
+    """Oracle: the folder's bytes."""
+    before = listing(finished_run)
+    for arguments, words in [([], ["a finished run", "--overwrite"]),
+                             (["--resume"], ["is finished", "--out"])]:
+        line = complaint(train_tiny.main, [*miniature, "--out", finished_run, *arguments], capsys)
+        assert words_in_order(line, words)
+    assert listing(finished_run) == before
+
+
+def test_overwrite_replaces_a_finished_run(miniature, finished_run, tmp_path, capsys):
+    """Oracle: the same run as a fresh one, and no file of the old one left."""
+    shutil.copytree(finished_run, tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").write_bytes(b"old")
+    (tmp_path / "run" / "mine.txt").write_text("mine")
+    assert train_tiny.main([*miniature, "--out", str(tmp_path / "run"), "--overwrite"]) == 0
+    after = listing(tmp_path / "run")
+    assert after.keys() == listing(finished_run).keys() | {"mine.txt"}
+    assert after["model.safetensors"] == (finished_run / "model.safetensors").read_bytes()
+
+
+def test_train_does_not_touch_files_in_the_way(miniature, tmp_path, capsys):
+    """Oracle: the folder's bytes; --out is a file, lies below one, or holds somebody's model."""
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    before = listing(tmp_path)
+    for out, words in [("file", ["file is a file", "name a folder"]),
+                       ("file/run", ["file is a file", "name a folder"]),
+                       ("model", ["config.json already", "--out"])]:
+        line = complaint(train_tiny.main, [*miniature, "--out", tmp_path / out], capsys)
+        assert words_in_order(line, words), line
+    assert listing(tmp_path) == before
+
+
+def unfinished(finished_run, folder):
+    """A copy of the run as a kill would have left it."""
+    shutil.copytree(finished_run, folder)
+    (folder / "summary.json").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("arguments, words", [
+    ([], ["an unfinished run", "--resume to go on"]),
+    (["--resume", "--steps", "7"], ["steps=6, not 7", "leave that out"]),
+    (["--resume", "--set", "hidden_size=64"], ["hidden_size=32, not 64", "leave that out"]),
+    (["--resume", "--seed", "5"], ["seed=0, not 5", "leave that out"]),
+    (["--resume", "--preset", "small"], ["not", "leave that out"])])
+def test_resume_refuses_other_flags(finished_run, tmp_path, capsys, arguments, words):
+    """Oracle: the field, both values; the folder's bytes."""
+    folder = unfinished(finished_run, tmp_path / "run")
+    before = listing(folder)
+    line = complaint(train_tiny.main, ["--out", folder, *arguments], capsys)
+    assert words_in_order(line, words), line
+    assert listing(folder) == before
+
+
+def test_resume_refuses_a_damaged_state(finished_run, tmp_path, capsys):
+    """Oracle: the path and a remedy; the folder's bytes."""
+    folder = unfinished(finished_run, tmp_path / "run")
+    (folder / "state.pt").write_bytes((folder / "state.pt").read_bytes()[:5000])
+    before = listing(folder)
+    line = complaint(train_tiny.main, ["--out", folder, "--resume"], capsys)
+    assert words_in_order(line, ["state.pt cannot be read", "--overwrite"])
+    assert listing(folder) == before
+
+
+def test_resume_takes_flags_that_agree(finished_run, tmp_path):
+    """Oracle: the finished run's own figures."""
+    folder = unfinished(finished_run, tmp_path / "run")
+    assert train_tiny.main(["--out", str(folder), "--resume", "--steps", "6", "--set",
+                            "hidden_size=32", "--device", "cpu"]) == 0
+    old, new = (json.loads((each / "summary.json").read_text(encoding="utf-8"))
+                for each in (finished_run, folder))
+    assert old["val_bits_per_byte"] == new["val_bits_per_byte"]
+
+
+GENERATE = [
+    (["--temperature", "-1"], ["temperature=-1", "must not be negative"]),
+    (["--temperature", "inf"], ["temperature=inf", "0 is greedy"]),
+    (["--temperature", "nan"], ["temperature=nan", "0 is greedy"]),
+    (["--temperature", "hot"], ["--temperature", "'hot'", "--help"]),
+    (["--top-p", "1.5"], ["top_p=1.5", "choose above 0, up to 1"]),
+    (["--top-p", "0"], ["top_p=0", "choose above 0"]),
+    (["--top-k", "0"], ["top_k=0", "at least 1"]),
+    (["--seed", "-1"], ["seed=-1", "for instance 0"]),
+    (["--max-new-tokens", "0"], ["max_new_tokens=0", "at least 1"]),
+    (["--max-new-tokens", "257"], ["max_new_tokens=257", "max_position_embeddings=256", "shorten"]),
+    (["--prompt", "é" * 999], ["prompt tokens", "max_position_embeddings=256", "shorten"]),
+    (["--device", "gpu"], ["device 'gpu' is unknown", "choose auto, cpu"]),
+]
+
+
+@pytest.mark.parametrize("arguments, words", GENERATE, ids=lambda value: " ".join(value)[:40])
+def test_generate_refuses_bad_settings(finished_run, capsys, arguments, words):
+    """Oracle: the words; nothing is printed before them."""
+    line = complaint(generate.main, ["--model", finished_run, "--device", "cpu", *arguments],
+                     capsys)
+    assert words_in_order(line, words), line
+
+
+def pickled(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"w": 1}))
+
+
+def other_vocabulary(folder):
+    Tokenizer.train([], 261).save(folder)
+
+
+# what is done to a copy of a good folder, and the words that name it
+BROKEN = [
+    (lambda folder: shutil.rmtree(folder), ["no model in", "train_tiny.py"]),
+    (lambda folder: (folder / "config.json").write_text("{broken"), ["config.json", "no JSON"]),
+    (lambda folder: (folder / "config.json").write_bytes(b"\xff\0"), ["config.json", "no JSON"]),
+    (lambda folder: (folder / "config.json").write_text("[1]"), ["model_type='list'", "need"]),
+    (lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'),
+     ["model_type='llama'", "another architecture", "deepseek_v3"]),
+    (lambda folder: (folder / "model.safetensors").unlink(), ["model.safetensors is missing"]),
+    (pickled, ["pytorch_model.bin is pickled", "convert"]),
+    (lambda folder: (folder / "model.safetensors").write_bytes(
+        (folder / "model.safetensors").read_bytes()[:-100]), ["cannot be read", "copy it again"]),
+    (lambda folder: (folder / "model.safetensors").write_bytes(b""), ["cannot be read", "copy"]),
+    (lambda folder: (folder / "tokenizer.json").unlink(), ["tokenizer.json does not exist"]),
+    (lambda folder: (folder / "tokenizer.json").write_text("{}"), ["tokenizer.json is not"]),
+    (other_vocabulary, ["tokenizer.json has 261", "vocab_size=300", "different models"]),
+]
+
+
+@pytest.mark.parametrize("damage, words", BROKEN)
+def test_generate_refuses_a_broken_model(finished_run, tmp_path, capsys, damage, words):
+    """Oracle: the words; the folder is as the damage left it."""
+    folder = tmp_path / "model"
+    shutil.copytree(finished_run, folder)
+    damage(folder)
+    before = listing(tmp_path)
+    line = complaint(generate.main, ["--model", folder, "--prompt", "def "], capsys)
+    assert words_in_order(line, words), line
+    assert listing(tmp_path) == before
+
+
+def test_generate_says_how_to_make_the_first_model(tmp_path, monkeypatch, capsys):
+    """Oracle: the command, where there is neither a run nor a model in the box."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(generate, "HERE", tmp_path)
+    assert "python train_tiny.py" in complaint(generate.main, ["--prompt", "def "], capsys)
+
+
+def test_generate_finds_the_run_then_the_box(tmp_path, monkeypatch):
+    """Oracle: folders made one after the other."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(generate, "HERE", tmp_path)
+    for folder in (tmp_path / "checkpoints/tiny", tmp_path / "runs/tiny"):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_text("")
+        assert generate.find_model(None).resolve() == folder.resolve()
+
+
+@pytest.mark.parametrize("command, options", [
+    (train_tiny, ["--preset", "--data", "--steps", "--seed", "--out", "--device", "--precision",
+                  "--optimizer", "--save-every", "--compile", "--resume", "--overwrite", "--set"]),
+    (generate, ["--model", "--prompt", "--max-new-tokens", "--temperature", "--top-k", "--top-p",
+                "--seed", "--device", "--stats"])])
+def test_help_names_every_option(command, options, capsys):
+    """Oracle: the list of options."""
+    with pytest.raises(SystemExit) as end:
+        command.main(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert all(option in text for option in options)
+
+
+@pytest.mark.parametrize("prompt", ["", "def ", "def f1(x):\n    ", "é€", "    ", "x = 12"])
+def test_generate_prints_the_prompt_and_its_continuation(finished_run, capsys, prompt):
+    """Oracle: the model asked directly, with the same seed; all keys of --stats on the last line."""
+    arguments = ["--model", str(finished_run), "--device", "cpu", "--seed", "3", "--prompt", prompt,
+                 "--max-new-tokens", "25", "--stats"]
+    assert generate.main(arguments) == 0
+    text, _, last = capsys.readouterr().out.rstrip("\n").rpartition("\n")
+    model, tokenizer = hf.load(finished_run), Tokenizer.load(finished_run)
+    pieces = list(complete(model, tokenizer, prompt, 25, temperature=0.7, top_p=0.95, seed=3))
+    assert text == prompt + "".join(piece for _, piece in pieces)
+    stats = json.loads(last)
+    assert stats.keys() == STATS and stats["acceptance"] == []
+    assert stats["passes"] == len(pieces) - 1 <= 25 and stats["cache_bytes"] > 0
+    assert 0 < stats["prefill_s"] <= stats["seconds"]
+
+
+def test_generate_stops_at_eos(finished_run, monkeypatch, capsys):
+    """Oracle: a model made to say EOS in its fourth pass."""
+    real, passes = DeepSeekV3.forward, []
+
+    def forward(self, tokens, cache=None):
+        passes.append(tokens.size(1))
+        logits = real(self, tokens, cache)
+        logits[..., 1] = 1e9 if len(passes) == 4 else -1e9
+        return logits
+
+    monkeypatch.setattr(DeepSeekV3, "forward", forward)
+    arguments = ["--model", str(finished_run), "--device", "cpu", "--prompt", "word", "--stats"]
+    assert generate.main(arguments) == 0
+    stats = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert stats["new_tokens"] == 3 and stats["passes"] == len(passes) == 4
+    assert passes[1:] == [1, 1, 1]                         # the cache holds the rest

@@ -1,0 +1,126 @@
+"""Muon against torch's own on single matrices, and who is decayed by whom."""
+
+import pytest
+import torch
+
+from minidsv3 import DeepSeekV3, ModelConfig
+from minidsv3.train.optim import Muon, make_optimizers, orthogonalize
+from minidsv3.train.recipe import TrainConfig
+
+# Newton-Schulz runs in bfloat16 (8 bits), and the two codes round in another order; entries of an
+# orthogonal direction of these sizes are about 0.1 to 0.3.
+TOLERANCE = 0.02
+
+
+def config(**changes):
+    return ModelConfig.preset("tiny").replace(
+        vocab_size=300, hidden_size=32, num_hidden_layers=2, intermediate_size=48,
+        moe_intermediate_size=16, **changes)
+
+
+def update(optimizer_of, weight, gradients):
+    """Everything that some steps with given gradients change in a weight."""
+    parameter = torch.nn.Parameter(weight.clone())
+    optimizer = optimizer_of([parameter])
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+    return parameter.detach() - weight
+
+
+@pytest.mark.parametrize("rows, columns", [(24, 7), (7, 24), (12, 12)])
+def test_muon_is_torchs_on_single_matrices(rows, columns):
+    """Oracle: torch.optim.Muon, with learning rate 1 so that directions are compared."""
+    generator = torch.Generator().manual_seed(rows)
+    weight, *gradients = torch.randn(6, rows, columns, generator=generator)
+    ours = update(lambda p: Muon(p, lr=1.0, weight_decay=0.1), weight, gradients)
+    theirs = update(lambda p: torch.optim.Muon(p, lr=1.0, weight_decay=0.1), weight, gradients)
+    assert theirs.abs().max() > 0.5
+    scale = max(1, rows / columns) ** 0.5
+    assert (ours - theirs).abs().max() < TOLERANCE * len(gradients) * scale
+
+
+def test_a_stack_is_its_members_one_by_one():
+    """Oracle: the same optimiser on each matrix alone."""
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(3, 10, 6, generator=generator)
+    gradients = torch.randn(4, 3, 10, 6, generator=generator)
+    together = update(lambda p: Muon(p, lr=1.0), weight, gradients)
+    alone = torch.stack([update(lambda p: Muon(p, lr=1.0), weight[i], gradients[:, i])
+                         for i in range(3)])
+    assert (together - alone).abs().max() < TOLERANCE * 4 * (10 / 6) ** 0.5
+
+
+def test_gate_and_up_are_two_matrices():
+    """Oracle: each half of gate_up_proj as a parameter of its own; whole, it would differ."""
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(3, 16, 6, generator=generator)
+    gradients = torch.randn(4, 3, 16, 6, generator=generator)
+    gradients[..., :8, :] *= 20                            # the halves must not share a norm
+
+    def halves(parameters):
+        return Muon([{"params": parameters, "halves": 2}], lr=1.0)
+
+    joined = update(halves, weight, gradients)
+    apart = torch.cat([update(lambda p: Muon(p, lr=1.0), half, gradient) for half, gradient in
+                       zip(weight.split(8, 1), gradients.split(8, 2))], dim=1)
+    whole = update(lambda p: Muon(p, lr=1.0), weight, gradients)
+    assert (joined - apart).abs().max() < TOLERANCE * 4 * (8 / 6) ** 0.5
+    assert (joined - whole).abs().max() > 10 * TOLERANCE * 4
+
+
+def test_directions_are_nearly_orthogonal():
+    """Oracle: singular values, which this quintic brings to between 0.68 and 1.15 or so."""
+    matrices = torch.randn(2, 9, 30, generator=torch.Generator().manual_seed(3))
+    values = torch.linalg.svdvals(orthogonalize(matrices).float())
+    assert 0.6 < values.min() and values.max() < 1.25
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_parameter_has_exactly_one_optimiser(optimizer, tied):
+    """Oracle: the model's own list of parameters."""
+    model = DeepSeekV3(config(tie_word_embeddings=tied))
+    groups = [group for each in make_optimizers(model, TrainConfig(optimizer=optimizer))
+              for group in each.param_groups]
+    held = sorted(id(parameter) for group in groups for parameter in group["params"])
+    assert held == sorted(id(parameter) for parameter in model.parameters())
+    assert all(group["peak"] == group["lr"] > 0 for group in groups)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_matrices_decay_and_gains_do_not(optimizer):
+    """Oracle: with gradients of zero only decay is left, a factor 1 - lr * weight_decay."""
+    model = DeepSeekV3(config())
+    recipe = TrainConfig(optimizer=optimizer, learning_rate=0.5, muon_learning_rate=0.25,
+                         weight_decay=0.2)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for each in make_optimizers(model, recipe):
+        for group in each.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        each.step()
+    for name, parameter in model.named_parameters():
+        by_muon = optimizer == "muon" and not name.startswith(("embed_tokens", "lm_head"))
+        factor = 1.0 if parameter.dim() < 2 else 1 - 0.2 * (0.25 if by_muon else 0.5)
+        torch.testing.assert_close(parameter.detach(), factor * before[name], msg=name)
+
+
+def test_adamw_is_written_out():
+    """Oracle: two steps of the textbook formula in float64 for one matrix."""
+    model = DeepSeekV3(config())
+    recipe = TrainConfig(optimizer="adamw", learning_rate=0.01, beta1=0.9, beta2=0.95,
+                         weight_decay=0.1)
+    (optimizer,) = make_optimizers(model, recipe)
+    weight = model.layers[0].mlp.down_proj.weight
+    expected = weight.detach().double().clone()
+    first = second = torch.zeros_like(expected)
+    for step in (1, 2):
+        gradient = torch.randn(weight.shape, generator=torch.Generator().manual_seed(step))
+        weight.grad = gradient
+        optimizer.step()
+        first = 0.9 * first + 0.1 * gradient.double()
+        second = 0.95 * second + 0.05 * gradient.double() ** 2
+        expected *= 1 - 0.01 * 0.1
+        expected -= 0.01 * (first / (1 - 0.9**step)) / ((second / (1 - 0.95**step)).sqrt() + 1e-8)
+    assert (weight.detach() - expected).abs().max() < 1e-6

@@ -1,0 +1,300 @@
+"""The loop: repeatable, resumable bit for bit, safe when it is stopped in any way."""
+
+import json
+import math
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+import train_tiny
+from minidsv3 import DeepSeekV3, hf
+from minidsv3.data import corpus
+from minidsv3.infer import sampling
+from minidsv3.train import trainer as trainer_module
+from minidsv3.train.checkpoint import EXPORTS, RunFolder
+from minidsv3.train.trainer import Diverged, Trainer
+
+ROOT = Path(__file__).resolve().parents[2]
+FIGURES = ("step", "tokens", "loss", "mtp_loss", "balance_loss", "bits_per_byte", "lr", "max_vio")
+
+
+def metrics(folder):
+    """metrics.jsonl as dicts, without what depends on the clock."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_s"} for line in lines]
+
+
+def make(arguments, folder):
+    """A Trainer as train_tiny.py makes it."""
+    parsed = train_tiny.parse_arguments([*arguments, "--out", str(folder)])
+    return Trainer(*train_tiny.configure(parsed), RunFolder(folder), torch.device("cpu"))
+
+
+def test_two_runs_of_one_seed_are_one(finished_run, miniature, tmp_path):
+    """Oracle: the other run, to the last bit; another seed differs."""
+    assert train_tiny.main([*miniature, "--out", str(tmp_path / "same")]) == 0
+    assert metrics(tmp_path / "same") == metrics(finished_run)
+    assert train_tiny.main([*miniature, "--out", str(tmp_path / "other"), "--seed", "1"]) == 0
+    assert metrics(tmp_path / "other") != metrics(finished_run)
+
+
+def test_loss_falls(finished_run):
+    """Oracle: a uniform guess costs ln 300 nats."""
+    losses = [line["loss"] for line in metrics(finished_run)]
+    assert losses[0] == pytest.approx(math.log(300), abs=0.1) and losses[-1] < losses[0] - 0.2
+
+
+def test_resume_after_a_kill_repeats_the_run(finished_run, miniature, tmp_path):
+    """Oracle: the uninterrupted run: same losses, same weights, bit for bit."""
+    folder = tmp_path / "killed"
+    lines_before_kill = random.Random(3).randint(2, 5)
+    command = [sys.executable, str(ROOT / "train_tiny.py"), *miniature, "--out", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = folder / "metrics.jsonl"
+    try:
+        while process.poll() is None:
+            if log.exists() and log.read_bytes().count(b"\n") >= lines_before_kill:
+                break
+            time.sleep(0.002)
+    finally:
+        process.kill()
+        process.wait()
+    assert (folder / "state.pt").is_file() and not (folder / "summary.json").exists()
+    assert train_tiny.main(["--out", str(folder), "--resume", "--device", "cpu"]) == 0
+    assert metrics(folder) == metrics(finished_run)
+    for name in ("model.safetensors", "ema.safetensors"):
+        assert (folder / name).read_bytes() == (finished_run / name).read_bytes()
+
+
+def test_resume_at_every_step_is_bit_identical(finished_run, miniature, tmp_path, monkeypatch):
+    """Oracle: the uninterrupted run. Here Ctrl-C stops each step, from the first to the last."""
+    folder, runs = tmp_path / "stopped", 0
+    real = Trainer.train_step
+
+    def step_then_interrupt(self):
+        signal.raise_signal(signal.SIGINT)
+        return real(self)
+
+    monkeypatch.setattr(Trainer, "train_step", step_then_interrupt)
+    arguments, code = [*miniature, "--out", str(folder)], 130
+    while code == 130:
+        code = train_tiny.main(arguments)
+        arguments, runs = ["--out", str(folder), "--resume", "--device", "cpu"], runs + 1
+    assert code == 0 and runs == 7                         # six steps, and one to finish
+    assert metrics(folder) == metrics(finished_run)
+    for name in ("model.safetensors", "ema.safetensors"):
+        assert (folder / name).read_bytes() == (finished_run / name).read_bytes()
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(miniature, tmp_path, monkeypatch, capsys):
+    """Oracle: exit code 130, the command, a state after the step at hand, the old handler back."""
+    real, handler = Trainer.train_step, signal.getsignal(signal.SIGINT)
+
+    def interrupt_third(self):
+        if self.step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return real(self)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupt_third)
+    assert train_tiny.main([*miniature, "--out", str(tmp_path / "run")]) == 130
+    assert f"python train_tiny.py --out {tmp_path / 'run'} --resume" in capsys.readouterr().out
+    state = RunFolder(tmp_path / "run", resume=True).load_state()
+    assert state["step"] == 3 == len(metrics(tmp_path / "run"))
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert hf.load(tmp_path / "run").config.hidden_size == 32
+
+
+def test_a_second_ctrl_c_ends_at_once(miniature, tmp_path, monkeypatch, capsys):
+    """Oracle: exit code 130, no traceback, and the last checkpoint is that before."""
+    def twice(self):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "train_step", twice)
+    assert train_tiny.main([*miniature, "--out", str(tmp_path / "run")]) == 130
+    assert "--resume" in capsys.readouterr().out
+    assert RunFolder(tmp_path / "run", resume=True).load_state()["step"] == 0
+
+
+def test_micro_batches_add_up_to_the_batch(miniature, tmp_path):
+    """Oracle: one backward pass of the whole batch; float32 sums in another order."""
+    whole = make(miniature, tmp_path / "a")
+    parts = make([*miniature, "--set", "micro_batch=2"], tmp_path / "b")
+    uneven = make([*miniature, "--set", "micro_batch=4"], tmp_path / "c")
+    tokens = whole.data.batches.take(0, 6)                 # (6, T+1)
+    terms = [each.gradients(tokens, 0.3) for each in (whole, parts, uneven)]
+    for other, means in zip((parts, uneven), terms[1:]):
+        assert means == pytest.approx(terms[0], rel=1e-5)
+        for a, b in zip(whole.model.parameters(), other.model.parameters()):
+            assert (a.grad - b.grad).abs().max() <= 1e-5 * a.grad.abs().max() + 1e-9
+        loads = [each.model.update_router_bias(0.0) for each in (whole, other)]
+        if other is parts:
+            assert torch.equal(*loads)
+            assert loads[0][0].sum() == 6 * 32 * 2                       # main block: B * T * K
+            assert loads[0][1].sum() == 6 * 31 * 2                       # MTP block: T - 1 positions
+            assert whole.model.update_router_bias(0.0).sum() == 0            # counted anew
+
+
+def test_a_step_uses_all_its_schedules(miniature, tmp_path):
+    """Oracle: what the schedules give, recomputed here from the sizes of the steps."""
+    run = make(miniature, tmp_path / "run")
+    assert run.sizes == [4, 6, 6, 6, 6, 6]                 # the ramp is shorter than a step
+    line, loads = run.train_step()
+    assert line["tokens"] == 4 * 32 and line["step"] == run.step == 1
+    assert line["lr"] == pytest.approx(run.optimizers[0].param_groups[0]["peak"]
+                                       * trainer_module.learning_rate_factor(run.config, 4 / 34))
+    routers = run.model.routers()
+    for router, load in zip(routers, loads):
+        expected = run.config.gamma * (load.double().mean() - load).sign()
+        torch.testing.assert_close(router.e_score_correction_bias, expected.float())
+    # Averaged weights: at step 0 the share of the old is 1 / 10.
+    fresh = make(miniature, tmp_path / "fresh")
+    for average, old, new in zip(run.average, fresh.model.parameters(), run.model.parameters()):
+        torch.testing.assert_close(average, 0.1 * old.detach() + 0.9 * new.detach())
+
+
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_a_loss_that_is_no_number_stops_the_run(miniature, tmp_path, monkeypatch, capsys, broken):
+    """Oracle: step and remedy in one line, the state of the step before, weights still finite."""
+    real = DeepSeekV3.loss
+    calls = []
+
+    def loss(self, *arguments):
+        calls.append(1)
+        terms = real(self, *arguments)
+        if len(calls) == 4:
+            bad = float("nan") if broken == "loss" else (terms.total * 0).sqrt()  # gradient 1/0
+            return terms._replace(total=terms.total + bad)
+        return terms
+
+    monkeypatch.setattr(DeepSeekV3, "loss", loss)
+    assert train_tiny.main([*miniature, "--out", str(tmp_path / "run"), "--save-every", "1"]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ") and "step 4" in line and "learning_rate" in line
+    assert "last checkpoint is kept" in line
+    state = RunFolder(tmp_path / "run", resume=True).load_state()
+    assert state["step"] == 3 and len(metrics(tmp_path / "run")) == 3
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
+def test_a_full_disk_in_the_middle_keeps_the_last_state(miniature, tmp_path, monkeypatch, capsys):
+    """Oracle: exit code 2, one line; the state saved before; and the run can still be finished."""
+    real = torch.save
+
+    def full_at_four(state, file):
+        if state["step"] == 4:
+            file.write(b"half")
+            raise OSError(28, "No space left on device")
+        return real(state, file)
+
+    monkeypatch.setattr(torch, "save", full_at_four)
+    folder = tmp_path / "run"
+    assert train_tiny.main([*miniature, "--out", str(folder)]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: cannot write") and "No space left" in line
+    assert RunFolder(folder, resume=True).load_state()["step"] == 2
+    assert not list(folder.glob("*.tmp"))
+    monkeypatch.undo()
+    assert train_tiny.main(["--out", str(folder), "--resume", "--device", "cpu"]) == 0
+
+
+def test_the_folder_is_complete(finished_run, small_text):
+    """Oracle: the lists of files, of metrics and of figures that other tools read."""
+    assert {path.name for path in finished_run.iterdir()} == {"state.pt", *EXPORTS}
+    lines = metrics(finished_run)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert all(set(FIGURES) <= set(line) for line in lines)
+    assert [line["step"] for line in lines if "val_bits_per_byte" in line] == [3, 6]
+    summary = json.loads((finished_run / "summary.json").read_text(encoding="utf-8"))
+    assert set(summary) >= {
+        "val_bits_per_byte", "val_bits_per_byte_ema", "seconds", "steps", "tokens", "tokens_per_s",
+        "max_vio", "parameters", "parameters_active", "device", "dtype", "seed", "torch", "python",
+        "corpus_sha256", "command"}
+    assert summary["steps"] == 6 and summary["tokens"] == 34 * 32 == lines[-1]["tokens"]
+    assert summary["corpus_sha256"] == corpus.load(str(small_text)).sha256
+    assert summary["val_bits_per_byte"] == lines[-1]["val_bits_per_byte"]
+    assert len(summary["max_vio"]) == 2 and summary["dtype"] == "float32"
+    recipe = json.loads((finished_run / "train.json").read_text(encoding="utf-8"))
+    assert recipe["steps"] == 6 and recipe["window"] == 32
+    assert (finished_run / "sample.txt").read_text(encoding="utf-8").startswith("def ")
+    for name in ("loss.png", "expert_load.png"):
+        assert (finished_run / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_averaged_weights_are_those_of_the_state(finished_run):
+    """Oracle: state.pt's list, in the order of the model's parameters."""
+    state = torch.load(finished_run / "state.pt", weights_only=True)
+    saved = safetensors.torch.load_file(finished_run / "ema.safetensors")
+    raw = safetensors.torch.load_file(finished_run / "model.safetensors")
+    model = hf.load(finished_run)
+    names = [name for name, _ in model.named_parameters()]
+    average = state["average"][names.index("layers.0.mlp.down_proj.weight")]
+    assert torch.equal(saved["model.layers.0.mlp.down_proj.weight"], average)
+    assert saved.keys() == raw.keys()
+    assert not torch.equal(raw["model.layers.0.mlp.down_proj.weight"], average)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_transformers_reads_the_run_folder(finished_run, miniature, tmp_path, tied):
+    """Oracle: AutoModelForCausalLM and AutoTokenizer: our ids, our logits within 1e-5."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    folder = finished_run
+    if not tied:
+        folder = tmp_path / "untied"
+        assert train_tiny.main([*miniature, "--out", str(folder), "--steps", "2",
+                                "--set", "tie_word_embeddings=false"]) == 0
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ours = hf.load(str(folder))
+    text = "def f7(x):\n    return x + 7  # é€😀\n"
+    ids = tokenizer(text)["input_ids"]
+    assert ids == trainer_module.Tokenizer.load(folder).encode(text)
+    tokens = torch.tensor([ids])
+    with torch.no_grad():
+        reference = theirs(tokens).logits
+        gap = (ours(tokens) - reference).abs().max() / reference.abs().max()
+    assert gap <= 1e-5
+    assert tied == (theirs.lm_head.weight.data_ptr() == theirs.model.embed_tokens.weight.data_ptr())
+
+
+def test_another_text_is_not_resumed(miniature, small_text, tmp_path, monkeypatch, capsys):
+    """Oracle: the text's name and a remedy; the state is what it was."""
+    text = tmp_path / "text.txt"
+    text.write_bytes(small_text.read_bytes())
+    arguments = [*miniature, "--data", str(text), "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(Trainer, "train_step", lambda self: (_ for _ in ()).throw(Diverged("x")))
+    assert train_tiny.main(arguments) == 1
+    before = (tmp_path / "run" / "state.pt").read_bytes()
+    text.write_bytes(small_text.read_bytes() + b"more\n")
+    capsys.readouterr()
+    assert train_tiny.main(["--out", str(tmp_path / "run"), "--resume"]) == 2
+    assert "text.txt' has changed" in capsys.readouterr().err
+    assert (tmp_path / "run" / "state.pt").read_bytes() == before
+
+
+def test_a_compiler_that_fails_is_no_end(miniature, tmp_path, monkeypatch, capsys):
+    """Oracle: the same losses as without; one line says that it failed. No load is left counted."""
+    def refuse(_):
+        raise RuntimeError("no compiler here")
+    monkeypatch.setattr(torch, "compile", refuse)
+    run = make(miniature, tmp_path / "run")
+    run.compile()
+    assert "torch.compile failed (RuntimeError)" in capsys.readouterr().out
+    assert run.loss == run.model.loss
+    assert all(parameter.grad is None for parameter in run.model.parameters())
+    assert all(router.load.sum() == 0 for router in run.model.routers())
+
+
+def test_the_sample_goes_on_from_def(finished_run):
+    """Oracle: sampling again with the same seed from the finished folder."""
+    model, tokenizer = hf.load(finished_run), trainer_module.Tokenizer.load(finished_run)
+    pieces = sampling.complete(model, tokenizer, "def ", 200, temperature=0.7, top_p=0.95, seed=0)
+    expected = "def " + "".join(text for _, text in pieces)
+    assert (finished_run / "sample.txt").read_bytes().decode() == expected
