@@ -68,6 +68,8 @@ def load(folder, dtype=None, device="cpu"):
     with torch.device("meta"):
         model = DeepSeekV3(config)
     model = model.to(dtype or embedding.dtype).to_empty(device=device)
+    if config.tie_word_embeddings:                     # to_empty made two of the one
+        model.lm_head.weight = model.embed_tokens.weight
     copy_released(model, tensors)
     return model.eval()
 

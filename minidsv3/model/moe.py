@@ -147,9 +147,10 @@ def grouped_linear(rows, weight, counts):
 
 
 def can_group(weight):
-    """Whether torch's grouped product takes matrices of this dtype and these sizes."""
+    """Whether torch's grouped product takes matrices of this device, dtype and size."""
+    dtypes = {"cpu": (torch.float32, torch.bfloat16, torch.float16), "cuda": (torch.bfloat16,)}
     aligned = all(size * weight.element_size() % 16 == 0 for size in weight.shape[1:])
-    return aligned and weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return aligned and weight.dtype in dtypes.get(weight.device.type, ())
 
 
 grouped_mm = getattr(F, "grouped_mm", None) or torch._grouped_mm       # its name before torch 2.12

@@ -1,4 +1,4 @@
-"""Run folders: a failing write, a kill or a stranger's file lose nothing, leave nothing half-made."""
+"""Run folders: a failing write, a kill or a foreign file lose nothing, leave nothing half-made."""
 
 import json
 import os

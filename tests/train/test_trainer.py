@@ -138,7 +138,7 @@ def test_micro_batches_add_up_to_the_batch(miniature, tmp_path):
         if other is parts:
             assert torch.equal(*loads)
             assert loads[0][0].sum() == 6 * 32 * 2                       # main block: B * T * K
-            assert loads[0][1].sum() == 6 * 31 * 2                       # MTP block: T - 1 positions
+            assert loads[0][1].sum() == 6 * 31 * 2                       # MTP block: T - 1 of them
             assert whole.model.update_router_bias(0.0).sum() == 0            # counted anew
 
 

@@ -1,0 +1,107 @@
+"""Bits per byte, balance and draft agreement against plain loops in float64."""
+
+import math
+
+import pytest
+import torch
+
+from minidsv3 import DeepSeekV3, ModelConfig
+from minidsv3.data.batches import raw_bytes, validation_windows
+from minidsv3.data.corpus import Document
+from minidsv3.data.tokenizer import Tokenizer
+from minidsv3.measure.evaluate import evaluate, parses_to_last_statement
+
+TEXT = "".join(f"def f{n}(x):\n    return x + {n}  # é€😀\n" for n in range(12))
+
+
+@pytest.fixture(scope="module")
+def setting():
+    """A float64 model with two MTP modules, and the windows of one document."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train([TEXT], 290)
+    model = DeepSeekV3(ModelConfig.preset("tiny").replace(
+        vocab_size=290, hidden_size=32, num_hidden_layers=3, intermediate_size=48,
+        moe_intermediate_size=16, num_nextn_predict_layers=2, initializer_range=0.3))
+    document = Document("one", TEXT)
+    return model.double().eval(), *validation_windows([document], tokenizer, 23), document
+
+
+@pytest.mark.parametrize("batch", [1, 4, 100])
+def test_bits_per_byte_are_those_of_a_loop(setting, batch):
+    """Oracle: -log2 of each token's softmax probability, over the bytes of the file."""
+    model, inputs, targets, document = setting
+    bits, count = 0.0, 0
+    for window, wanted in zip(inputs, targets):
+        with torch.no_grad():
+            rows = model(window[None])[0].tolist()
+        for row, target in zip(rows, wanted.tolist()):
+            if target >= 0:
+                largest = max(row)
+                normaliser = math.fsum(math.exp(value - largest) for value in row)
+                bits -= (row[target] - largest - math.log(normaliser)) / math.log(2)
+                count += 1
+    assert count == (targets != -100).sum() < targets.numel()
+    result = evaluate(model, inputs, targets, raw_bytes([document]), batch)
+    assert result.bits_per_byte == pytest.approx(bits / len(TEXT.encode()), rel=1e-10)
+
+
+def test_max_vio_is_counted_by_hand(setting):
+    """Oracle: a count of each expert's tokens in a plain loop, padding left out."""
+    model, inputs, targets, document = setting
+    counts = [[0] * 16 for _ in range(4)]                  # two sparse blocks, two MTP modules
+    for window, wanted in zip(inputs, targets):
+        with torch.no_grad():
+            hidden, routings = model.hidden_states(window[None])
+            routings += model.mtp_states(hidden, window[None])[1]
+        for layer, routing in enumerate(routings):
+            later = max(0, layer - 1)                      # MTP depth k begins at token k
+            for place, chosen in enumerate(routing.experts[0].tolist(), start=later):
+                for expert in chosen if wanted[place] >= 0 else []:
+                    counts[layer][expert] += 1
+    expected = [max(row) / (sum(row) / 16) - 1 for row in counts]
+    result = evaluate(model, inputs, targets, raw_bytes([document]), 4)
+    assert result.max_vio == pytest.approx(expected, abs=5e-5)         # rounded to four digits
+    assert all(router.load.sum() == 0 for router in model.routers())   # evaluation counts nothing
+
+
+def test_agreement_compares_guesses_at_the_same_token(setting):
+    """Oracle: a loop; depth k at place i and the main model at i + k guess token i + k + 1."""
+    model, inputs, targets, document = setting
+    same = count = 0
+    for window, wanted in zip(inputs, targets):
+        with torch.no_grad():
+            hidden, _ = model.hidden_states(window[None])
+            main = model.lm_head(hidden)[0].argmax(-1).tolist()
+            for k, state in enumerate(model.mtp_states(hidden, window[None])[0], start=1):
+                for i, guess in enumerate(model.lm_head(state)[0].argmax(-1).tolist()):
+                    if wanted[i + k] >= 0:
+                        same += guess == main[i + k]
+                        count += 1
+    result = evaluate(model, inputs, targets, raw_bytes([document]), 4)
+    assert result.mtp_agreement == pytest.approx(same / count)
+
+
+def test_a_dense_model_without_mtp_has_no_balance(setting):
+    """Oracle: empty lists and zero, not an error."""
+    _, inputs, targets, document = setting
+    model = DeepSeekV3(ModelConfig.preset("tiny").replace(
+        vocab_size=290, num_hidden_layers=1, num_nextn_predict_layers=0)).eval()
+    result = evaluate(model, inputs, targets, raw_bytes([document]))
+    assert result.max_vio == [] and result.mtp_agreement == 0.0 and result.bits_per_byte > 0
+
+
+@pytest.mark.parametrize("text, valid", [
+    ("", False), ("x = 1", False), ("x = 1\n", False), ("x = 1\ny", True), ("x = 1\ny = = 2", True),
+    ("x = = 1\ny", False), ("# a\n# b\ny", False), ("def f(\n    a,\n):\n    return a\nx", True),
+    ("def f():\n    return 1\n\n\ndef g(:", True), ("def f():\nreturn\nx", False),
+    ("a = 1\nx = (1\ny = 2\nz", True), ("x = (1\ny = 2\nz", False),
+    ('a = 1\ns = """\nfree text here\nand more', True), ('s = """\nx y z\n"""\nt', True),
+    ("a = 1\n@wrap\ndef f():\n    pa", True), ("@wrap\nclass A:\n    b = 1\nc", True),
+    ("try:\n    a\nexcept E:\n    b\nc", True), ("if a:\n    b\nelse:\n    c\nd", True),
+    ("if a:\n    b\nelse:\n    c", False), ("a = 1\nif a:\n    b\nelse:\n    c", True),
+    ("a = 'x\nb = 2\nc", False), ("a\0\nb\nc", False), ("x = '\\d'\ny", True),
+    ("x = " + "(" * 500 + "\ny", False), ("x = 1\r\ny = 2\r\nz", True)])
+def test_valid_up_to_the_last_statement(text, valid, recwarn):
+    """Oracle: each text judged by eye; no warning about the text reaches the reader."""
+    assert parses_to_last_statement(text) is valid
+    assert not recwarn.list
