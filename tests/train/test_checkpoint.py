@@ -178,6 +178,27 @@ def test_a_state_that_is_none_is_refused(tmp_path, content):
         RunFolder(tmp_path, resume=True).load_state()
 
 
+class Trap:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_loading_a_state_runs_no_code(tmp_path):
+    """Oracle: a pickle that would make a folder; the plain unpickler falls into it."""
+    folder = RunFolder(tmp_path)
+    folder.save_state({**state(1), "step": Trap(str(tmp_path / "trapped"))})
+    with pytest.raises(ValueError, match="state.pt cannot be read"):
+        folder.load_state()
+    assert not (tmp_path / "trapped").exists()
+    torch.load(folder.state_path, weights_only=False)
+    assert (tmp_path / "trapped").exists()
+
+
 def test_an_incomplete_state_is_refused(tmp_path):
     """Oracle: the part that is missing, by name; and a tensor is no state."""
     folder = RunFolder(tmp_path)

@@ -60,18 +60,17 @@ def test_a_small_ramp_by_hand():
     ("micro_batch", 0, "at least 1"), ("save_every", 0, "at least 1"),
     ("steps", "many", "give int"), ("learning_rate", "fast", "give float"),
     ("recompute", 1, "give bool"), ("seed", -1, "between 0 and"), ("seed", 2**63, "between 0 and"),
-    ("batch_start", 99, "choose 1 to 8"), ("optimizer", "sgd", "adamw or muon"),
+    ("batch_start", 9999, "choose 1 to"), ("optimizer", "sgd", "adamw or muon"),
     ("precision", "fp4", "auto or fp32 or bf16"), ("balance_over", "all", "affinity or routed"),
     ("learning_rate", 0.0, "above 0"), ("muon_learning_rate", float("nan"), "above 0"),
     ("clip_norm", float("inf"), "above 0"), ("fim_rate", 1.5, "choose 0 to 1"),
     ("beta2", -0.1, "choose 0 to 1"), ("ema_decay", 2.0, "choose 0 to 1"),
     ("weight_decay", -1.0, "0 switches it off"), ("gamma", -0.5, "0 switches it off"),
-    ("warmup", 0.999, "must not fall")])
+    ("warmup", 0.999, "rising order")])
 def test_errors_name_the_field_the_value_and_the_remedy(field, value, remedy):
     """Oracle: the three words, written here."""
     with pytest.raises(ValueError) as caught:
-        TrainConfig().replace(**{field: value, **({"batch_size": 8} if field == "batch_start" else
-                                                  {})})
+        TrainConfig().replace(**{field: value})
     message = str(caught.value)
     assert field in message and str(value) in message and remedy in message
     assert "\n" not in message

@@ -38,11 +38,13 @@ def make(arguments, folder):
 
 
 def test_two_runs_of_one_seed_are_one(finished_run, miniature, tmp_path):
-    """Oracle: the other run, to the last bit; another seed differs."""
+    """Oracle: the other run, to the last bit; another seed differs. Ctrl-C is itself again."""
+    handler = signal.getsignal(signal.SIGINT)
     assert train_tiny.main([*miniature, "--out", str(tmp_path / "same")]) == 0
     assert metrics(tmp_path / "same") == metrics(finished_run)
     assert train_tiny.main([*miniature, "--out", str(tmp_path / "other"), "--seed", "1"]) == 0
     assert metrics(tmp_path / "other") != metrics(finished_run)
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_loss_falls(finished_run):
@@ -241,6 +243,14 @@ def test_averaged_weights_are_those_of_the_state(finished_run):
     assert not torch.equal(raw["model.layers.0.mlp.down_proj.weight"], average)
 
 
+def test_after_a_run_the_trainer_holds_the_raw_weights(miniature, tmp_path):
+    """Oracle: model.safetensors, which was written before the averaged weights were tried."""
+    run = make([*miniature, "--steps", "2"], tmp_path / "run")
+    run.run()
+    saved = hf.load(tmp_path / "run").state_dict()
+    assert all(torch.equal(saved[name], tensor) for name, tensor in run.model.state_dict().items())
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_transformers_reads_the_run_folder(finished_run, miniature, tmp_path, tied):
     """Oracle: AutoModelForCausalLM and AutoTokenizer: our ids, our logits within 1e-5."""
@@ -280,10 +290,13 @@ def test_another_text_is_not_resumed(miniature, small_text, tmp_path, monkeypatc
 
 
 def test_a_compiler_that_fails_is_no_end(miniature, tmp_path, monkeypatch, capsys):
-    """Oracle: the same losses as without; one line says that it failed. No load is left counted."""
-    def refuse(_):
-        raise RuntimeError("no compiler here")
-    monkeypatch.setattr(torch, "compile", refuse)
+    """Oracle: one line says so; the plain loss stays, and no gradient or load of the attempt."""
+    def fail_late(function):
+        def compiled(*arguments):
+            function(*arguments).total.backward()
+            raise RuntimeError("no compiler here")
+        return compiled
+    monkeypatch.setattr(torch, "compile", fail_late)
     run = make(miniature, tmp_path / "run")
     run.compile()
     assert "torch.compile failed (RuntimeError)" in capsys.readouterr().out
