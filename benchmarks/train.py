@@ -31,11 +31,12 @@ from dense_gpt import DenseGPT, matched_to
 from tqdm import tqdm
 
 from minidsv3 import ModelConfig
+from minidsv3.data.dataset import Dataset
 from minidsv3.device import choose_device, choose_precision
 from minidsv3.measure import plots
 from minidsv3.model.transformer import DeepSeekV3
 from minidsv3.train.recipe import TrainConfig
-from minidsv3.train.trainer import Data, Diverged
+from minidsv3.train.trainer import Diverged
 
 # The dense model's own best; ours is in minidsv3/train/recipe.py. All else is the same for both.
 DENSE_OPTIMIZER = "muon"
@@ -230,7 +231,7 @@ def run(arguments):
     dtype = str(choose_precision(ours.precision, device)).removeprefix("torch.")
     print(f"device {device}, activations {dtype}, {ours.batch_size * ours.window:,} tokens a step, "
           f"results in {out}", flush=True)
-    data = Data(config, ours)
+    data = Dataset(ours.data, config.vocab_size, ours.window, ours.fim_rate, ours.seed)
     results = {"machine": machine(device), "command": " ".join(sys.argv),
                "preset": arguments.preset, "dtype": dtype, "seed": arguments.seed,
                "corpus_sha256": data.sha256,

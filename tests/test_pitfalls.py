@@ -12,7 +12,7 @@ from minidsv3 import DeepSeekV3
 from minidsv3.model import mla, moe, mtp, rope, transformer
 from minidsv3.model.mla import MLA
 from minidsv3.model.moe import MoE, Router
-from tests.model import test_attention, test_golden, test_moe, test_mtp
+from tests.model import test_attention, test_golden, test_moe
 from tests.parity import test_transformers
 
 # ---- attention ----

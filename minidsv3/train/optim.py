@@ -9,7 +9,8 @@ from collections import defaultdict
 
 import torch
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)        # quintic whose repetition drives singular values to about 1
+# Coefficients of the odd quintic whose repetition drives singular values to about 1.
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def make_optimizers(model, config):
@@ -48,7 +49,8 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, params, lr, momentum=0.95, weight_decay=0.1):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "halves": 1})
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay,
+                                  "halves": 1})
 
     @torch.no_grad()
     def step(self):
@@ -84,11 +86,14 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices, steps=5):
-    """The nearest half-orthogonal matrices, roughly: (M, R, C) -> (M, R, C) bfloat16, by Newton-Schulz."""
+    """The nearest half-orthogonal matrices, roughly: (M, R, C) -> (M, R, C) bfloat16.
+
+    Newton-Schulz: an odd polynomial of X works on its singular values alone.
+    """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.size(-2) > matrices.size(-1)
     X = matrices.bfloat16()
-    X = X.mT if tall else X                                            # products are then the small way
+    X = X.mT if tall else X                                            # the smaller Gram matrix
     X = X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)         # singular values at most 1
     for _ in range(steps):
         gram = X @ X.mT                                                # (M, R, R)

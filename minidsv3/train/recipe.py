@@ -76,8 +76,8 @@ class TrainConfig:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be a number above 0.")
         for name in ("batch_ramp", "fim_rate", "warmup", "constant_until", "cosine_until",
-                     "low_rate", "last_from", "last_rate", "beta1", "beta2", "ema_decay", "mtp_drop_at",
-                     "gamma_until"):
+                     "low_rate", "last_from", "last_rate", "beta1", "beta2", "ema_decay",
+                     "mtp_drop_at", "gamma_until"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} is a share; choose 0 to 1.")
         for name in ("weight_decay", "mtp_weight", "mtp_weight_late", "balance_weight", "gamma"):

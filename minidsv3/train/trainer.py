@@ -16,9 +16,7 @@ import torch
 from tqdm import tqdm
 
 from .. import hf
-from ..data import corpus
-from ..data.batches import Batches, raw_bytes, validation_windows
-from ..data.tokenizer import Tokenizer
+from ..data.dataset import Dataset
 from ..device import choose_precision
 from ..infer.sampling import complete
 from ..measure import plots
@@ -36,34 +34,13 @@ class Diverged(Exception):
     """The loss is no finite number any more."""
 
 
-class Data:
-    """Corpus, tokenizer and windows of a run."""
-
-    def __init__(self, model_config, config):
-        loaded = corpus.load(config.data)
-        self.sha256 = loaded.sha256
-        train, validation = corpus.split(loaded.documents)
-        texts = [document.text for document in train]
-        self.tokenizer = Tokenizer.train(texts, model_config.vocab_size)
-        self.batches = Batches(train, self.tokenizer, config.window, config.fim_rate, config.seed)
-        self.inputs, self.targets = validation_windows(validation, self.tokenizer, config.window)
-        self.validation_bytes = raw_bytes(validation)
-        self.token_bytes = torch.tensor([len(t) for t in self.tokenizer.token_bytes])  # (V,)
-
-    def quick_sample(self, windows=32):
-        """Evenly spread validation windows and the bytes of their targets, for looks in between."""
-        chosen = torch.linspace(0, len(self.inputs) - 1, min(windows, len(self.inputs))).long()
-        targets = self.targets[chosen]
-        size = self.token_bytes[targets[targets >= 0]].sum().item()
-        return self.inputs[chosen], targets, size
-
-
 class Trainer:
     """One run, from its first step or from a saved state."""
 
     def __init__(self, model_config, config, folder, device):
         self.config, self.folder, self.device = config, folder, device
-        self.data = Data(model_config, config)
+        self.data = Dataset(config.data, model_config.vocab_size, config.window, config.fim_rate,
+                            config.seed)
         torch.manual_seed(config.seed)
         self.model = DeepSeekV3(model_config).to(device)
         precision = choose_precision(config.precision, device)

@@ -193,7 +193,7 @@ class TinyData:
 
 def test_the_whole_benchmark_writes_what_it_prints(tmp_path, capsys, monkeypatch):
     """Oracle: the order of runs, and the figures in the table against those in the file."""
-    monkeypatch.setattr(train, "Data", TinyData)
+    monkeypatch.setattr(train, "Dataset", TinyData)
     monkeypatch.setattr(train.ModelConfig, "preset", lambda name: OURS)
     monkeypatch.setattr(train.TrainConfig, "preset", lambda name: RECIPE)
     monkeypatch.setattr(train, "plan_steps", lambda minutes, *_: int(2 * minutes))

@@ -1,7 +1,7 @@
 """Numbers written down beforehand: worked by hand, or from an independent program, never from ours.
 
-The whole-model numbers come from transformers and from the release's own inference code, run side by
-side on one small float32 model; the rest is small enough to check with a pocket calculator.
+The whole-model numbers come from transformers and from the release's own inference code, run side
+by side on one small float32 model; the rest is small enough to check with a pocket calculator.
 """
 
 import math
@@ -33,8 +33,11 @@ def fill(tensors, names, start):
     """Number n in the sorted names, element j from 1: sin(0.37 j + n), scaled by kind."""
     for n, name in enumerate(sorted(names), start):
         value = torch.sin(0.37 * torch.arange(1, tensors[name].numel() + 1).double() + n)
-        kind = 1 + 0.1 * value if "norm" in name else 0.2 * value if "e_score" in name else value / 2
-        tensors[name] = kind.view(tensors[name].shape).float()
+        if "norm" in name:
+            value = 1 + 0.1 * value
+        else:
+            value = value * (0.2 if "e_score" in name else 0.5)
+        tensors[name] = value.view(tensors[name].shape).float()
 
 
 def build_model():
@@ -94,8 +97,8 @@ def test_loss_terms_of_the_whole_model(model):
 def test_mtp_logits_of_the_whole_model(model):
     """The post-norm state joined with the next token's embedding, embedding first."""
     states, _ = model.mtp_states(model.hidden_states(TOKENS)[0], TOKENS)
-    close(model.lm_head(states[0])[0, 10, :8], [.073415, .158323, .222576, .257791, .259375, .227121,
-                                                .165237, .081796])
+    close(model.lm_head(states[0])[0, 10, :8],
+          [.073415, .158323, .222576, .257791, .259375, .227121, .165237, .081796])
 
 
 def test_expert_loads_of_the_whole_model(model):
@@ -163,9 +166,10 @@ def test_sequence_balance_by_hand():
 
 
 def test_rope_by_hand():
-    """x = (1, 2, 3, 4) at position 3 with theta = (1, 0.01): interleaved pairs (1, 2) and (3, 4)."""
+    """x = (1, 2, 3, 4) at position 3, theta = (1, 0.01): interleaved pairs (1, 2) and (3, 4)."""
     angle = 3.0 * torch.tensor([[1.0, 0.01]])
-    got = apply_rope(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.polar(torch.ones_like(angle), angle))
+    table = torch.polar(torch.ones_like(angle), angle)
+    got = apply_rope(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), table)
     close(got[0], [-1.27223251, -1.83886499, 2.87866810, 4.08818664], 1e-7)
 
 
@@ -204,7 +208,7 @@ def test_yarn_with_equal_betas_is_a_step():
 
 
 def test_softmax_scale_and_temperature():
-    """V3: 192^-1/2 times 1.3689 squared; cos and sin untouched. Without mscale it is the reverse."""
+    """V3: 192^-1/2 times 1.3689 squared; cos and sin untouched. Without mscale the reverse."""
     v3 = ModelConfig.preset("v3-671b")
     assert softmax_scale(v3) == pytest.approx(0.1352337789, abs=1e-10)
     assert softmax_scale(v3.replace(rope_scaling=None)) == pytest.approx(0.0721687836, abs=1e-10)

@@ -1,4 +1,4 @@
-"""The whole network against transformers' DeepseekV3, written by other people from the same release.
+"""The whole network against transformers' DeepseekV3, which other people wrote.
 
 Ours is saved in the released format and loaded there, so names and layouts are tested as well.
 Errors are max|difference| / max|reference| of a tensor.
@@ -73,7 +73,8 @@ def test_logits_and_all_gradients_equal_in_float32(config, tmp_path):
 def lifted(monkeypatch):
     """transformers with the float32 of its norms and router lifted to float64."""
     def norm(self, x):
-        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        mean_square = x.pow(2).mean(-1, keepdim=True)
+        return self.weight * x * torch.rsqrt(mean_square + self.variance_epsilon)
 
     wide = type("Wide", (), {"__getattr__": lambda self, name: getattr(torch, name)})()
     wide.float32 = torch.float64                 # what the router casts its two inputs to
@@ -83,7 +84,7 @@ def lifted(monkeypatch):
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_logits_equal_in_float64(config, tmp_path, lifted):
-    """Oracle: transformers, lifted, with its plain expert loop; rotary tables stay float32 in both."""
+    """Oracle: transformers, lifted, with its expert loop; rotary tables are float32 in both."""
     ours, theirs, tokens = both(config, tmp_path, torch.float64, attn_implementation="sdpa",
                                 experts_implementation="eager")
     assert relative(ours(tokens), theirs(tokens).logits) <= 1e-11
@@ -105,7 +106,7 @@ def test_yarn_frequencies_equal(channels, theta, scaling):
 
 def test_greedy_text_equals_that_of_transformers(tmp_path):
     """Oracle: transformers.generate; ours runs over the latent cache."""
-    ours, theirs, tokens = both(CONFIGS["yarn"], tmp_path, torch.float32, attn_implementation="sdpa")
+    ours, theirs, tokens = both(BASE, tmp_path, torch.float32, attn_implementation="sdpa")
     new = generate(ours.eval(), tokens, 16).tokens
     theirs = theirs.eval().generate(tokens, max_new_tokens=16, do_sample=False)[:, tokens.size(1):]
     assert torch.equal(new[:, :theirs.size(1)], theirs)

@@ -16,6 +16,7 @@ import torch
 import train_tiny
 from minidsv3 import DeepSeekV3, hf
 from minidsv3.data import corpus
+from minidsv3.data.tokenizer import Tokenizer
 from minidsv3.infer import sampling
 from minidsv3.train import trainer as trainer_module
 from minidsv3.train.checkpoint import EXPORTS, RunFolder
@@ -265,7 +266,7 @@ def test_transformers_reads_the_run_folder(finished_run, miniature, tmp_path, ti
     ours = hf.load(str(folder))
     text = "def f7(x):\n    return x + 7  # é€😀\n"
     ids = tokenizer(text)["input_ids"]
-    assert ids == trainer_module.Tokenizer.load(folder).encode(text)
+    assert ids == Tokenizer.load(folder).encode(text)
     tokens = torch.tensor([ids])
     with torch.no_grad():
         reference = theirs(tokens).logits
@@ -307,7 +308,7 @@ def test_a_compiler_that_fails_is_no_end(miniature, tmp_path, monkeypatch, capsy
 
 def test_the_sample_goes_on_from_def(finished_run):
     """Oracle: sampling again with the same seed from the finished folder."""
-    model, tokenizer = hf.load(finished_run), trainer_module.Tokenizer.load(finished_run)
+    model, tokenizer = hf.load(finished_run), Tokenizer.load(finished_run)
     pieces = sampling.complete(model, tokenizer, "def ", 200, temperature=0.7, top_p=0.95, seed=0)
     expected = "def " + "".join(text for _, text in pieces)
     assert (finished_run / "sample.txt").read_bytes().decode() == expected
