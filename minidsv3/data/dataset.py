@@ -23,7 +23,7 @@ class Dataset:
         self.validation_bytes = raw_bytes(validation)
         self.token_bytes = torch.tensor([len(data) for data in self.tokenizer.token_bytes])
 
-    def quick_sample(self, windows=32):
+    def quick_sample(self, windows=96):
         """Evenly spread validation windows and the bytes of their targets, for looks in between."""
         chosen = torch.linspace(0, len(self.inputs) - 1, min(windows, len(self.inputs))).long()
         targets = self.targets[chosen]
