@@ -10,9 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 from minidsv3 import hf
 from minidsv3.data.tokenizer import Tokenizer
-from minidsv3.device import choose_device
+from minidsv3.device import choose_device, has_fast_bf16
 from minidsv3.infer.sampling import complete
 
 HERE = Path(__file__).resolve().parent
@@ -67,7 +69,8 @@ def run(arguments):
     """Stream the continuation to the terminal -> exit code."""
     device = choose_device(arguments.device)
     folder = find_model(arguments.model)
-    model, tokenizer = hf.load(folder, device=device), Tokenizer.load(folder)
+    dtype = None if has_fast_bf16(device) else torch.float32           # elsewhere bf16 is slow
+    model, tokenizer = hf.load(folder, dtype, device), Tokenizer.load(folder)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise ValueError(f"tokenizer.json has {tokenizer.vocab_size} tokens, but config.json says "
                          f"vocab_size={model.config.vocab_size}; they belong to different models.")
