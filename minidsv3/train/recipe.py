@@ -106,7 +106,7 @@ class TrainConfig:
 
 
 PRESETS = {
-    "tiny": dict(optimizer="muon", steps=1250, constant_until=0.4, gamma=4e-3),
+    "tiny": dict(optimizer="muon", steps=1050, gamma=4e-3),
     "small": dict(optimizer="muon", window=1024, steps=2000, batch_size=64, micro_batch=4,
                   batch_start=16, warmup=0.02, ema_decay=0.999, eval_every=500, save_every=500),
 }
