@@ -15,7 +15,7 @@ import torch
 from minidsv3 import hf
 from minidsv3.data.tokenizer import Tokenizer
 from minidsv3.device import choose_device, has_fast_bf16
-from minidsv3.infer.sampling import complete
+from minidsv3.infer.sampling import OPENING, complete
 
 HERE = Path(__file__).resolve().parent
 
@@ -86,7 +86,7 @@ def run(arguments):
         print(text, end="", flush=True)
     print()
     if arguments.stats:
-        length = len(tokenizer.encode(arguments.prompt)) + len(moments)
+        length = len(tokenizer.encode(OPENING + arguments.prompt)) + len(moments)
         print(json.dumps({"new_tokens": new, "seconds": round(moments[-1], 4),
                           "tokens_per_s": round(new / moments[-1], 1),
                           "prefill_s": round(moments[0], 4),

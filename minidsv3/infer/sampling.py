@@ -13,6 +13,10 @@ import torch
 
 from ..model.layers import at_least_float32
 
+# Put before a prompt: words stand in one token with the line ends before them, so that a bare "def"
+# is a rare token, and what follows blank lines is the common one.
+OPENING = "\n\n\n"
+
 
 class Generation(NamedTuple):
     """What `generate` returns: the new tokens alone."""
@@ -116,12 +120,13 @@ def keep_nucleus(probabilities, top_p):
 def complete(model, tokenizer, prompt, max_new_tokens, **settings):
     """Yield (token, text it completes) for each new token of one prompt; last (None, the rest).
 
-    The texts, joined, follow the prompt. `settings` are those of `stream`.
+    The texts, joined, follow the prompt; an empty prompt begins a document. `settings` are those
+    of `stream`.
     """
     stem, ending = split_prompt(prompt)
     healing = Healing(tokenizer, ending)
-    tokens = torch.tensor([tokenizer.encode(stem) or [model.config.eos_token_id]],
-                          device=model.embed_tokens.weight.device)     # (1, T)
+    first = tokenizer.encode(OPENING + stem) if prompt else [model.config.eos_token_id]
+    tokens = torch.tensor([first], device=model.embed_tokens.weight.device)  # (1, T)
     text = TextStream()
     for step in stream(model, tokens, max_new_tokens, restrict=healing.restrict, **settings):
         token = step.item()
