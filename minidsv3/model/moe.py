@@ -153,7 +153,7 @@ def can_group(weight):
     return aligned and weight.dtype in dtypes.get(weight.device.type, ())
 
 
-grouped_mm = getattr(F, "grouped_mm", None) or torch._grouped_mm       # its name before torch 2.12
+grouped_mm = getattr(F, "grouped_mm", None) or torch._grouped_mm       # its older name
 
 
 class MoE(nn.Module):
