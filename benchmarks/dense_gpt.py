@@ -6,16 +6,17 @@
 Multi-head attention with rotary positions on whole heads, no experts, no latents, no MTP.
 `matched_to(config)` gives it our model's depth, width, heads and vocabulary, and a SwiGLU so wide
 that as many parameters work on a token as in ours without MTP. Matrix FLOPs are then equal too, the
-head's included. Linear, RMSNorm, SwiGLU and `attend` are ours, hence precision and tuning as well.
+head's included. Linear, RMSNorm, SwiGLU, `attend` and `cross_entropy` are ours, hence precision and
+tuning as well.
 """
 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from minidsv3.measure.accounting import count_parameters
+from minidsv3.model.cross_entropy import cross_entropy
 from minidsv3.model.layers import Linear, RMSNorm, SwiGLU, at_least_float32
 from minidsv3.model.mla import attend
 from minidsv3.model.transformer import DeepSeekV3
@@ -137,8 +138,9 @@ class DenseGPT(nn.Module):
 
     def loss(self, tokens):
         """tokens (B, T+1): inputs and, one place later, targets -> mean cross-entropy [nats]."""
-        logits = at_least_float32(self(tokens[:, :-1]))                # (B, T, V)
-        return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        hidden, _ = self.hidden_states(tokens[:, :-1])                 # (B, T, C)
+        targets = tokens[:, 1:].flatten()
+        return cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets) / len(targets)
 
     def mtp_states(self, hidden, tokens):
         """No module that looks further ahead."""

@@ -16,7 +16,7 @@ PACKAGE = "minidsv3"
 # Reading order and import order: a room imports only from itself and from rooms before it.
 ROOMS = ["config", "device", "model", "fp8", "hf", "data", "infer", "measure", "train",
          "context", "scale", "serve", "study"]
-MODEL = ["layers", "rope", "cache", "mla", "moe", "block", "mtp", "transformer"]
+MODEL = ["layers", "rope", "cache", "mla", "moe", "block", "mtp", "cross_entropy", "transformer"]
 
 # Imports that cost seconds or that not everybody has, and the modules that own them at their top.
 HEAVY = {"matplotlib": {"minidsv3.measure.plots"}, "transformers": set(), "datasets": set(),

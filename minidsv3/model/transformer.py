@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from .block import Block
 from .cache import LatentCache
-from .layers import Linear, RMSNorm, at_least_float32
+from .cross_entropy import cross_entropy
+from .layers import Linear, RMSNorm
 from .moe import Experts, Router, sequence_balance
 from .mtp import MTP
 from .rope import rope_table
@@ -132,8 +132,7 @@ class DeepSeekV3(nn.Module):
 
     def cross_entropy(self, hidden, targets):
         """Summed -log p of targets (B, T) under the head's logits for hidden (B, T, C) [nats]."""
-        logits = at_least_float32(self.lm_head(hidden))                # (B, T, V)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+        return cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets.flatten())
 
     def routers(self):
         """The router of each sparse block in order, the MTP modules' last."""
