@@ -180,7 +180,7 @@ class Trainer:
     def save(self):
         """state.pt first, then the exports made from it."""
         self.folder.save_state(self.state())
-        hf.save(self.model, self.folder.path)
+        hf.save(self.model, self.folder.path, max_shard_size=math.inf)  # one file is replaced whole
 
     def state(self):
         """All that the next step depends on, as tensors and plain values."""

@@ -1,6 +1,5 @@
 """The released format: out and in again, under the names of others, refusing what does not fit."""
 
-import json
 import pickle
 import re
 
@@ -8,52 +7,15 @@ import pytest
 import safetensors.torch
 import torch
 
-from minidsv3 import DeepSeekV3, ModelConfig, hf
-from minidsv3.config import RopeScaling
+from minidsv3 import hf
+from tests.hf.example import YARN, edit, random_model, rewrite
 
-SMALL = ModelConfig.preset("tiny").replace(
-    vocab_size=64, hidden_size=24, num_hidden_layers=3, intermediate_size=40,
-    num_attention_heads=2, q_lora_rank=12, kv_lora_rank=10, qk_nope_head_dim=6, qk_rope_head_dim=4,
-    v_head_dim=5, n_routed_experts=6, num_experts_per_tok=2, n_group=3, topk_group=2,
-    moe_intermediate_size=9, max_position_embeddings=128)
-YARN = RopeScaling(4.0, 32, mscale=1.0, mscale_all_dim=0.7)
 VARIANTS = {
     "tied": {}, "untied": {"tie_word_embeddings": False}, "no query latent": {"q_lora_rank": None},
     "no mtp": {"num_nextn_predict_layers": 0}, "mtp 2": {"num_nextn_predict_layers": 2},
     "yarn": {"rope_scaling": YARN}, "no shared": {"n_shared_experts": 0},
     "shared 2": {"n_shared_experts": 2}, "all dense": {"first_k_dense_replace": 9},
 }
-
-
-def random_model(**changes):
-    """A model no two tensors of which are alike, biases and gains included."""
-    torch.manual_seed(1)
-    model = DeepSeekV3(SMALL.replace(**changes)).eval()
-    with torch.no_grad():
-        for tensor in model.state_dict().values():
-            tensor.normal_()
-    return model
-
-
-def edit(folder, **changes):
-    """Change keys of config.json; None takes one out."""
-    path = folder / "config.json"
-    values = {**json.loads(path.read_text(encoding="utf-8")), **changes}
-    path.write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
-
-
-def rewrite(folder, change):
-    """Change the tensors of a checkpoint."""
-    tensors = safetensors.torch.load_file(folder / "model.safetensors")
-    change(tensors)
-    safetensors.torch.save_file(tensors, folder / "model.safetensors")
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A good checkpoint."""
-    hf.save(random_model(tie_word_embeddings=False), tmp_path / "model")
-    return tmp_path / "model"
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
@@ -240,5 +202,7 @@ def test_a_state_alone_is_no_pickled_model(folder):
 
 def test_missing_files_are_named(tmp_path):
     """Oracle: the path."""
-    with pytest.raises(FileNotFoundError, match="config.json is missing"):
+    with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
         hf.load(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="config.json is missing"):
+        hf.load(tmp_path)

@@ -1,0 +1,114 @@
+"""config.json in and out: the keys are ModelConfig's own, and some that others add.
+
+Keys that only keep books are ignored. What would change the mathematics is refused by name.
+"""
+
+import json
+from pathlib import Path
+
+from ..config import ModelConfig, RopeScaling
+from ..fp8 import BLOCK
+from .files import first_line
+
+ARCHITECTURE = {
+    "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3",
+    "hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0,
+    "rope_interleave": True, "scoring_func": "sigmoid", "topk_method": "noaux_tc",
+    "moe_layer_freq": 1,
+}
+BOOKKEEPING = ("architectures", "model_type", "attention_dropout")  # change no result
+FAMILY = ("deepseek_v3", "kimi_k2")                    # model types of this very architecture
+QUANTIZATION = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
+                "weight_block_size": list(BLOCK)}
+# Beside YaRN's fields under rope_scaling or rope_parameters.
+ROPE_BOOKKEEPING = ("rope_theta", "rope_type", "finetuned")
+ROPE_FIXED = {"truncate": True, "partial_rotary_factor": 1.0, "attention_factor": None}
+
+
+def released_config(config, dtype, fp8=False):
+    """A ModelConfig as the dict of a released config.json; dtype as text, "bfloat16"."""
+    values = {**ARCHITECTURE, **config.to_dict(), "num_key_value_heads": config.num_attention_heads}
+    if config.rope_scaling is not None:
+        values["rope_scaling"] = {k: v for k, v in values["rope_scaling"].items()
+                                  if v is not None}
+    if fp8:
+        values["quantization_config"] = QUANTIZATION
+    return {**values, "torch_dtype": dtype}
+
+
+def read_json(path):
+    """A JSON file whose content is an object. ValueError with one line otherwise."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({first_line(error)}); copy it again.") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}, no object; copy it again.")
+    return values
+
+
+def read_config(folder):
+    """config.json of a checkpoint as a ModelConfig; ValueError for another architecture."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; name a folder that train_tiny.py wrote, or a "
+                                "released checkpoint.")
+    values = read_json(path)
+    try:
+        return ModelConfig.from_dict(our_fields(values))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def our_fields(values):
+    """The fields of ModelConfig in a config.json; ValueError names what is not our mathematics."""
+    if values.get("model_type") not in FAMILY:
+        raise ValueError(f"model_type={values.get('model_type')!r} is another architecture; "
+                         f"need {FAMILY[0]!r}.")
+    fixed = {key: value for key, value in ARCHITECTURE.items() if key not in BOOKKEEPING}
+    if "num_attention_heads" in values:                # latent attention has no grouped heads
+        fixed["num_key_value_heads"] = values["num_attention_heads"]
+    for key, needed in fixed.items():
+        if values.get(key, needed) != needed:
+            raise ValueError(f"{key}={values[key]!r} would change the mathematics; "
+                             f"need {needed!r}.")
+    check_quantization(values.get("quantization_config"))
+    chosen = {key: value for key, value in values.items()
+              if key in ModelConfig.__dataclass_fields__}
+    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"rope_scaling={rope!r} is no object; copy the file again.")
+    chosen["rope_scaling"] = read_rope_scaling(rope)
+    if "rope_theta" in rope:
+        chosen.setdefault("rope_theta", rope["rope_theta"])
+    for key in ("bos_token_id", "eos_token_id"):
+        if chosen.get(key, 0) is None:
+            del chosen[key]
+        elif isinstance(chosen.get(key), list) and chosen[key]:
+            chosen[key] = chosen[key][0]               # several ids may end a text: take the first
+    return chosen
+
+
+def read_rope_scaling(rope):
+    """YaRN settings under either spelling, rope_scaling{type} or rope_parameters{rope_type}."""
+    kind = rope.get("type", rope.get("rope_type", "default"))
+    if kind in (None, "default"):
+        return None
+    fields = set(RopeScaling.__dataclass_fields__)
+    for key, value in rope.items():
+        if key not in fields and key not in ROPE_BOOKKEEPING and value != ROPE_FIXED.get(key):
+            raise ValueError(f"rope_scaling.{key}={value!r} would change the mathematics; "
+                             "leave it out.")
+    return {key: value for key, value in rope.items() if key in fields} | {"type": kind}
+
+
+def check_quantization(quantization):
+    """Only the released FP8 form is read: E4M3, one scale a block of 128 x 128."""
+    if quantization is None:
+        return
+    if not isinstance(quantization, dict):
+        raise ValueError(f"quantization_config={quantization!r} is no object; copy the file again.")
+    for key in ("quant_method", "fmt", "weight_block_size"):
+        if quantization.get(key, QUANTIZATION[key]) != QUANTIZATION[key]:
+            raise ValueError(f"quantization_config.{key}={quantization[key]!r} is not read; "
+                             f"need {QUANTIZATION[key]!r}, or weights that are not quantised.")

@@ -1,0 +1,30 @@
+"""Where a checkpoint is: a folder, or a name on the Hugging Face hub that is fetched into one."""
+
+import re
+from pathlib import Path
+
+from .files import first_line
+
+WANTED = ["*.json", "*.safetensors"]             # never pickled weights, never code
+
+
+def locate(folder_or_name):
+    """The folder of a checkpoint; one that is only on the hub, "owner/name", is fetched first.
+
+    Raises FileNotFoundError with one line if there is neither.
+    """
+    folder = Path(folder_or_name)
+    if folder.is_dir():
+        return folder
+    owner = re.fullmatch(r"([\w.-]+)/[\w.-]+", str(folder_or_name))
+    if not owner or Path(owner.group(1)).exists() or owner.group(1) in (".", ".."):
+        raise FileNotFoundError(f"no folder {folder_or_name}; name one with config.json and "
+                                "model.safetensors, or a checkpoint on the hub as owner/name.")
+    from huggingface_hub import snapshot_download  # slow to import, and rarely needed
+    try:
+        return Path(snapshot_download(str(folder_or_name), allow_patterns=WANTED))
+    except Exception as error:                   # any kind of network trouble
+        raise FileNotFoundError(
+            f"no folder {folder_or_name}, and the Hugging Face hub does not give it "
+            f"({first_line(error).rstrip('.')}); with no network, name a folder that holds "
+            "config.json and model.safetensors.") from None

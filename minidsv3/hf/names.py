@@ -1,0 +1,126 @@
+"""Released tensor names and ours: the one place where names and layouts are translated.
+
+    released                                    here
+    model.layers.3.mlp.experts.7.gate_proj ...  layers.3.mlp.experts.gate_up_proj[7], stacked
+    model.layers.{L+k}.eh_proj ...              mtp.k.eh_proj: MTP modules follow the L blocks
+    model.layers.{L+k}.embed_tokens, shared_head.head   no copies: embedding and head are shared
+
+A checkpoint may also hold the experts stacked, as transformers has them in memory.
+"""
+
+import re
+
+from ..fp8 import BLOCK
+
+MTP_COPIES = ("embed_tokens.weight", "shared_head.head.weight")
+SCALE = "_scale_inv"                             # FP8 weight W comes with W_scale_inv
+FLOATS = ("F64", "F32", "F16", "BF16")           # safetensors' names for what needs no scale
+FP8 = "F8_E4M3"
+
+
+def is_fp8(name):
+    """Whether the released FP8 checkpoint holds this tensor in FP8: matrices of attention and FFN.
+
+    Embedding, head, gate, norms and eh_proj stay in bfloat16 (report, section 3.3.1).
+    """
+    return re.search(r"\.(self_attn|mlp)\..*_proj(_with_mqa)?\.weight$", name) is not None
+
+
+def released_tensors(model):
+    """Every weight and bias of a model under its released name, MTP copies included."""
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        tensors.update(to_released(name, tensor, model.config.num_hidden_layers))
+    if model.config.tie_word_embeddings:
+        tensors.pop("lm_head.weight")
+    for k in range(len(model.mtp)):
+        prefix = f"model.layers.{model.config.num_hidden_layers + k}."
+        tensors[prefix + "embed_tokens.weight"] = model.embed_tokens.weight.detach().clone()
+        tensors[prefix + "shared_head.head.weight"] = model.lm_head.weight.detach().clone()
+    return tensors
+
+
+def released_name(name, num_layers):
+    """Our name -> the released one; of experts, the name of their stack."""
+    parts = name.split(".")
+    if parts[0] == "mtp":
+        parts = ["layers", str(num_layers + int(parts[1])), *parts[2:]]
+    return ".".join(parts if parts[0] == "lm_head" else ["model", *parts])
+
+
+def to_released(name, tensor, num_layers):
+    """One tensor of ours -> the released names and the views of it that they hold."""
+    name = released_name(name, num_layers)
+    return unstack(name, tensor) if name.endswith(("gate_up_proj", "down_proj")) else {name: tensor}
+
+
+def unstack(name, tensor):
+    """Stacked experts (E, ...) under the name of the stack -> one view for each released name."""
+    stem, kind = name.rsplit(".", 1)
+    if kind == "down_proj":
+        return {f"{stem}.{e}.down_proj.weight": tensor[e] for e in range(len(tensor))}
+    gates, ups = tensor.chunk(2, dim=1)                                # (E, F, C) each
+    return {f"{stem}.{e}.{half}_proj.weight": stack[e]
+            for half, stack in (("gate", gates), ("up", ups)) for e in range(len(stack))}
+
+
+def places(model, names):
+    """Where a model wants each released tensor: {name: view}; stacked experts if `names` has them.
+
+    On a meta model it costs no memory, and tells the shapes that a checkpoint must have.
+    """
+    L, found = model.config.num_hidden_layers, {}
+    for name, tensor in model.state_dict().items():
+        stack = released_name(name, L)
+        found.update({stack: tensor} if stack in names else to_released(name, tensor, L))
+    if model.config.tie_word_embeddings:
+        found.pop("lm_head.weight", None)        # filled with the embedding
+    return found
+
+
+def ignorable(name, config):
+    """Whether a checkpoint may hold this tensor though no place is left for it."""
+    L = config.num_hidden_layers
+    copies = [f"model.layers.{L + k}.{copy}" for k in range(config.num_nextn_predict_layers)
+              for copy in MTP_COPIES]                                  # shared here
+    return (name in copies or name.endswith("rotary_emb.inv_freq")     # computed here
+            or config.tie_word_embeddings and name == "lm_head.weight")
+
+
+def problems(wanted, shapes, dtypes, config):
+    """Why tensors do not fill a model: one line each, none if they do.
+
+    wanted {name: view} from `places`; shapes and dtypes of what is there, scales included.
+    """
+    for name, view in wanted.items():
+        shape, needed = shapes.get(name), tuple(view.shape)
+        if shape is None:
+            yield (f"the checkpoint lacks tensor {name} {needed}; it is incomplete, or config.json "
+                   "belongs to another model.")
+        elif shape != needed:
+            yield (f"tensor {name} has shape {shape}, but config.json asks for {needed}; they "
+                   "belong to different models.")
+        elif dtypes[name] == FP8:
+            yield from scale_problems(name, shapes)
+        elif dtypes[name] not in FLOATS:
+            yield (f"tensor {name} is {dtypes[name]}; only floating point and {FP8} with scales "
+                   "are read.")
+    for name in shapes:
+        owner = name.removesuffix(SCALE)
+        if owner != name and dtypes.get(owner) == FP8 and owner in wanted:
+            continue
+        if name not in wanted and not ignorable(owner, config):
+            yield (f"the checkpoint has tensor {name}, for which config.json has no place; they "
+                   "belong to different models.")
+
+
+def scale_problems(name, shapes):
+    """What is wrong with the scales of an FP8 matrix."""
+    shape = shapes[name]
+    if len(shape) != 2:
+        yield f"tensor {name} is {FP8} of shape {shape}; only matrices are read in FP8."
+        return
+    needed = tuple(-(-size // step) for size, step in zip(shape, BLOCK, strict=True))
+    if shapes.get(name + SCALE) != needed:
+        yield (f"tensor {name} is {FP8} and needs {name + SCALE} of shape {needed}; found "
+               f"{shapes.get(name + SCALE, 'none')}.")
