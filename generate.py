@@ -4,7 +4,6 @@ The model is a run folder of train_tiny.py or any checkpoint in the same format;
 is runs/tiny, or else the small trained model in checkpoints/tiny.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -13,26 +12,21 @@ from pathlib import Path
 import torch
 
 from minidsv3 import hf
-from minidsv3.data.tokenizer import Tokenizer
+from minidsv3.command import Parser, answer
+from minidsv3.data.foreign import read_tokenizer
 from minidsv3.device import choose_device, has_fast_bf16
-from minidsv3.infer.sampling import OPENING, complete
+from minidsv3.infer.sampling import complete
 
 HERE = Path(__file__).resolve().parent
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, as all others are."""
-
-    def error(self, message):
-        raise ValueError(f"{message}; see --help.")
-
-
 def parse_arguments(arguments=None):
     """The command line."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     what = parser.add_argument_group("what")
     what.add_argument("--model", metavar="DIR",
-                      help="checkpoint folder [runs/tiny, else checkpoints/tiny]")
+                      help="checkpoint folder, or owner/name on the Hugging Face hub "
+                           "[runs/tiny, else checkpoints/tiny]")
     what.add_argument("--prompt", default="", help="text to continue; empty starts a new document")
     long = parser.add_argument_group("how long")
     long.add_argument("--max-new-tokens", type=int, default=200, metavar="N",
@@ -55,10 +49,7 @@ def parse_arguments(arguments=None):
 def find_model(name):
     """The folder that --model names, or the best there is. FileNotFoundError if there is none."""
     if name:
-        if (Path(name) / "config.json").is_file():
-            return Path(name)
-        raise FileNotFoundError(f"no model in {name}: it needs config.json and model.safetensors; "
-                                f"train one with: python train_tiny.py --out DIR")
+        return hf.locate(name)
     for folder in (Path("runs/tiny"), HERE / "checkpoints/tiny"):
         if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
             return folder
@@ -70,10 +61,8 @@ def run(arguments):
     device = choose_device(arguments.device)
     folder = find_model(arguments.model)
     dtype = None if has_fast_bf16(device) else torch.float32           # elsewhere bf16 is slow
-    model, tokenizer = hf.load(folder, dtype, device), Tokenizer.load(folder)
-    if tokenizer.vocab_size != model.config.vocab_size:
-        raise ValueError(f"tokenizer.json has {tokenizer.vocab_size} tokens, but config.json says "
-                         f"vocab_size={model.config.vocab_size}; they belong to different models.")
+    model = hf.load(folder, dtype, device)
+    tokenizer = read_tokenizer(folder, model.config)
     begin, moments, new = time.perf_counter(), [], 0
     for token, text in complete(
             model, tokenizer, arguments.prompt, arguments.max_new_tokens, seed=arguments.seed,
@@ -86,7 +75,7 @@ def run(arguments):
         print(text, end="", flush=True)
     print()
     if arguments.stats:
-        length = len(tokenizer.encode(OPENING + arguments.prompt)) + len(moments)
+        length = len(tokenizer.encode_prompt(arguments.prompt)) + len(moments)
         print(json.dumps({"new_tokens": new, "seconds": round(moments[-1], 4),
                           "tokens_per_s": round(new / moments[-1], 1),
                           "prefill_s": round(moments[0], 4),
@@ -97,16 +86,7 @@ def run(arguments):
 
 def main(arguments=None):
     """Run; bad input ends in one line and exit code 2."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(encoding="utf-8", errors="replace")     # a console lacks letters
-    try:
-        return run(parse_arguments(arguments))
-    except KeyboardInterrupt:
-        print()
-        return 130
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return answer(lambda: run(parse_arguments(arguments)))
 
 
 if __name__ == "__main__":

@@ -3,12 +3,12 @@
 The folder it writes is a checkpoint in the released format; `generate.py` speaks with it.
 """
 
-import argparse
 import difflib
 import json
 import sys
 
-from minidsv3 import ModelConfig
+from minidsv3 import ModelConfig, hf
+from minidsv3.command import Parser, answer
 from minidsv3.device import choose_device
 from minidsv3.measure.accounting import count_parameters
 from minidsv3.train.checkpoint import RunFolder
@@ -16,22 +16,17 @@ from minidsv3.train.recipe import TrainConfig
 from minidsv3.train.trainer import Diverged, Trainer
 
 # Options that are fields of TrainConfig under a shorter name.
-RECIPE = ("data", "steps", "seed", "precision", "optimizer", "save_every")
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, as all others are."""
-
-    def error(self, message):
-        raise ValueError(f"{message}; see --help.")
+RECIPE = ("data", "start", "steps", "seed", "precision", "optimizer", "save_every")
 
 
 def parse_arguments(arguments=None):
     """The command line."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     what = parser.add_argument_group("what")
     what.add_argument("--preset", help="tiny (laptop, minutes) or small (12 GB GPU, hours) [tiny]")
     what.add_argument("--data", help="a file, a folder, a URL, hf:NAME or [python-stdlib]")
+    what.add_argument("--from", dest="start", metavar="DIR",
+                      help="begin with a checkpoint's weights and tokenizer")
     long = parser.add_argument_group("how long")
     long.add_argument("--steps", type=int, help="optimiser steps; the schedules stretch with them")
     long.add_argument("--save-every", type=int, metavar="STEPS", help="steps between checkpoints")
@@ -85,12 +80,16 @@ def configure(arguments, saved=None):
     else:
         model = ModelConfig.from_dict(saved["model_config"])
         recipe = TrainConfig().replace(**saved["config"])
-    model, recipe = model.replace(**model_changes), recipe.replace(**recipe_changes)
+    recipe = recipe.replace(**recipe_changes)
+    if recipe.start and saved is None:
+        model = hf.stored_config(recipe.start)
+    model = model.replace(**model_changes)
     if saved is not None:
         for given, stored in ((model, saved["model_config"]), (recipe, saved["config"])):
             for name, value in given.to_dict().items():
-                if value != stored[name]:
-                    raise ValueError(f"--resume: the run began with {name}={stored[name]!r}, not "
+                began = stored.get(name, value)      # an older version had fewer fields
+                if value != began:
+                    raise ValueError(f"--resume: the run began with {name}={began!r}, not "
                                      f"{value!r}; leave that out, or begin another with --out.")
     depths, limit = model.num_nextn_predict_layers, model.max_position_embeddings
     if not depths < recipe.window <= limit:
@@ -115,7 +114,11 @@ def run(arguments):
           f"{recipe.batch_size * recipe.window:,} tokens a step, {recipe.steps:,} steps")
     print(f"output in {folder.path}; Ctrl-C saves, --resume goes on" +
           (f": after step {trainer.step}" if saved is not None else ""), flush=True)
-    summary = trainer.run(compile=arguments.compile)
+    try:
+        summary = trainer.run(compile=arguments.compile)
+    except Diverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     if summary is None:
         print(f"stopped after step {trainer.step} and saved; go on with: "
               f"python train_tiny.py --out {folder.path} --resume")
@@ -131,18 +134,8 @@ def run(arguments):
 
 
 def main(arguments=None):
-    """Run; bad input ends in one line and exit code 2."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(encoding="utf-8", errors="replace")     # a console lacks letters
-    try:
-        return run(parse_arguments(arguments))
-    except KeyboardInterrupt:
-        print("\nstopped at once; --resume goes on from the last checkpoint")
-        return 130
-    except (ValueError, OSError, Diverged) as error:
-        advice = "; check the disk and the permissions." if getattr(error, "errno", None) else ""
-        print(f"error: {error}{advice}", file=sys.stderr)
-        return 1 if isinstance(error, Diverged) else 2
+    """Run; bad input ends in one line and exit code 2, a loss that diverged in 1."""
+    return answer(lambda: run(parse_arguments(arguments)))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from minidsv3.train.trainer import Diverged
 
 # The dense model's own best; ours is in minidsv3/train/recipe.py. All else is the same for both.
 DENSE_OPTIMIZER = "muon"
-DENSE_MUON_LR = 1e-2
+DENSE_MUON_LR = 2e-2
 DENSE_ADAMW_LR = 3e-3
 
 WITH_MTP, WITHOUT_MTP, DENSE = "ours", "ours without MTP", "dense GPT"

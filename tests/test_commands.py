@@ -206,10 +206,10 @@ def other_vocabulary(folder):
 
 # what is done to a copy of a good folder, and the words that name it
 BROKEN = [
-    (lambda folder: shutil.rmtree(folder), ["no model in", "train_tiny.py"]),
+    (lambda folder: shutil.rmtree(folder), ["no folder", "config.json and model.safetensors"]),
     (lambda folder: (folder / "config.json").write_text("{broken"), ["config.json", "no JSON"]),
     (lambda folder: (folder / "config.json").write_bytes(b"\xff\0"), ["config.json", "no JSON"]),
-    (lambda folder: (folder / "config.json").write_text("[1]"), ["model_type='list'", "need"]),
+    (lambda folder: (folder / "config.json").write_text("[1]"), ["config.json holds a list"]),
     (lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'),
      ["model_type='llama'", "another architecture", "deepseek_v3"]),
     (lambda folder: (folder / "model.safetensors").unlink(), ["model.safetensors is missing"]),
@@ -217,8 +217,9 @@ BROKEN = [
     (lambda folder: (folder / "model.safetensors").write_bytes(
         (folder / "model.safetensors").read_bytes()[:-100]), ["cannot be read", "copy it again"]),
     (lambda folder: (folder / "model.safetensors").write_bytes(b""), ["cannot be read", "copy"]),
-    (lambda folder: (folder / "tokenizer.json").unlink(), ["tokenizer.json does not exist"]),
-    (lambda folder: (folder / "tokenizer.json").write_text("{}"), ["tokenizer.json is not"]),
+    (lambda folder: (folder / "tokenizer.json").unlink(), ["tokenizer.json is missing"]),
+    (lambda folder: (folder / "tokenizer.json").write_text("{}"),
+     ["tokenizer.json cannot be used", "byte-level BPE"]),
     (other_vocabulary, ["tokenizer.json has 261", "vocab_size=300", "different models"]),
 ]
 
@@ -254,7 +255,8 @@ def test_generate_finds_the_run_then_the_box(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("command, options", [
-    (train_tiny, ["--preset", "--data", "--steps", "--seed", "--out", "--device", "--precision",
+    (train_tiny, ["--preset", "--data", "--from", "--steps", "--seed", "--out", "--device",
+                  "--precision",
                   "--optimizer", "--save-every", "--compile", "--resume", "--overwrite", "--set"]),
     (generate, ["--model", "--prompt", "--max-new-tokens", "--temperature", "--top-k", "--top-p",
                 "--seed", "--device", "--stats"])])

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "minidsv3"
 
 # Reading order and import order: a room imports only from itself and from rooms before it.
-ROOMS = ["config", "device", "model", "fp8", "hf", "data", "infer", "measure", "train",
+ROOMS = ["command", "config", "device", "model", "fp8", "hf", "data", "infer", "measure", "train",
          "context", "scale", "serve", "study"]
 MODEL = ["layers", "rope", "cache", "mla", "moe", "block", "mtp", "cross_entropy", "transformer"]
 

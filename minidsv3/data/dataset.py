@@ -10,14 +10,18 @@ from .tokenizer import Tokenizer
 class Dataset:
     """Corpus, tokenizer, training batches and validation windows of a run.
 
-    token_bytes (V,): bytes that each token stands for, 0 for special tokens.
+    The tokenizer is trained on the text unless one is given. token_bytes (V,): bytes that each
+    token stands for, 0 for special tokens.
     """
 
-    def __init__(self, source, vocab_size, window, fim_rate, seed):
+    def __init__(self, source, vocab_size, window, fim_rate, seed, tokenizer=None):
         loaded = corpus.load(source)
         self.sha256 = loaded.sha256
         train, validation = corpus.split(loaded.documents)
-        self.tokenizer = Tokenizer.train([document.text for document in train], vocab_size)
+        self.tokenizer = tokenizer or Tokenizer.train([each.text for each in train], vocab_size)
+        if fim_rate and self.tokenizer.fim_hole_id is None:
+            raise ValueError(f"fim_rate={fim_rate}, but this tokenizer has no marks to fill in the "
+                             "middle; use --set fim_rate=0.")
         self.batches = Batches(train, self.tokenizer, window, fim_rate, seed)
         self.inputs, self.targets = validation_windows(validation, self.tokenizer, window)
         self.validation_bytes = raw_bytes(validation)

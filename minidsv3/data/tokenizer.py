@@ -39,6 +39,10 @@ SMALLEST_VOCABULARY = FIRST_BYTE + 256
 _LETTER = r"A-Za-z\x{80}-\x{10FFFF}"
 PATTERN = rf"[^0-9{_LETTER}]*[{_LETTER}]+|[0-9]{{1,3}}|[^0-9{_LETTER}]+"
 
+# Put before a prompt: words stand in one token with the line ends before them, so that a bare "def"
+# is a rare token, and what follows blank lines is the common one.
+OPENING = "\n\n\n"
+
 
 class Tokenizer:
     """Byte-level BPE; `merged` holds the bytes of each token from id FIRST_BYTE on.
@@ -48,6 +52,7 @@ class Tokenizer:
     """
 
     bos_id, eos_id, fim_begin_id, fim_hole_id, fim_end_id = range(FIRST_BYTE)
+    start_id = eos_id                            # what a new document follows
 
     def __init__(self, merged: list[bytes], vocab_size: int, pattern: str = PATTERN):
         self.vocab_size = vocab_size
@@ -73,6 +78,10 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Text -> ids, without BOS. Lone surrogates, which are no characters, become U+FFFD."""
         return self._encoding.encode_ordinary(text)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """The ids of a text that a model shall go on with."""
+        return self.encode(OPENING + text)
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """`encode` for many texts, on all cores."""
@@ -113,9 +122,11 @@ class Tokenizer:
             raise FileNotFoundError(f"{path} does not exist; give a folder made by train_tiny.py")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
+            if content["added_tokens"]:          # ours has none: spare others the long way
+                raise ValueError
             vocabulary = content["model"]["vocab"]
             names = {*SPECIAL_TOKENS, *_empty_places(len(vocabulary))}
-            merged = [_from_visible(token) for token in sorted(vocabulary, key=vocabulary.get)
+            merged = [from_visible(token) for token in sorted(vocabulary, key=vocabulary.get)
                       if token not in names]
             pattern = content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
             tokenizer = cls(merged, len(vocabulary), pattern)
@@ -192,5 +203,6 @@ def _to_visible(token: bytes) -> str:
     return "".join(_VISIBLE[byte] for byte in token)
 
 
-def _from_visible(token: str) -> bytes:
+def from_visible(token: str) -> bytes:
+    """A token as GPT-2 spells it -> its bytes. KeyError for one that is not spelt so."""
     return bytes(_BYTE[character] for character in token)

@@ -24,7 +24,8 @@ from .reader import Checkpoint
 from .writer import MAX_SHARD_SIZE, to_fp8, write_weights
 
 __all__ = ["Checkpoint", "first_line", "load", "locate", "read_config", "released_config",
-           "released_tensors", "replacing", "save", "skeleton", "write_tensors", "write_text"]
+           "released_tensors", "replacing", "save", "skeleton", "stored_config",
+           "write_tensors", "write_text"]
 
 
 def save(model, folder, fp8=False, max_shard_size=MAX_SHARD_SIZE):
@@ -65,6 +66,13 @@ def load(folder_or_hub_name, dtype=None, device="cpu"):
         for name in checkpoint.in_file_order(wanted):
             wanted[name].copy_(checkpoint.read(name))
     return model.eval()
+
+
+def stored_config(folder_or_hub_name):
+    """The ModelConfig of what `load` returns, from headers alone; D = 0 where MTP is missing."""
+    folder = locate(folder_or_hub_name)
+    model, _ = skeleton(folder, read_config(folder), Checkpoint(folder))
+    return model.config
 
 
 def skeleton(folder, config, checkpoint):

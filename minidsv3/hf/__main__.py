@@ -4,7 +4,6 @@
     python -m minidsv3.hf convert DIR OUT --fp8      the released FP8 form; without: bfloat16
 """
 
-import argparse
 import json
 import re
 import shutil
@@ -13,6 +12,7 @@ from collections import Counter
 from math import prod
 from pathlib import Path
 
+from ..command import Parser, answer
 from ..measure.accounting import count_parameters
 from . import Checkpoint, locate, read_config, skeleton, write_text
 from .config import QUANTIZATION, read_json
@@ -121,10 +121,9 @@ def parse_size(text):
     return int(float(match.group(1)) * UNITS[match.group(2)])
 
 
-def main(arguments=None):
-    """Run; bad input ends in one line and exit code 2."""
-    parser = argparse.ArgumentParser(prog="python -m minidsv3.hf", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_arguments(arguments=None):
+    """The command line."""
+    parser = Parser(prog="python -m minidsv3.hf", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("info", help="what a checkpoint holds, from its headers alone")
     change = commands.add_parser("convert", help="write a checkpoint in another form")
@@ -135,15 +134,20 @@ def main(arguments=None):
                         help="matrices of attention and FFN in FP8 with a scale a block")
     change.add_argument("--max-shard-size", default="5GB", metavar="N",
                         help="bytes in one file at most, as 500MB or 5GB [5GB]")
-    options = parser.parse_args(arguments)
-    try:
-        folder = locate(options.folder)
-        if options.command == "info":
-            return info(folder)
-        return convert(folder, options.out, options.fp8, parse_size(options.max_shard_size))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return parser.parse_args(arguments)
+
+
+def run(arguments):
+    """The command that was asked for -> exit code."""
+    folder = locate(arguments.folder)
+    if arguments.command == "info":
+        return info(folder)
+    return convert(folder, arguments.out, arguments.fp8, parse_size(arguments.max_shard_size))
+
+
+def main(arguments=None):
+    """Run; bad input ends in one line and exit code 2."""
+    return answer(lambda: run(parse_arguments(arguments)))
 
 
 if __name__ == "__main__":

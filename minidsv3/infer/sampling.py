@@ -13,10 +13,6 @@ import torch
 
 from ..model.layers import at_least_float32
 
-# Put before a prompt: words stand in one token with the line ends before them, so that a bare "def"
-# is a rare token, and what follows blank lines is the common one.
-OPENING = "\n\n\n"
-
 
 class Generation(NamedTuple):
     """What `generate` returns: the new tokens alone."""
@@ -125,7 +121,7 @@ def complete(model, tokenizer, prompt, max_new_tokens, **settings):
     """
     stem, ending = split_prompt(prompt)
     healing = Healing(tokenizer, ending)
-    first = tokenizer.encode(OPENING + stem) if prompt else [model.config.eos_token_id]
+    first = tokenizer.encode_prompt(stem) if prompt else [tokenizer.start_id]
     tokens = torch.tensor([first], device=model.embed_tokens.weight.device)  # (1, T)
     text = TextStream()
     for step in stream(model, tokens, max_new_tokens, restrict=healing.restrict, **settings):

@@ -9,10 +9,12 @@ residual sum around every MLA, SwiGLU and MoE, and the RMSNorm in front of it.
     python -m minidsv3.measure.architecture v3-671b architecture.svg
 """
 
-import argparse
 import sys
 from pathlib import Path
 from xml.sax.saxutils import escape
+
+from ..command import Parser, answer
+from ..config import ModelConfig
 
 WIDTH, HEIGHT = 1000, 720                  # all text is 14 or more: over 12 at a width of 900
 INK, DASHED = "#3C4148", "5 4"
@@ -213,22 +215,21 @@ def draw_experts(d, experts, chosen, groups, kept):
                           f'h{1.5 - width:.1f} z" fill="{colour}"/>')
 
 
-def main():
-    """Write the picture of a preset: python -m minidsv3.measure.architecture PRESET OUT.svg"""
-    from minidsv3.config import ModelConfig
-
-    parser = argparse.ArgumentParser(description="Draw the architecture of a preset as SVG.")
+def run(arguments):
+    """Write the picture -> exit code."""
+    parser = Parser(description="Draw the architecture of a preset as SVG.")
     parser.add_argument("preset", help="name of a preset of ModelConfig, for instance v3-671b")
     parser.add_argument("out", type=Path, help="SVG file to write; an old one is replaced")
-    arguments = parser.parse_args()
-    try:
-        svg = architecture_svg(ModelConfig.preset(arguments.preset))
-        arguments.out.write_text(svg, encoding="utf-8", newline="\n")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(f"wrote {arguments.out}")
+    options = parser.parse_args(arguments)
+    svg = architecture_svg(ModelConfig.preset(options.preset))
+    options.out.write_text(svg, encoding="utf-8", newline="\n")
+    print(f"wrote {options.out}")
+
+
+def main(arguments=None):
+    """python -m minidsv3.measure.architecture PRESET OUT.svg"""
+    return answer(lambda: run(arguments))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

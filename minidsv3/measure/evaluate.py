@@ -1,14 +1,27 @@
-"""How good a model is: bits per byte on text it has not seen, and how even its experts work."""
+"""How good a model is: bits per byte on text it has not seen, and how even its experts work.
+
+    python -m minidsv3.measure.evaluate runs/tiny                  the run's own validation text
+    python -m minidsv3.measure.evaluate DIR --data my_texts/       all of another text
+"""
 
 import ast
+import json
 import math
 import re
+import sys
 import warnings
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from .. import hf
+from ..command import Parser, answer
+from ..data import corpus
+from ..data.batches import raw_bytes, validation_windows
+from ..data.foreign import read_tokenizer
+from ..device import choose_device, has_fast_bf16
+from ..infer.sampling import complete
 from ..model.layers import at_least_float32
 from ..model.moe import max_violation
 
@@ -80,3 +93,99 @@ def statement_starts(lines):
                 starts.append(i)
             decorated = line[0] == "@"
     return starts
+
+
+# ---- the command ----
+
+DEFAULT_DATA, DEFAULT_WINDOW = "python-stdlib", 256
+
+
+def share_that_parses(model, tokenizer, samples, length, prompt="def "):
+    """Of sampled completions of a prompt (seeds 0, 1, ...), the share that is Python so far."""
+    good = 0
+    for seed in range(samples):
+        pieces = complete(model, tokenizer, prompt, length, temperature=0.7, top_p=0.95, seed=seed)
+        good += parses_to_last_statement(prompt + "".join(text for _, text in pieces))
+    return good / samples
+
+
+def documents_of(folder, data):
+    """The text to evaluate on, and what to call it.
+
+    Of the text that a run was trained on, only the part kept for validation; another one whole.
+    """
+    recipe = folder / "train.json"
+    trained_on = json.loads(recipe.read_text(encoding="utf-8"))["data"] if recipe.is_file() else ""
+    data = data or trained_on or DEFAULT_DATA
+    loaded = corpus.load(data)
+    if data in (trained_on, DEFAULT_DATA):
+        return corpus.split(loaded.documents)[1], f"validation part of {data}"
+    return loaded.documents, f"all of {data}"
+
+
+def measure(arguments):
+    """All figures of the checkpoint that was asked for, as a dict."""
+    device = choose_device(arguments.device)
+    folder = hf.locate(arguments.folder)
+    model = hf.load(folder, None if has_fast_bf16(device) else torch.float32, device)
+    limit = model.config.max_position_embeddings
+    if arguments.window > limit:
+        raise ValueError(f"--window {arguments.window} is above max_position_embeddings={limit}; "
+                         "choose a shorter one.")
+    tokenizer = read_tokenizer(folder, model.config)
+    documents, name = documents_of(folder, arguments.data)
+    inputs, targets = validation_windows(documents, tokenizer, arguments.window)
+    size = raw_bytes(documents)
+    result = evaluate(model, inputs, targets, size)
+    figures = {"data": name, "bytes": size, "tokens": int((targets != -100).sum()),
+               "window": arguments.window, "dtype": str(model.norm.weight.dtype)[6:],
+               "bits_per_byte": round(result.bits_per_byte, 4), "max_vio": result.max_vio,
+               "mtp_agreement": round(result.mtp_agreement, 4)}
+    if arguments.samples:
+        figures["share_that_parses"] = share_that_parses(
+            model, tokenizer, arguments.samples, arguments.length)
+    return figures
+
+
+def parse_arguments(arguments=None):
+    """The command line."""
+    parser = Parser(prog="python -m minidsv3.measure.evaluate", description=__doc__)
+    parser.add_argument("folder", metavar="DIR", help="a run or a checkpoint, or a name on the hub")
+    parser.add_argument("--data", metavar="PATH", help="a file, a folder, a URL or hf:NAME "
+                        "[what the run was trained on, its validation part]")
+    parser.add_argument("--window", type=int, default=DEFAULT_WINDOW, metavar="TOKENS",
+                        help="context of each prediction at most [256]")
+    parser.add_argument("--samples", type=int, default=20, metavar="N",
+                        help="completions of \"def \" to judge; 0 leaves them out [20]")
+    parser.add_argument("--length", type=int, default=200, metavar="TOKENS",
+                        help="of each completion [200]")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parsed = parser.parse_args(arguments)
+    for name, least in (("window", 2), ("samples", 0), ("length", 1)):
+        if getattr(parsed, name) < least:
+            raise ValueError(f"--{name} {getattr(parsed, name)} must be at least {least}.")
+    return parsed
+
+
+def run(arguments):
+    """Print the figures of a checkpoint -> exit code."""
+    figures = measure(arguments)
+    if arguments.json:
+        print(json.dumps(figures))
+        return 0
+    labels = {"bits_per_byte": "bits per byte", "max_vio": "MaxVio by layer",
+              "mtp_agreement": "MTP draft = main choice", "share_that_parses": "samples that parse"}
+    for key, value in figures.items():
+        text = f"{value:,}" if isinstance(value, int) else str(value).strip("[]")
+        print(f"{labels.get(key, key):25}{text}")
+    return 0
+
+
+def main(arguments=None):
+    """Run; bad input ends in one line and exit code 2."""
+    return answer(lambda: run(parse_arguments(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

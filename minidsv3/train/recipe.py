@@ -18,6 +18,7 @@ class TrainConfig:
     """The recipe of one run. Raises ValueError that names the field, its value and a remedy."""
 
     data: str = "python-stdlib"                  # corpus: python-stdlib, a path, a URL or hf:NAME
+    start: str = ""                              # checkpoint whose weights and tokenizer to take
     window: int = 256                            # tokens a sequence
     steps: int = 1500                            # optimiser steps
     batch_size: int = 8                          # sequences a step
@@ -106,7 +107,7 @@ class TrainConfig:
 
 
 PRESETS = {
-    "tiny": dict(optimizer="muon", steps=1050, gamma=4e-3),
+    "tiny": dict(optimizer="muon", steps=1200, gamma=4e-3),
     "small": dict(optimizer="muon", window=1024, steps=2000, batch_size=64, micro_batch=4,
                   batch_start=16, warmup=0.02, ema_decay=0.999, eval_every=500, save_every=500),
 }

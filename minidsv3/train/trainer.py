@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from .. import hf
 from ..data.dataset import Dataset
+from ..data.foreign import read_tokenizer
 from ..device import choose_precision
 from ..infer.sampling import complete
 from ..measure import plots
@@ -39,10 +40,14 @@ class Trainer:
 
     def __init__(self, model_config, config, folder, device):
         self.config, self.folder, self.device = config, folder, device
+        tokenizer = read_tokenizer(config.start, model_config) if config.start else None
         self.data = Dataset(config.data, model_config.vocab_size, config.window, config.fim_rate,
-                            config.seed)
+                            config.seed, tokenizer)
         torch.manual_seed(config.seed)
-        self.model = DeepSeekV3(model_config).to(device)
+        self.model = DeepSeekV3(model_config)
+        if config.start:
+            begin_from(self.model, config.start)
+        self.model = self.model.to(device)
         precision = choose_precision(config.precision, device)
         self.model.activation_dtype = None if precision == torch.float32 else precision
         self.model.recompute = config.recompute
@@ -253,6 +258,16 @@ class Trainer:
                 "seed": self.config.seed, "torch": torch.__version__,
                 "python": platform.python_version(), "corpus_sha256": self.data.sha256,
                 "command": " ".join(sys.argv)}
+
+
+def begin_from(model, folder):
+    """Copy the weights of a checkpoint. ValueError if they have other shapes than the model."""
+    try:
+        model.load_state_dict(hf.load(folder, torch.float32).state_dict())
+    except RuntimeError as error:                # torch tells all, from the second line on
+        first = str(error).splitlines()[1].strip()
+        raise ValueError(f"--from {folder}: {first} Leave out what --set changes of the "
+                         "model.") from None
 
 
 class CatchInterrupt:

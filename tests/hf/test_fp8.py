@@ -41,7 +41,8 @@ def test_dtypes_are_those_of_the_release(fp8_folder):
                              r"self_attn\.kv_a_proj_with_mqa\.weight|"
                              r"mlp\.(experts\.\d\.|shared_experts\.|)(gate|up|down)_proj\.weight",
         torch.float32: r"e_score_correction_bias|\w+_proj(_with_mqa)?\.weight_scale_inv",
-        torch.bfloat16: r"(embed_tokens|lm_head|shared_head\.head|eh_proj|mlp\.gate|.*norm)\.weight",
+        torch.bfloat16: r"(embed_tokens|lm_head|shared_head\.head|eh_proj|mlp\.gate|.*norm)"
+                        r"\.weight",
     }
     for name, tensor in tensors.items():
         expected = [dtype for dtype, pattern in table.items()

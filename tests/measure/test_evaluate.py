@@ -1,5 +1,6 @@
 """Bits per byte, balance and draft agreement against plain loops in float64."""
 
+import json
 import math
 
 import pytest
@@ -9,6 +10,7 @@ from minidsv3 import DeepSeekV3, ModelConfig
 from minidsv3.data.batches import raw_bytes, validation_windows
 from minidsv3.data.corpus import Document
 from minidsv3.data.tokenizer import Tokenizer
+from minidsv3.measure import evaluate as evaluate_module
 from minidsv3.measure.evaluate import evaluate, parses_to_last_statement
 
 TEXT = "".join(f"def f{n}(x):\n    return x + {n}  # é€😀\n" for n in range(12))
@@ -105,3 +107,46 @@ def test_valid_up_to_the_last_statement(text, valid, recwarn):
     """Oracle: each text judged by eye; no warning about the text reaches the reader."""
     assert parses_to_last_statement(text) is valid
     assert not recwarn.list
+
+
+def test_the_command_repeats_the_figures_of_a_run(finished_run, capsys):
+    """Oracle: the run's summary.json, over its own validation text and window."""
+    summary = json.loads((finished_run / "summary.json").read_text())
+    arguments = [str(finished_run), "--window", "32", "--samples", "2", "--length", "5", "--json"]
+    assert evaluate_module.main([*arguments, "--device", "cpu"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["bits_per_byte"] == pytest.approx(summary["val_bits_per_byte"], abs=1e-4)
+    assert figures["max_vio"] == summary["max_vio"]
+    assert figures["mtp_agreement"] == summary["mtp_agreement"]
+    assert figures["data"].startswith("validation part of ") and 0 <= figures[
+        "share_that_parses"] <= 1
+
+
+def test_the_command_reads_another_text_whole(finished_run, tmp_path, capsys):
+    """Oracle: its size in bytes; the words of the table."""
+    (tmp_path / "text.txt").write_text("abc é\n" * 500, encoding="utf-8")
+    assert evaluate_module.main([str(finished_run), "--data", str(tmp_path / "text.txt"),
+                                 "--window", "32", "--samples", "0", "--device", "cpu"]) == 0
+    text = capsys.readouterr().out
+    assert "all of " in text and "3,500" in text and "bits per byte" in text
+    assert "samples that parse" not in text
+
+
+def test_the_share_that_parses_counts_seeds(setting, monkeypatch):
+    """Oracle: texts put in place of completions, two of four valid."""
+    texts = ["f():\n    pass\nx = 1\n", "f(:\nx = 1\n", "g():\n    return\ny = 2\n", "(((\n)\nx\n"]
+    monkeypatch.setattr(evaluate_module, "complete",
+                        lambda *_, seed, **__: [(0, texts[seed]), (None, "")])
+    assert evaluate_module.share_that_parses(None, None, 4, 10) == 0.5
+
+
+@pytest.mark.parametrize("options, words", [
+    (["--window", "1"], "--window 1 must be at least 2"),
+    (["--window", "999"], "--window 999 is above max_position_embeddings=256"),
+    (["--samples", "-1"], "--samples -1 must be"), (["--data", "nowhere.txt"], "nowhere.txt"),
+    (["--device", "warp"], "device 'warp'")])
+def test_the_command_refuses_bad_input_in_one_line(finished_run, capsys, options, words):
+    """Oracle: the words, exit code 2."""
+    assert evaluate_module.main([str(finished_run), *options]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and words in lines[0], lines

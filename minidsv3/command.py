@@ -1,0 +1,29 @@
+"""What all commands share: help that shows the docstring, and complaints of one line."""
+
+import argparse
+import sys
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that keeps the layout of its description and raises ValueError for bad input."""
+
+    def __init__(self, **options):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message):
+        """Its complaint as an exception, so that it ends like all others."""
+        raise ValueError(f"{message}; see --help.")
+
+
+def answer(work):
+    """Call work() -> the exit code: its own or 0, 2 after bad input, 130 after Ctrl-C."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace")     # a console lacks letters
+    try:
+        return work() or 0
+    except KeyboardInterrupt:
+        print()
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,96 @@
+"""The tokenizer of a checkpoint, ours or not.
+
+What train_tiny.py wrote is read by `tokenizer.py`. The `tokenizer.json` of other checkpoints is
+left to the `tokenizers` library, as long as it is byte-level BPE like DeepSeek's: then each token
+stands for certain bytes, which streaming and bits per byte rely on.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import tokenizers
+
+from .tokenizer import FIM_BEGIN, FIM_END, FIM_HOLE, Tokenizer, from_visible
+
+
+def read_tokenizer(folder, config):
+    """The tokenizer in a checkpoint folder, for a model of that ModelConfig.
+
+    Raises FileNotFoundError or ValueError with one line for one that cannot be used.
+    """
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        others = [file.name for file in sorted(Path(folder).glob("tokeniz*")) +
+                  sorted(Path(folder).glob("*.model"))]
+        raise FileNotFoundError(f"{path} is missing; only tokenizer.json is read"
+                                + (f", not {others[0]}." if others else "."))
+    try:
+        tokenizer = Tokenizer.load(folder)
+    except ValueError:
+        return ForeignTokenizer(path, config)
+    if tokenizer.vocab_size != config.vocab_size:
+        raise ValueError(f"{path} has {tokenizer.vocab_size} tokens, but config.json says "
+                         f"vocab_size={config.vocab_size}; they belong to different models.")
+    return tokenizer
+
+
+class ForeignTokenizer:
+    """A `tokenizer.json` of others under the interface of `Tokenizer`.
+
+    Prompts begin with BOS, as the released model was trained. Ids that the model has and the
+    tokenizer does not stand for no bytes.
+    """
+
+    def __init__(self, path, config):
+        self.path, self.vocab_size = Path(path), config.vocab_size
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+            if content["model"]["type"] != "BPE" or "ByteLevel" not in json.dumps(
+                    content["decoder"]):
+                raise ValueError("it is no byte-level BPE")
+            token_bytes = {added["id"]: b"" if added["special"] else added["content"].encode()
+                           for added in content["added_tokens"]}
+            for token, number in content["model"]["vocab"].items():
+                if number not in token_bytes:
+                    token_bytes[number] = from_visible(token)
+        except Exception as error:               # the library raises bare Exceptions
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"{path} cannot be used ({first}); need byte-level BPE as DeepSeek's "
+                             "or train_tiny.py's.") from None
+        if max(token_bytes) >= config.vocab_size:
+            raise ValueError(f"{path} has token {max(token_bytes)}, but config.json says "
+                             f"vocab_size={config.vocab_size}; they belong to different models.")
+        self.token_bytes = [token_bytes.get(number, b"") for number in range(config.vocab_size)]
+        self.bos_id = self.start_id = config.bos_token_id
+        self.eos_id = config.eos_token_id
+        self.fim_begin_id, self.fim_hole_id, self.fim_end_id = (
+            self._tokenizer.token_to_id(mark) for mark in (FIM_BEGIN, FIM_HOLE, FIM_END))
+
+    def encode(self, text):
+        """Text -> ids, without BOS."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_prompt(self, text):
+        """The ids of a text that a model shall go on with: BOS first."""
+        return [self.bos_id, *self.encode(text)]
+
+    def encode_batch(self, texts):
+        """`encode` for many texts, on all cores."""
+        return [each.ids for each in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+    def decode_bytes(self, ids):
+        """Ids -> the exact bytes. Special tokens stand for none."""
+        return b"".join(self.token_bytes[token] for token in ids)
+
+    def decode(self, ids):
+        """Ids -> text; bytes that are no UTF-8 show as U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def save(self, folder):
+        """Copy the files that this tokenizer was read from."""
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            source = self.path.with_name(name)
+            if source.is_file() and source.parent.resolve() != Path(folder).resolve():
+                shutil.copyfile(source, Path(folder) / name)

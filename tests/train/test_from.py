@@ -1,0 +1,113 @@
+"""--from: a run that begins with another checkpoint's weights, bias and tokenizer."""
+
+import json
+
+import pytest
+import torch
+
+import train_tiny
+from minidsv3 import DeepSeekV3, ModelConfig, hf
+from minidsv3.data.foreign import ForeignTokenizer, read_tokenizer
+from minidsv3.train.checkpoint import RunFolder
+from minidsv3.train.trainer import Trainer
+from tests.data.test_foreign import byte_level
+
+
+@pytest.fixture
+def from_run(finished_run, small_text):
+    """Arguments that go on from the finished miniature run."""
+    settings = ("window=32", "batch_size=6", "batch_start=6", "micro_batch=6", "eval_every=3")
+    return ["--from", str(finished_run), "--data", str(small_text), "--device", "cpu",
+            "--precision", "fp32", "--steps", "4", "--save-every", "2",
+            *(word for setting in settings for word in ("--set", setting))]
+
+
+def make(arguments, folder):
+    parsed = train_tiny.parse_arguments([*arguments, "--out", str(folder)])
+    return Trainer(*train_tiny.configure(parsed), RunFolder(folder), torch.device("cpu"))
+
+
+def test_weights_biases_and_tokenizer_are_those_of_the_checkpoint(finished_run, from_run, tmp_path):
+    """Oracle: the checkpoint loaded directly; its config, without any option for the model."""
+    trainer, source = make(from_run, tmp_path / "new"), hf.load(finished_run)
+    assert trainer.model.config == source.config
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(trainer.model.state_dict()[name], tensor), name
+    expected = read_tokenizer(finished_run, source.config)
+    assert trainer.data.tokenizer.token_bytes == expected.token_bytes
+    assert trainer.config.optimizer == "muon" and trainer.step == 0
+
+
+def test_a_run_from_a_run_learns_on_and_resumes(finished_run, from_run, tmp_path):
+    """Oracle: its first loss beside the source's first and last; a run that was not interrupted."""
+    assert train_tiny.main([*from_run, "--out", str(tmp_path / "whole")]) == 0
+    first, last = ([json.loads(line)["loss"] for line in
+                    (folder / "metrics.jsonl").read_text().splitlines()]
+                   for folder in (finished_run, tmp_path / "whole"))
+    assert last[0] < first[0] - 0.2
+    trainer = make(from_run, tmp_path / "half")
+    trainer.write_recipe()
+    with trainer.folder.open_metrics(0) as log:
+        for _ in range(2):
+            log.write(json.dumps(trainer.train_step()[0]) + "\n")
+    trainer.save()
+    assert train_tiny.main(["--resume", "--device", "cpu", "--out", str(tmp_path / "half")]) == 0
+    resumed = [json.loads(line)["loss"]
+               for line in (tmp_path / "half/metrics.jsonl").read_text().splitlines()]
+    assert resumed == last
+
+
+def test_a_foreign_checkpoint_is_trained_with_its_own_tokenizer(small_text, tmp_path, capsys):
+    """Oracle: its ids; the run's folder is a checkpoint that reads itself. It has no MTP layer."""
+    source = tmp_path / "foreign"
+    config = ModelConfig.preset("tiny").replace(
+        vocab_size=420, hidden_size=32, num_hidden_layers=2, intermediate_size=48,
+        num_attention_heads=2, moe_intermediate_size=16, num_nextn_predict_layers=0)
+    hf.save(DeepSeekV3(config), source)
+    values = json.loads((source / "config.json").read_text()) | {"num_nextn_predict_layers": 1}
+    (source / "config.json").write_text(json.dumps(values))
+    byte_level().save(str(source / "tokenizer.json"))
+    out = tmp_path / "run"
+    assert train_tiny.main(["--from", str(source), "--data", str(small_text), "--steps", "2",
+                            "--device", "cpu", "--set", "window=32", "--out", str(out)]) == 0
+    assert "no MTP layer" in capsys.readouterr().err
+    model = hf.load(out)
+    assert len(model.mtp) == 0
+    assert isinstance(read_tokenizer(out, model.config), ForeignTokenizer)
+
+
+def without_marks(folder):
+    """A tokenizer that knows no marks for filling in the middle."""
+    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    (folder / "tokenizer.json").write_text(text.replace("fim▁hole", "no▁hole"), encoding="utf-8")
+
+
+@pytest.mark.parametrize("options, words", [
+    (["--from", "nowhere"], "no folder nowhere"),
+    (["--from", "."], "config.json is missing"),
+    (["--set", "hidden_size=64"], "--from .* hidden_size|--from .*size mismatch"),
+    (["--set", "num_hidden_layers=3"], "--from .*Missing key")])
+def test_what_cannot_begin_is_told_in_one_line(from_run, tmp_path, monkeypatch, capsys, options,
+                                               words):
+    """Oracle: the words; nothing is left behind."""
+    import re
+    monkeypatch.chdir(tmp_path)
+    assert train_tiny.main([*from_run, *options, "--out", str(tmp_path / "new")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and re.search(words, lines[0]), lines
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_tokenizer_without_marks_needs_fim_rate_0(small_text, tmp_path, capsys):
+    """Oracle: the option that helps, and that it does."""
+    source = tmp_path / "foreign"
+    hf.save(DeepSeekV3(ModelConfig.preset("tiny").replace(
+        vocab_size=420, hidden_size=32, num_hidden_layers=2, intermediate_size=48,
+        num_attention_heads=2, moe_intermediate_size=16)), source)
+    byte_level().save(str(source / "tokenizer.json"))
+    without_marks(source)
+    arguments = ["--from", str(source), "--data", str(small_text), "--steps", "1", "--device",
+                 "cpu", "--set", "window=32", "--out", str(tmp_path / "run")]
+    assert train_tiny.main(arguments) == 2
+    assert "--set fim_rate=0" in capsys.readouterr().err
+    assert train_tiny.main([*arguments, "--set", "fim_rate=0"]) == 0
