@@ -30,7 +30,8 @@ def apply_rope(x, table):
 
     A pair (a, b) is the complex number a + ib, and a turn by an angle is one product.
     """
-    pairs = torch.view_as_complex(at_least_float32(x).unflatten(-1, (-1, 2)).contiguous())  # (..., T, Dr/2)
+    pairs = at_least_float32(x).unflatten(-1, (-1, 2)).contiguous()    # (..., T, Dr/2, 2)
+    pairs = torch.view_as_complex(pairs)                               # (..., T, Dr/2)
     turned = pairs * table.to(pairs.dtype)
     return torch.view_as_real(turned).flatten(-2).to(x.dtype)          # (..., T, Dr)
 
