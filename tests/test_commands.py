@@ -6,6 +6,8 @@ import re
 import shutil
 
 import pytest
+import safetensors.torch
+import torch
 
 import generate
 import train_tiny
@@ -204,8 +206,42 @@ def other_vocabulary(folder):
     Tokenizer.train([], 261).save(folder)
 
 
+def edit_tensors(change):
+    """A damage to the tensors of a folder."""
+    def damage(folder):
+        tensors = safetensors.torch.load_file(folder / "model.safetensors")
+        change(tensors)
+        safetensors.torch.save_file(tensors, folder / "model.safetensors")
+    return damage
+
+
+def without_a_shard(folder):
+    hf.save(hf.load(folder), folder, max_shard_size=9_000)
+    sorted(folder.glob("model-*.safetensors"))[1].unlink()
+
+
+def wrong_index(folder):
+    hf.save(hf.load(folder), folder, max_shard_size=9_000)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace('"model.norm.weight": "model-0',
+                                               '"model.norm.weight": "../model-0'))
+
+
+def without_scales(folder):
+    hf.save(hf.load(folder), folder, fp8=True)
+    edit_tensors(lambda t: t.pop("model.layers.0.mlp.up_proj.weight_scale_inv"))(folder)
+
+
 # what is done to a copy of a good folder, and the words that name it
 BROKEN = [
+    (edit_tensors(lambda t: t.pop("model.norm.weight")), ["lacks tensor model.norm.weight (32,)"]),
+    (edit_tensors(lambda t: t.update({"model.extra": torch.ones(2)})), ["has tensor model.extra"]),
+    (edit_tensors(lambda t: t.update({"model.norm.weight": torch.ones(7)})),
+     ["model.norm.weight has shape (7,)", "(32,)"]),
+    (edit_tensors(lambda t: t.pop("model.layers.2.enorm.weight")), ["lacks", "layers.2.enorm"]),
+    (without_a_shard, ["model-00002-of-", "is missing"]),
+    (wrong_index, ["index.json", "model.norm.weight", "'../model-0"]),
+    (without_scales, ["up_proj.weight is F8_E4M3", "weight_scale_inv of shape (1, 1)"]),
     (lambda folder: shutil.rmtree(folder), ["no folder", "config.json and model.safetensors"]),
     (lambda folder: (folder / "config.json").write_text("{broken"), ["config.json", "no JSON"]),
     (lambda folder: (folder / "config.json").write_bytes(b"\xff\0"), ["config.json", "no JSON"]),
