@@ -1,11 +1,13 @@
 """A small model, its checkpoint, and ways to spoil both."""
 
 import json
+import re
 
+import pytest
 import safetensors.torch
 import torch
 
-from minidsv3 import DeepSeekV3, ModelConfig
+from minidsv3 import DeepSeekV3, ModelConfig, hf
 from minidsv3.config import RopeScaling
 
 SMALL = ModelConfig.preset("tiny").replace(
@@ -38,3 +40,22 @@ def rewrite(folder, change):
     tensors = safetensors.torch.load_file(folder / "model.safetensors")
     change(tensors)
     safetensors.torch.save_file(tensors, folder / "model.safetensors")
+
+
+def stack_experts(tensors):
+    """Per-expert tensors of the small model -> stacks, as transformers has them in memory."""
+    for layer in (1, 2, 3):
+        stem = f"model.layers.{layer}.mlp.experts"
+        gates, ups, downs = ([tensors.pop(f"{stem}.{e}.{kind}_proj.weight") for e in range(6)]
+                             for kind in ("gate", "up", "down"))
+        tensors[f"{stem}.gate_up_proj"] = torch.stack(
+            [torch.cat(pair) for pair in zip(gates, ups, strict=True)])
+        tensors[f"{stem}.down_proj"] = torch.stack(downs)
+
+
+def assert_refused(folder, words):
+    """Loading ends in one line that has all of the words, in this order."""
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        hf.load(folder)
+    message = str(caught.value)
+    assert re.search(".*".join(map(re.escape, words)), message) and "\n" not in message, message

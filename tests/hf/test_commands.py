@@ -11,7 +11,7 @@ import torch
 
 from minidsv3 import hf
 from minidsv3.hf.__main__ import main, parse_size
-from tests.hf.example import edit, random_model, rewrite
+from tests.hf.example import edit, random_model, rewrite, stack_experts
 
 
 def listing(folder):
@@ -79,15 +79,7 @@ def test_convert_takes_stacks_apart(folder, tmp_path):
     names = set(safetensors.torch.load_file(folder / "model.safetensors"))
     expected = hf.load(folder).state_dict()
 
-    def stack(t):
-        for layer in (1, 2, 3):
-            stem = f"model.layers.{layer}.mlp.experts"
-            gates, ups, downs = ([t.pop(f"{stem}.{e}.{k}_proj.weight") for e in range(6)]
-                                 for k in ("gate", "up", "down"))
-            t[f"{stem}.gate_up_proj"] = torch.stack([torch.cat(p) for p in zip(gates, ups)])
-            t[f"{stem}.down_proj"] = torch.stack(downs)
-
-    rewrite(folder, stack)
+    rewrite(folder, stack_experts)
     assert main(["convert", str(folder), str(tmp_path / "new")]) == 0
     assert set(safetensors.torch.load_file(tmp_path / "new/model.safetensors")) == names
     again = hf.load(tmp_path / "new").state_dict()
