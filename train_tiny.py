@@ -6,6 +6,7 @@ The folder it writes is a checkpoint in the released format; `generate.py` speak
 import difflib
 import json
 import sys
+from pathlib import Path
 
 from minidsv3 import ModelConfig, hf
 from minidsv3.command import Parser, answer
@@ -105,6 +106,8 @@ def run(arguments):
     folder = RunFolder(out, arguments.resume, arguments.overwrite)
     saved = folder.load_state() if arguments.resume else None
     model_config, recipe = configure(arguments, saved)
+    if recipe.start and folder.path.resolve() == Path(recipe.start).resolve():
+        raise ValueError(f"--from and --out are both {folder.path}; write to another folder.")
     trainer = Trainer(model_config, recipe, folder, device)
     if saved is not None:
         trainer.restore(saved)

@@ -1,6 +1,8 @@
 """--from: a run that begins with another checkpoint's weights, bias and tokenizer."""
 
 import json
+import re
+import shutil
 
 import pytest
 import torch
@@ -90,12 +92,21 @@ def without_marks(folder):
 def test_what_cannot_begin_is_told_in_one_line(from_run, tmp_path, monkeypatch, capsys, options,
                                                words):
     """Oracle: the words; nothing is left behind."""
-    import re
     monkeypatch.chdir(tmp_path)
     assert train_tiny.main([*from_run, *options, "--out", str(tmp_path / "new")]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and re.search(words, lines[0]), lines
     assert not (tmp_path / "new").exists()
+
+
+def test_a_checkpoint_is_not_trained_over_itself(finished_run, from_run, tmp_path, capsys):
+    """Oracle: the files of the checkpoint, untouched."""
+    source = shutil.copytree(finished_run, tmp_path / "source")
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
+    assert train_tiny.main([*from_run, "--from", str(source), "--out", str(source),
+                            "--overwrite"]) == 2
+    assert "--from and --out are both" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in source.iterdir()} == before
 
 
 def test_a_tokenizer_without_marks_needs_fim_rate_0(small_text, tmp_path, capsys):
