@@ -12,6 +12,7 @@ Numbers of a *training run* (learning rate, balance weight, ...) live in `train/
 import dataclasses
 import difflib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,10 @@ class RopeScaling:
         check_types(self)
         if self.type != "yarn":
             raise ValueError(f"rope_scaling.type={self.type!r} is unknown; use 'yarn' or null.")
+        for name in ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"):
+            if not 0 <= (getattr(self, name) or 0) < math.inf:
+                raise ValueError(f"rope_scaling.{name}={getattr(self, name)} must be finite and "
+                                 "not negative.")
         if self.factor < 1:
             raise ValueError(f"rope_scaling.factor={self.factor} must be at least 1, as 4 is.")
         if self.original_max_position_embeddings < 1:
@@ -52,6 +57,10 @@ class RopeScaling:
         if not self.beta_fast >= self.beta_slow > 0:
             raise ValueError(f"rope_scaling.beta_fast={self.beta_fast} must not be below "
                              f"beta_slow={self.beta_slow}, and both above 0, as 32 and 1 are.")
+
+
+# Sizes end where a mistake is certain: a model of more would only fill the memory with names.
+LARGEST = {"max_position_embeddings": 2**40, "num_hidden_layers": 2**12, "n_routed_experts": 2**14}
 
 
 @dataclass(frozen=True)
@@ -114,12 +123,18 @@ class ModelConfig:
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+            largest = LARGEST.get(name, 2**24)
+            if getattr(self, name) > largest:
+                raise ValueError(f"{name}={getattr(self, name)} is more than any model has; "
+                                 f"choose up to {largest}.")
         for name in ("n_shared_experts", "first_k_dense_replace", "num_nextn_predict_layers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} is negative; 0 means none.")
         for name in ("rope_theta", "rms_norm_eps", "initializer_range", "routed_scaling_factor"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)} must be a number above 0.")
+        if self.rope_theta <= 1:
+            raise ValueError(f"rope_theta={self.rope_theta} must be above 1, as 10000 is.")
         if self.qk_rope_head_dim % 2:
             raise ValueError(f"qk_rope_head_dim={self.qk_rope_head_dim} is odd, but rotary "
                              f"channels come in pairs; use {self.qk_rope_head_dim + 1}.")
@@ -210,7 +225,7 @@ def _build(cls, values, prefix=""):
     return cls(**values)
 
 
-# The tiny preset ties embedding and head, a concession to its size: untied, a quarter of its
+# The tiny preset ties embedding and head, a concession to its size: untied, a tenth of its
 # weights would be a second copy of the vocabulary.
 PRESETS = {
     "tiny": dict(

@@ -239,6 +239,7 @@ BROKEN = [
     (edit_tensors(lambda t: t.update({"model.norm.weight": torch.ones(7)})),
      ["model.norm.weight has shape (7,)", "(32,)"]),
     (edit_tensors(lambda t: t.pop("model.layers.2.enorm.weight")), ["lacks", "layers.2.enorm"]),
+    (edit_tensors(lambda t: t["model.norm.weight"].fill_(float("nan"))), ["weights are damaged"]),
     (without_a_shard, ["model-00002-of-", "is missing"]),
     (wrong_index, ["index.json", "model.norm.weight", "'../model-0"]),
     (without_scales, ["up_proj.weight is F8_E4M3", "weight_scale_inv of shape (1, 1)"]),

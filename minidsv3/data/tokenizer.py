@@ -131,7 +131,7 @@ class Tokenizer:
             pattern = content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
             tokenizer = cls(merged, len(vocabulary), pattern)
             understood = all(content[part] == mine for part, mine in tokenizer._as_json().items())
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             understood = False
         if not understood:
             raise ValueError(f"{path} is not a tokenizer that minidsv3 wrote; read it with "

@@ -16,16 +16,16 @@ from pathlib import Path
 import torch
 
 from ..model.transformer import DeepSeekV3
-from .config import read_config, released_config
+from .config import read_config, read_json, released_config
 from .files import first_line, replacing, write_tensors, write_text
 from .hub import locate
 from .names import places, problems, released_tensors
 from .reader import Checkpoint
 from .writer import MAX_SHARD_SIZE, to_fp8, write_weights
 
-__all__ = ["Checkpoint", "first_line", "load", "locate", "read_config", "released_config",
-           "released_tensors", "replacing", "save", "skeleton", "stored_config",
-           "write_tensors", "write_text"]
+__all__ = ["Checkpoint", "first_line", "load", "locate", "read_config", "read_json",
+           "released_config", "released_tensors", "replacing", "save", "skeleton",
+           "stored_config", "write_tensors", "write_text"]
 
 
 def save(model, folder, fp8=False, max_shard_size=MAX_SHARD_SIZE):
@@ -55,7 +55,8 @@ def load(folder_or_hub_name, dtype=None, device="cpu"):
     model, complaints = skeleton(folder, config, checkpoint)
     if complaints:
         raise ValueError(f"{folder}: {complaints[0]}")
-    dtype = dtype or checkpoint.raw("model.embed_tokens.weight").dtype
+    stored = checkpoint.raw("model.embed_tokens.weight").dtype
+    dtype = dtype or (torch.bfloat16 if stored.itemsize == 1 else stored)
     model = model.to(dtype).to_empty(device=device)
     if model.config.tie_word_embeddings:         # to_empty made two of the one
         model.lm_head.weight = model.embed_tokens.weight

@@ -1,7 +1,7 @@
 """What a checkpoint holds, and the same in another form.
 
     python -m minidsv3.hf info DIR                   architecture, parameters, dtypes, files
-    python -m minidsv3.hf convert DIR OUT --fp8      the released FP8 form; without: bfloat16
+    python -m minidsv3.hf convert DIR OUT --fp8      the released FP8 form; without: no FP8
 """
 
 import json
@@ -131,7 +131,8 @@ def parse_arguments(arguments=None):
         command.add_argument("folder", metavar="DIR", help="a checkpoint, or its name on the hub")
     change.add_argument("out", metavar="OUT", type=Path, help="a new folder")
     change.add_argument("--fp8", action="store_true",
-                        help="matrices of attention and FFN in FP8 with a scale a block")
+                        help="matrices of attention and FFN in FP8 with a scale a block; without "
+                             "it FP8 becomes bfloat16 and the rest stays as it is")
     change.add_argument("--max-shard-size", default="5GB", metavar="N",
                         help="bytes in one file at most, as 500MB or 5GB [5GB]")
     return parser.parse_args(arguments)

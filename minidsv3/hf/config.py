@@ -40,7 +40,7 @@ def read_json(path):
     """A JSON file whose content is an object. ValueError with one line otherwise."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON ({first_line(error)}); copy it again.") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}, no object; copy it again.")
@@ -66,7 +66,7 @@ def our_fields(values):
         raise ValueError(f"model_type={values.get('model_type')!r} is another architecture; "
                          f"need {FAMILY[0]!r}.")
     fixed = {key: value for key, value in ARCHITECTURE.items() if key not in BOOKKEEPING}
-    if "num_attention_heads" in values:                # latent attention has no grouped heads
+    if isinstance(values.get("num_attention_heads"), int):  # latent attention has no grouped heads
         fixed["num_key_value_heads"] = values["num_attention_heads"]
     for key, needed in fixed.items():
         if values.get(key, needed) != needed:
@@ -80,7 +80,9 @@ def our_fields(values):
         raise ValueError(f"rope_scaling={rope!r} is no object; copy the file again.")
     chosen["rope_scaling"] = read_rope_scaling(rope)
     if "rope_theta" in rope:
-        chosen.setdefault("rope_theta", rope["rope_theta"])
+        if chosen.setdefault("rope_theta", rope["rope_theta"]) != rope["rope_theta"]:
+            raise ValueError(f"rope_theta={chosen['rope_theta']!r}, but its rope settings say "
+                             f"{rope['rope_theta']!r}; leave one of them out.")
     for key in ("bos_token_id", "eos_token_id"):
         if chosen.get(key, 0) is None:
             del chosen[key]

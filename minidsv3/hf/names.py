@@ -95,13 +95,13 @@ def problems(wanted, shapes, dtypes, config):
     for name, view in wanted.items():
         shape, needed = shapes.get(name), tuple(view.shape)
         if shape is None:
-            yield (f"the checkpoint lacks tensor {name} {needed}; it is incomplete, or config.json "
-                   "belongs to another model.")
+            yield (f"the checkpoint lacks tensor {name} {needed}{asked_by(name, config)}; it is "
+                   "incomplete, or config.json belongs to another model.")
         elif shape != needed:
             yield (f"tensor {name} has shape {shape}, but config.json asks for {needed}; they "
                    "belong to different models.")
         elif dtypes[name] == FP8:
-            yield from scale_problems(name, shapes)
+            yield from scale_problems(name, shapes, dtypes)
         elif dtypes[name] not in FLOATS:
             yield (f"tensor {name} is {dtypes[name]}; only floating point and {FP8} with scales "
                    "are read.")
@@ -110,11 +110,22 @@ def problems(wanted, shapes, dtypes, config):
         if owner != name and dtypes.get(owner) == FP8 and owner in wanted:
             continue
         if name not in wanted and not ignorable(owner, config):
-            yield (f"the checkpoint has tensor {name}, for which config.json has no place; they "
-                   "belong to different models.")
+            yield (f"the checkpoint has tensor {name}, for which config.json has no place"
+                   f"{asked_by(name, config)}; they belong to different models.")
 
 
-def scale_problems(name, shapes):
+def asked_by(name, config):
+    """The key of config.json that decides whether a tensor is there, if one does."""
+    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    if layer and int(layer.group(1)) >= config.num_hidden_layers:
+        return (f" (num_hidden_layers={config.num_hidden_layers}, num_nextn_predict_layers="
+                f"{config.num_nextn_predict_layers})")
+    if name == "lm_head.weight":
+        return f" (tie_word_embeddings={config.tie_word_embeddings})"
+    return ""
+
+
+def scale_problems(name, shapes, dtypes):
     """What is wrong with the scales of an FP8 matrix."""
     shape = shapes[name]
     if len(shape) != 2:
@@ -124,3 +135,5 @@ def scale_problems(name, shapes):
     if shapes.get(name + SCALE) != needed:
         yield (f"tensor {name} is {FP8} and needs {name + SCALE} of shape {needed}; found "
                f"{shapes.get(name + SCALE, 'none')}.")
+    elif dtypes[name + SCALE] not in FLOATS:
+        yield f"tensor {name + SCALE} is {dtypes[name + SCALE]}; scales are floating point."

@@ -24,7 +24,9 @@ def to_fp8(tensors):
             codes, scale = quantize(tensor, BLOCK)
             yield name, codes
             yield name + SCALE, scale
-        elif is_fp8(name) or name.endswith((SCALE, "e_score_correction_bias")):
+        elif name.endswith("e_score_correction_bias"):
+            yield name, tensor.float()
+        elif is_fp8(name) or name.endswith(SCALE):
             yield name, tensor
         else:
             yield name, tensor.bfloat16()

@@ -62,6 +62,9 @@ def stream(model, tokens, max_new_tokens, temperature=0.0, top_k=None, top_p=1.0
     ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
     for _ in range(max_new_tokens):
         logits = model(tokens, cache)[:, -1]                           # (B, V)
+        if logits.isnan().any():
+            raise ValueError("the model's logits are no numbers: its weights are damaged; copy the "
+                             "checkpoint again.")
         if restrict is not None:
             logits = restrict(logits)
         token = sample(logits, temperature, top_k, top_p, generator)   # (B,)

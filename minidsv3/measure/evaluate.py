@@ -10,6 +10,7 @@ import math
 import re
 import sys
 import warnings
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -115,10 +116,10 @@ def documents_of(folder, data):
     Of the text that a run was trained on, only the part kept for validation; another one whole.
     """
     recipe = folder / "train.json"
-    trained_on = json.loads(recipe.read_text(encoding="utf-8"))["data"] if recipe.is_file() else ""
+    trained_on = hf.read_json(recipe).get("data", "") if recipe.is_file() else ""
     data = data or trained_on or DEFAULT_DATA
     loaded = corpus.load(data)
-    if data in (trained_on, DEFAULT_DATA):
+    if data == DEFAULT_DATA or Path(data).resolve() == Path(trained_on).resolve():
         return corpus.split(loaded.documents)[1], f"validation part of {data}"
     return loaded.documents, f"all of {data}"
 

@@ -118,6 +118,7 @@ def put(name, tensor):
     (put("model.norm.weight_scale_inv", torch.ones(2)),
      ["has tensor model.norm.weight_scale_inv", "no place"]),
     (put(Q_A, torch.ones(136, 192, dtype=torch.int8)), [Q_A, "is I8"]),
+    (put(Q_A + "_scale_inv", torch.ones(2, 2, dtype=torch.int64)), ["scale_inv is I64"]),
     (put("model.norm.weight", torch.ones(192).to(torch.float8_e4m3fn)),
      ["model.norm.weight", "only matrices"])])
 def test_what_does_not_fit_is_named(fp8_folder, change, words):

@@ -199,3 +199,12 @@ def test_missing_files_are_named(tmp_path):
         hf.load(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="config.json is missing"):
         hf.load(tmp_path)
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"num_nextn_predict_layers": 0}, ["has tensor model.layers.3.", "num_nextn_predict_layers=0"]),
+    ({"num_nextn_predict_layers": 2}, ["lacks", "model.layers.4.", "num_nextn_predict_layers=2"])])
+def test_another_number_of_mtp_modules_names_its_key(folder, changes, words):
+    """Oracle: the key of config.json."""
+    edit(folder, **changes)
+    assert_refused(folder, words)

@@ -123,3 +123,25 @@ def test_several_end_tokens_and_null_ones(tmp_path):
     """Oracle: the first of a list; the default where there is none."""
     assert read(V3 | {"eos_token_id": [7, 8]}, tmp_path).eos_token_id == 7
     assert read(V3 | {"bos_token_id": None}, tmp_path).bos_token_id == 0
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"rope_theta": float("nan")}, "rope_theta=nan must be a number above 0"),
+    ({"rope_scaling": V3["rope_scaling"] | {"factor": float("inf")}}, "factor=inf must be finite"),
+    ({"rope_scaling": V3["rope_scaling"] | {"mscale": -1.0}}, "mscale=-1.0 must be finite and not negative"),
+    ({"rope_scaling": V3["rope_scaling"] | {"rope_theta": 50.0}}, "rope_theta=10000, but .* 50.0"),
+    ({"rope_theta": 1.0}, "rope_theta=1.0 must be above 1"),
+    ({"n_routed_experts": 2**40}, "n_routed_experts=.* more than any model"),
+    ({"hidden_size": 10**30}, "hidden_size=.* more than any model"),
+    ({"num_attention_heads": None}, "num_attention_heads=None is a NoneType")])
+def test_numbers_that_no_model_has_are_refused(tmp_path, changes, words):
+    """Oracle: the key and its value, before anything is made."""
+    with pytest.raises(ValueError, match=words):
+        read(V3 | changes, tmp_path)
+
+
+def test_json_that_is_nested_without_end_is_refused(tmp_path):
+    """Oracle: the path."""
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="config.json is no JSON"):
+        hf.read_config(tmp_path)
