@@ -119,6 +119,9 @@ def run(arguments):
           (f": after step {trainer.step}" if saved is not None else ""), flush=True)
     try:
         summary = trainer.run(compile=arguments.compile)
+    except KeyboardInterrupt:
+        print("\nstopped at once; --resume goes on from the last checkpoint")
+        return 130
     except Diverged as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -25,5 +25,7 @@ def answer(work):
         print()
         return 130
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        # An errno comes from the system, which names no remedy.
+        advice = "; check the disk and the permissions." if getattr(error, "errno", None) else ""
+        print(f"error: {error}{advice}", file=sys.stderr)
         return 2

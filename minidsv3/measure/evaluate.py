@@ -119,7 +119,8 @@ def documents_of(folder, data):
     trained_on = hf.read_json(recipe).get("data", "") if recipe.is_file() else ""
     data = data or trained_on or DEFAULT_DATA
     loaded = corpus.load(data)
-    if data == DEFAULT_DATA or Path(data).resolve() == Path(trained_on).resolve():
+    same = trained_on and Path(data).resolve() == Path(trained_on).resolve()
+    if same or data == DEFAULT_DATA:
         return corpus.split(loaded.documents)[1], f"validation part of {data}"
     return loaded.documents, f"all of {data}"
 

@@ -9,6 +9,7 @@ import torch
 
 from minidsv3 import hf
 from minidsv3.fp8 import BLOCK, dequantize, quantize
+from minidsv3.hf.writer import to_fp8
 from tests.hf.example import assert_refused, random_model, rewrite
 
 # Wide enough for several blocks, ragged ones among them.
@@ -125,3 +126,18 @@ def test_what_does_not_fit_is_named(fp8_folder, change, words):
     """Oracle: the tensor's name and what it needs."""
     rewrite(fp8_folder, change)
     assert_refused(fp8_folder, words)
+
+
+def test_a_bias_in_bfloat16_becomes_float32(model):
+    """Oracle: the release's dtype of router biases."""
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    assert dict(to_fp8([(name, torch.ones(6).bfloat16())]))[name].dtype == torch.float32
+
+
+def test_an_embedding_in_fp8_gives_a_bfloat16_model(fp8_folder):
+    """Oracle: codes times scales by hand; nothing can be computed in FP8 itself."""
+    codes, scale = quantize(torch.randn(64, 192), BLOCK)
+    name = "model.embed_tokens.weight"
+    rewrite(fp8_folder, lambda t: t.update({name: codes, name + "_scale_inv": scale}))
+    weight = hf.load(fp8_folder).embed_tokens.weight
+    assert torch.equal(weight, dequantize(codes, scale, BLOCK).bfloat16())

@@ -150,3 +150,14 @@ def test_the_command_refuses_bad_input_in_one_line(finished_run, capsys, options
     assert evaluate_module.main([str(finished_run), *options]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and words in lines[0], lines
+
+
+def test_a_run_s_own_text_is_known_by_any_spelling(finished_run, small_text, tmp_path, monkeypatch):
+    """Oracle: the path written in full and from its own folder; another text is read whole."""
+    monkeypatch.chdir(small_text.parent)
+    assert "validation" in evaluate_module.documents_of(finished_run, small_text.name)[1]
+    (tmp_path / "train.json").write_text("{}")
+    assert "all of" in evaluate_module.documents_of(tmp_path, ".")[1]
+    (tmp_path / "train.json").write_text("[]")
+    with pytest.raises(ValueError, match="train.json holds a list"):
+        evaluate_module.documents_of(tmp_path, None)
