@@ -19,7 +19,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.colors import CenteredNorm
+from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from PIL import Image
@@ -188,6 +188,58 @@ def expert_load(loads, steps, ax=None):
     panels[0].figure.colorbar(image, ax=list(panels), label="load / mean load [1 = balanced]",
                               extend="max", ticks=[0, 0.5, 1, 1.5, 2])
     return panels[0].figure
+
+
+@style()
+def bars(values: dict, label, title, form="{:,.3g}", highlight=(), ax=None):
+    """Horizontal bars from 0, each with its number: {name: value}, the first on top.
+
+    label: of the axis, with its unit; form: how a number is written; highlight: names in blue,
+    where the others are sky.
+    """
+    if ax is None:
+        _, ax = canvas()
+    names = [str(name) for name in values]
+    colours = [BLUE if name in highlight else SKY for name in values]
+    drawn = ax.barh(names, list(values.values()), color=colours, edgecolor=BLACK)
+    ax.bar_label(drawn, [form.format(value) for value in values.values()], padding=5)
+    ax.invert_yaxis()
+    ax.margins(x=0.15)                                  # room for the longest bar's number
+    ax.set_xlim(left=0)
+    if max(values.values()) >= 1000:
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel(label)
+    ax.set_title(title, loc="left")
+    return ax.figure
+
+
+@style()
+def heat_map(values, label, title, rows, columns, xlabel="", ylabel="", centre=None, limits=(0, 1),
+             texts=None, ax=None):
+    """A matrix in colours, values (R, C), with a colour bar named label, unit included.
+
+    cividis between limits, or, for differences, PuOr around centre up to the distance limits[1].
+    rows, columns: names of them; texts (R, C): written into the cells, if given.
+    """
+    values = np.asarray(values, dtype=float)
+    if ax is None:
+        _, ax = canvas()
+    norm = Normalize(*limits) if centre is None else CenteredNorm(centre, limits[1])
+    colours = "cividis" if centre is None else "PuOr"
+    image = ax.imshow(values, aspect="auto", norm=norm, cmap=colours)
+    ax.set_xticks(range(len(columns)), columns)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.grid(False)
+    for (row, column), text in np.ndenumerate(np.asarray(texts if texts is not None else [[]])):
+        red, green, blue, _ = image.cmap(image.norm(values[row, column]))
+        bright = 0.3 * red + 0.6 * green + 0.1 * blue > 0.5
+        ax.text(column, row, text, ha="center", va="center", fontsize=12,
+                color=BLACK if bright else "white")
+    ax.figure.colorbar(image, ax=ax, label=label)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.set_title(title, loc="left")
+    return ax.figure
 
 
 def edges(centres):

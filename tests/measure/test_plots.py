@@ -175,3 +175,39 @@ def test_line_colours_stand_out_against_white(name):
               for c in to_rgb(getattr(plots, name))]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     assert 1.05 / (luminance + 0.05) >= 3
+
+
+def test_bars_start_at_zero_and_carry_their_numbers():
+    """Oracle: the numbers given, read back from the rectangles and their labels."""
+    values = {"MHA": 4000.0, "MLA": 70.5, "none": 0.0}
+    ax = plots.bars(values, "cache [bytes a token]", "less", "{:,.1f}", highlight=["MLA"]).axes[0]
+    assert [bar.get_width() for bar in ax.patches] == list(values.values())
+    assert all(bar.get_x() == 0 for bar in ax.patches) and ax.get_xlim()[0] == 0
+    assert texts_of(ax) == ["4,000.0", "70.5", "0.0"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == list(values)
+    assert ax.yaxis_inverted()                          # the first on top
+    colours = [to_rgb(bar.get_facecolor()) for bar in ax.patches]
+    assert colours == [to_rgb(plots.SKY), to_rgb(plots.BLUE), to_rgb(plots.SKY)]
+
+
+def test_a_heat_map_has_fixed_limits_and_readable_texts():
+    """Oracle: the matrix given; black on bright cells, white on dark ones."""
+    values = [[0.0, 0.2, 0.4], [0.6, 1.0, 0.9]]
+    texts = [["a", "b", "c"], ["d", "e", "f"]]
+    figure = plots.heat_map(values, "probability [0 to 1]", "t", ["r0", "r1"], ["c0", "c1", "c2"],
+                            xlabel="token", texts=texts)
+    ax, bar = figure.axes
+    image = ax.images[0]
+    assert image.get_array().tolist() == values
+    assert (image.norm.vmin, image.norm.vmax, image.cmap.name) == (0, 1, "cividis")
+    assert texts_of(ax) == list("abcdef") and bar.get_ylabel() == "probability [0 to 1]"
+    places = [tuple(text.get_position()) for text in ax.texts]
+    assert places == [(column, row) for row in range(2) for column in range(3)]
+    assert ax.texts[0].get_color() == "white" and ax.texts[4].get_color() == plots.BLACK
+
+
+def test_a_heat_map_of_differences_is_centred():
+    """PuOr, white where there is no difference, as far out on either side."""
+    image = plots.heat_map([[-1.0, 0.5]], "difference [nats]", "t", ["r"], ["a", "b"],
+                           centre=0, limits=(-2, 2)).axes[0].images[0]
+    assert (image.norm.vmin, image.norm.vmax, image.cmap.name) == (-2, 2, "PuOr")

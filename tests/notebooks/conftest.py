@@ -1,0 +1,46 @@
+"""The notebooks as data, and their checkers as a student imports them."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+
+
+@pytest.fixture(scope="session")
+def check():
+    """notebooks/check.py, found as a notebook's first cell finds it."""
+    sys.path.insert(0, str(NOTEBOOKS))
+    try:
+        return importlib.import_module("check")
+    finally:
+        sys.path.remove(str(NOTEBOOKS))
+
+
+def pytest_generate_tests(metafunc):
+    """`notebook`: every notebook by name. `exercise`: every one of them, with its notebook's."""
+    if "notebook" in metafunc.fixturenames:
+        metafunc.parametrize("notebook", [path.stem for path in sorted(NOTEBOOKS.glob("*.ipynb"))])
+    if "exercise" in metafunc.fixturenames:
+        found = [(path.stem, *exercise) for path in sorted(NOTEBOOKS.glob("*.ipynb"))
+                 for exercise in exercises(read(path))]
+        metafunc.parametrize("exercise", found, ids=[name for _, name, _ in found])
+
+
+def read(path):
+    """A notebook as a dict; a cell's source and output texts joined to one text each."""
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    for cell in content["cells"]:
+        cell["source"] = "".join(cell["source"])
+    return content
+
+
+def exercises(content):
+    """(name, source of the stub) of every exercise: a cell with a stub and its check below."""
+    for cell in content["cells"]:
+        if cell["cell_type"] == "code" and "raise NotImplementedError" in cell["source"]:
+            stub, _, call = cell["source"].rpartition("\n")
+            yield call.partition("(")[2].removesuffix(");"), stub

@@ -1,0 +1,112 @@
+"""Each exercise three times: the stub is open, a typical mistake earns its hint, a solution passes.
+
+And the one function behind all checkers, tried with everything a student may hand in.
+"""
+
+import ast
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def function(folder, notebook, name):
+    """The function of that name in the file of that notebook."""
+    path = folder / f"{notebook}.py"
+    spec = importlib.util.spec_from_file_location(f"{folder.name}_{notebook}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, name)
+
+
+def test_the_stub_is_open(exercise, check, capsys):
+    """As the notebook is handed out."""
+    _, name, stub = exercise
+    namespace = {"torch": torch, "check": check}
+    exec(stub, namespace)
+    assert not getattr(check, name)(namespace[name])
+    assert capsys.readouterr().out.startswith("open: ")
+
+
+def test_a_typical_mistake_earns_its_hint(exercise, check, capsys):
+    """The mistake's docstring is what the hint must say."""
+    notebook, name, _ = exercise
+    mistake = function(ROOT / "tests" / "notebooks" / "mistakes", notebook, name)
+    assert not getattr(check, name)(mistake)
+    verdict = capsys.readouterr().out
+    assert verdict.startswith("not yet: ")
+    assert " ".join(mistake.__doc__.split()) in verdict
+
+
+def test_the_solution_passes(exercise, check, capsys):
+    """And in float32 as well as in the checker's own dtype, since cases by hand are float32."""
+    notebook, name, _ = exercise
+    assert getattr(check, name)(function(NOTEBOOKS / "solutions", notebook, name))
+    assert capsys.readouterr().out == "passed\n"
+
+
+def test_no_checker_and_no_solution_is_left_over(check):
+    """Names in check.py, in the solutions and in the notebooks are the same set."""
+    from tests.notebooks.conftest import exercises, read
+    asked = {(path.stem, name) for path in NOTEBOOKS.glob("*.ipynb")
+             for name, _ in exercises(read(path))}
+    solved = {(path.stem, node.name) for path in (NOTEBOOKS / "solutions").glob("*.py")
+              for node in ast.parse(path.read_text(encoding="utf-8")).body
+              if isinstance(node, ast.FunctionDef)}
+    framework = {"machine", "compare", "judge", "numbers", "normal"}
+    checkers = {node.name for node in ast.parse(Path(check.__file__).read_text("utf-8")).body
+                if isinstance(node, ast.FunctionDef)} - framework
+    assert asked == solved
+    assert sorted(name for _, name in asked) == sorted(checkers)
+
+
+@pytest.mark.parametrize("name", ["check", "oracles"])
+def test_oracles_are_not_our_own_code(name):
+    """A mistake shared with the package or with a solution would pass unseen."""
+    tree = ast.parse((NOTEBOOKS / f"{name}.py").read_text(encoding="utf-8"))
+    imported = {alias.name.split(".")[0] for node in ast.walk(tree)
+                if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert imported <= {"copy", "platform", "math", "matplotlib", "numpy", "torch", "oracles"}
+
+
+def double(x):
+    return 2 * x
+
+
+def crash(x):
+    raise KeyError("weights")
+
+
+def spoil(x):
+    return x.mul_(2)
+
+
+ONE = (torch.tensor([1.0, 2.0]),)
+TWO = (torch.arange(12.0),)
+
+
+@pytest.mark.parametrize("student, inputs, words", [
+    (double, ONE, "passed"),
+    (lambda x: [2.0, 4.0], ONE, "passed"),
+    (spoil, [ONE, TWO], "passed"),
+    (lambda x: x, ONE, "expected [2, 4], got [1, 2]. Twice."),
+    (lambda x: x, TWO, "right shape, values off by up to 11. Twice."),
+    (lambda x: 2 * x[:1], ONE, "expected shape (2,), got (1,). Twice."),
+    (lambda x: 2 * x.sum(), ONE, "expected shape (2,), got (). Twice."),
+    (lambda x: x * float("nan"), ONE, "expected [2, 4], got [nan, nan]. Twice."),
+    (lambda x: "four", ONE, "ended in "),
+    (lambda x: None, ONE, "ended in "),
+    (lambda: 0, ONE, "ended in TypeError"),
+    (crash, ONE, "ended in KeyError: 'weights'. Twice."),
+    (lambda x: torch.tensor([2.0, 4.0]), [ONE, TWO], "expected shape (12,), got (2,)"),
+])
+def test_compare_says_what_is_wrong_and_never_raises(student, inputs, words, check, capsys):
+    """Oracle: the verdicts, written down; a function that changes its input harms nobody."""
+    assert check.compare(student, inputs, double, "Twice.") is (words == "passed")
+    assert words in capsys.readouterr().out
+    assert ONE[0].tolist() == [1.0, 2.0]
