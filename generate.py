@@ -15,7 +15,7 @@ from minidsv3 import hf
 from minidsv3.command import Parser, answer
 from minidsv3.data.foreign import read_tokenizer
 from minidsv3.device import choose_device, has_fast_bf16
-from minidsv3.infer.sampling import complete
+from minidsv3.infer.text import complete
 
 HERE = Path(__file__).resolve().parent
 

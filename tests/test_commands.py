@@ -13,7 +13,7 @@ import generate
 import train_tiny
 from minidsv3 import DeepSeekV3, hf
 from minidsv3.data.tokenizer import Tokenizer
-from minidsv3.infer.sampling import complete
+from minidsv3.infer.text import complete
 
 STATS = {"new_tokens", "seconds", "tokens_per_s", "prefill_s", "cache_bytes", "passes",
          "acceptance"}

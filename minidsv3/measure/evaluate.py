@@ -22,7 +22,7 @@ from ..data import corpus
 from ..data.batches import raw_bytes, validation_windows
 from ..data.foreign import read_tokenizer
 from ..device import choose_device, has_fast_bf16
-from ..infer.sampling import complete
+from ..infer.text import complete
 from ..model.layers import at_least_float32
 from ..model.moe import max_violation
 

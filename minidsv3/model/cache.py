@@ -1,49 +1,120 @@
 """What a model remembers of the text so far: one latent vector a token and layer.
 
 MLA needs no keys and values per head. The normed latent c_kv and the rotated key k_rope, together
-kv_lora_rank + qk_rope_head_dim numbers (576 at full size), are enough to form all of them again.
-Only data and appending live here; when to prefill or crop is decided by who generates.
+kv_lora_rank + qk_rope_head_dim numbers (576 at full size), are enough to form all of them again, or
+to attend to directly. Memory for max_len tokens is taken once; sequences of a batch may differ in
+length, be cut back, leave and join. Which of that happens is decided by who generates.
+
+    cache = model.new_cache(batch, max_len)
+    model(tokens, cache)                         appends T tokens to every sequence
+    cache.crop([7, 12])                          forgets what lies behind these lengths
 """
 
 import torch
 
 
 class LayerCache:
-    """The latents of one layer: memory for `max_len` tokens, the first `length` of them filled."""
+    """The latents of one layer: (B, max_len, Rkv+Dr), of which each sequence fills a beginning."""
 
-    def __init__(self, batch, max_len, width, dtype, device):
-        # (B, S, Rkv+Dr)
-        self.latents = torch.empty(batch, max_len, width, dtype=dtype, device=device)
-        self.length = 0
+    def __init__(self, whole, latents):
+        self.whole, self.latents = whole, latents
 
     def append(self, new):
-        """Write new (B, T, Rkv+Dr) behind what is there -> all latents so far (B, S, Rkv+Dr).
+        """Write new (B, T, Rkv+Dr) behind each sequence -> (B, S, Rkv+Dr), S the longest then."""
+        batch, end = len(new), self.whole.length + new.size(1)
+        if self.whole.is_even:
+            self.latents[:batch, self.whole.length:end] = new
+        else:
+            self.latents[self.whole.rows, self.whole.positions] = new
+        return self.latents[:batch, :end]
 
-        Raises ValueError when the memory is full.
-        """
-        end = self.length + new.size(1)
-        if end > self.latents.size(1):
-            raise ValueError(f"the cache holds max_len={self.latents.size(1)} tokens but {end} are "
-                             "needed; make it with a larger max_len.")
-        self.latents[:, self.length:end] = new
-        self.length = end
-        return self.latents[:, :end]
+    @property
+    def visible(self):
+        """Which of the S positions each new token may see, (B, 1, T, S); None: the usual ones."""
+        return self.whole.visible
 
 
 class LatentCache:
-    """One LayerCache for each layer of the main model."""
+    """One LayerCache for each layer of the main model, and the tokens that each sequence holds.
 
-    def __init__(self, config, batch, max_len, dtype, device):
+    lengths: a list of B numbers, one for each sequence in use; there is memory for `batch` of them.
+    """
+
+    def __init__(self, config, batch, max_len, dtype, device, layers=None):
         width = config.kv_lora_rank + config.qk_rope_head_dim
-        self.layers = [LayerCache(batch, max_len, width, dtype, device)
-                       for _ in range(config.num_hidden_layers)]
+        layers = config.num_hidden_layers if layers is None else layers
+        self.layers = [LayerCache(self, torch.empty(batch, max_len, width, dtype=dtype,
+                                                    device=device)) for _ in range(layers)]
+        self.places, self.max_len, self.device = batch, max_len, device
+        self.lengths = [0] * batch
+        self.positions = self.rows = self.visible = None
 
     @property
     def length(self):
-        """Tokens held [tokens]."""
-        return self.layers[0].length
+        """Tokens of the longest sequence."""
+        return max(self.lengths, default=0)
+
+    @property
+    def is_even(self):
+        """Whether all sequences are of one length: then appending is one copy, and needs no mask."""
+        return all(length == self.lengths[0] for length in self.lengths)
 
     @property
     def nbytes(self):
         """Memory held, filled or not [bytes]."""
         return sum(layer.latents.nbytes for layer in self.layers)
+
+    def make_room(self, new):
+        """Prepare for `new` tokens a sequence -> their positions, (T,), or (B, T) where they differ.
+
+        Raises ValueError when the memory is full; nothing is written then.
+        """
+        end, device = self.length + new, self.device
+        if end > self.max_len:
+            raise ValueError(f"the cache holds max_len={self.max_len} tokens but {end} are needed; "
+                             "make it with a larger max_len.")
+        if self.is_even:
+            self.visible = None
+            return torch.arange(end - new, end, device=device)
+        lengths = torch.tensor(self.lengths, device=device)[:, None]           # (B, 1)
+        self.positions = lengths + torch.arange(new, device=device)            # (B, T)
+        self.rows = torch.arange(len(self.lengths), device=device)[:, None]    # (B, 1)
+        seen = torch.arange(end, device=device) <= self.positions[..., None]   # (B, T, S)
+        self.visible = seen[:, None]
+        return self.positions
+
+    def advance(self, counts):
+        """Count the tokens just written: so many of each sequence, the rest was filling."""
+        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
+
+    def crop(self, lengths):
+        """Forget all behind these lengths, one for each sequence; drafts that were rejected."""
+        for row, (length, held) in enumerate(zip(lengths, self.lengths, strict=True)):
+            if not 0 <= length <= held:
+                raise ValueError(f"sequence {row} holds {held} tokens and cannot be cut to "
+                                 f"{length}; choose 0 to {held}.")
+        self.lengths = list(lengths)
+
+    def take(self, row):
+        """A sequence's latents, copied so that they can be handed over: (L, length, Rkv+Dr)."""
+        return torch.stack([layer.latents[row, :self.lengths[row]] for layer in self.layers])
+
+    def put(self, latents):
+        """Add a sequence that `take` gave, behind those in use. ValueError if there is no place."""
+        row, length = len(self.lengths), latents.size(1)
+        if row == self.places or length > self.max_len:
+            raise ValueError(f"the cache has places for {self.places} sequences of up to max_len="
+                             f"{self.max_len} tokens; there is none for number {row + 1} with "
+                             f"{length}.")
+        for layer, of_layer in zip(self.layers, latents, strict=True):
+            layer.latents[row, :length] = of_layer
+        self.lengths.append(length)
+
+    def drop(self, row):
+        """Remove a sequence; the last one moves to its place, so that those in use stay together."""
+        last = len(self.lengths) - 1
+        length = self.lengths.pop()
+        if row != last:
+            for layer in self.layers:
+                layer.latents[row, :length] = layer.latents[last, :length]
+            self.lengths[row] = length

@@ -9,7 +9,13 @@ separate rotary key, one for all heads.
     c_q    = norm(W_DQ h)              q      = [W_UQ c_q ; RoPE(W_QR c_q)]
     o      = softmax(q k^T * scale) v  u      = W_O o
 
-In: x (B, T, C), normed. Out: (B, T, C). This file holds the expanded form.
+The expanded form computes this as it stands: right for training and prefill. While decoding, a few
+queries would expand a long cache again and again; there W_UK is absorbed into the query instead,
+and W_UV into the output, and attention runs on the latents themselves, one key for all heads:
+
+    q_nope . W_UK c_kv = (W_UK^T q_nope) . c_kv        sum p W_UV c_kv = W_UV sum p c_kv
+
+In: x (B, T, C), normed. Out: (B, T, C).
 """
 
 import torch
@@ -49,12 +55,22 @@ class MLA(nn.Module):
     def forward(self, x, rope, cache=None):
         """x (B, T, C), rope table of the T positions, the layer's cache or None -> (B, T, C)."""
         q = self.queries(x, rope)                                      # (B, H, T, D)
-        latents = self.latents(x, rope)                                # (B, T, Rkv+Dr)
+        latents, visible = self.latents(x, rope), None                 # (B, T, Rkv+Dr)
         if cache is not None:
-            latents = cache.append(latents)                            # (B, S, Rkv+Dr)
-        k, v = self.expand(latents)                                    # (B, H, S, D), (B, H, S, Dv)
-        o = attend(q, k, v, self.scale)                                # (B, H, T, Dv)  eq. 10
+            latents, visible = cache.append(latents), cache.visible    # (B, S, Rkv+Dr)
+        if self.absorbing_is_cheaper(x.size(1), latents.size(1)):
+            o = self.attend_to_latents(q, latents, visible)            # (B, H, T, Dv)  eq. 10
+        else:
+            k, v = self.expand(latents)                                # (B, H, S, D), (B, H, S, Dv)
+            o = attend(q, k, v, self.scale, visible)                   # (B, H, T, Dv)  eq. 10
         return self.o_proj(o.transpose(1, 2).flatten(2))               # (B, T, C)      eq. 11
+
+    def absorbing_is_cheaper(self, T, S):
+        """Whether T queries over S latents take fewer multiply-adds absorbed, counted for a head."""
+        matrices = self.kv_rank * (self.nope + self.value)             # W_UK and W_UV, once
+        expanded = matrices * S + (self.nope + self.rope + self.value) * T * S
+        absorbed = matrices * T + (2 * self.kv_rank + self.rope) * T * S
+        return absorbed < expanded
 
     def queries(self, x, rope):
         """eq. 6-9: x (B, T, C) -> q (B, H, T, D), of which the last Dr channels are rotated."""
@@ -65,7 +81,7 @@ class MLA(nn.Module):
             q = self.q_b_proj(c_q)                                     # (B, T, H*D)    eq. 7, 8
         q = q.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)      # (B, H, T, D)
         q_nope, q_rope = q.split([self.nope, self.rope], dim=-1)
-        return torch.cat([q_nope, apply_rope(q_rope, rope)], dim=-1)   # (B, H, T, D)   eq. 9
+        return torch.cat([q_nope, apply_rope(q_rope, rope.unsqueeze(-3))], dim=-1)     # eq. 9
 
     def latents(self, x, rope):
         """What is cached of x (B, T, C): [normed c_kv ; rotated k_rope], (B, T, Rkv+Dr)."""
@@ -82,19 +98,44 @@ class MLA(nn.Module):
         k_rope = k_rope[:, None].expand(-1, self.num_heads, -1, -1)    # one for all heads
         return torch.cat([k_nope, k_rope], dim=-1), v                  # (B, H, S, D)   eq. 4
 
+    def attend_to_latents(self, q, latents, visible):
+        """The absorbed form: q (B, H, T, D), latents (B, S, Rkv+Dr) -> (B, H, T, Dv).
 
-def attend(q, k, v, scale):
+        No key and no value is formed. All heads share the keys, so heads and queries are rows of
+        one product.
+        """
+        W = self.kv_b_proj.weight.to(q.dtype).unflatten(0, (self.num_heads, -1))
+        W_UK, W_UV = W.split([self.nope, self.value], dim=1)           # (H, Dn|Dv, Rkv)
+        q_nope, q_rope = q.split([self.nope, self.rope], dim=-1)
+        q = torch.cat([q_nope @ W_UK, q_rope], dim=-1)                 # (B, H, T, Rkv+Dr)
+        T, S = q.size(2), latents.size(1)
+        scores = (q.flatten(1, 2) * self.scale) @ latents.mT           # (B, H*T, S)
+        if visible is not None or T > 1:
+            seen = last_queries(T, S, q.device) if visible is None else visible
+            scores = scores.unflatten(1, (-1, T)).masked_fill(~seen, float("-inf")).flatten(1, 2)
+        z = scores.softmax(dim=-1) @ latents[..., :self.kv_rank]       # (B, H*T, Rkv)
+        return z.unflatten(1, (-1, T)) @ W_UV.mT                       # (B, H, T, Dv)
+
+
+def attend(q, k, v, scale, visible=None):
     """Causal attention, eq. 10: q (B, H, T, D), k (B, H, S, D), v (B, H, S, Dv) -> (B, H, T, Dv).
 
-    The T queries are the last of the S positions.
+    visible (B, 1, T, S): what each query may see; None: the T queries are the last of S positions.
     """
     T, S = q.size(-2), k.size(-2)
-    future = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(S - T + 1)
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         # torch's fused CPU kernel is two to three times slower here than plain products. The
         # softmax computes in float32 and rounds once, as a float32 softmax cast back would.
-        mask = torch.zeros(T, S, dtype=q.dtype).masked_fill_(future, float("-inf"))
+        seen = last_queries(T, S, q.device) if visible is None else visible
+        mask = torch.zeros(seen.shape, dtype=q.dtype).masked_fill_(~seen, float("-inf"))
         scores = (q * scale) @ k.transpose(-1, -2) + mask              # (B, H, T, S)
         return scores.softmax(dim=-1) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=None if T == S else ~future,
-                                          is_causal=T == S, scale=scale)
+    if visible is None and T == S:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    seen = last_queries(T, S, q.device) if visible is None else visible
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
+
+
+def last_queries(T, S, device):
+    """The causal mask of T queries that are the last of S positions: (T, S), True where seen."""
+    return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)

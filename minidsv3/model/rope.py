@@ -19,8 +19,11 @@ from .layers import at_least_float32
 
 
 def rope_table(config, positions):
-    """e^(i * angle) of every position and channel pair: positions (T,) -> (T, Dr/2) complex64."""
-    angle = positions.float()[:, None] * rope_frequencies(config, positions.device)  # (T, Dr/2)
+    """e^(i * angle) of every position and channel pair: positions (..., T) -> (..., T, Dr/2).
+
+    complex64. Positions are (T,) where all sequences stand at the same place, else (B, T).
+    """
+    angle = positions.float()[..., None] * rope_frequencies(config, positions.device)
     amplitude = rope_amplitude(config.rope_scaling)
     return torch.complex(angle.cos() * amplitude, angle.sin() * amplitude)
 

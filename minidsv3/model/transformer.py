@@ -61,20 +61,27 @@ class DeepSeekV3(nn.Module):
                 module.gate_up_proj.normal_(std=self.config.initializer_range)
                 module.down_proj.normal_(std=self.config.initializer_range)
 
-    def forward(self, tokens, cache=None):
-        """tokens (B, T) -> logits (B, T, V); with a cache they follow the tokens it holds."""
-        hidden, _ = self.hidden_states(tokens, cache)
+    def forward(self, tokens, cache=None, counts=None):
+        """tokens (B, T) -> logits (B, T, V); with a cache they follow the tokens it holds.
+
+        counts: how many of the T tokens of each sequence are real, the others behind them filling
+        that the cache forgets at once; None: all.
+        """
+        hidden, _ = self.hidden_states(tokens, cache, counts)
         return self.lm_head(hidden)
 
-    def hidden_states(self, tokens, cache=None):
+    def hidden_states(self, tokens, cache=None, counts=None):
         """tokens (B, T) -> state after the final norm (B, T, C), Routing of each sparse block."""
-        start = 0 if cache is None else cache.length
-        positions = torch.arange(start, start + tokens.size(1), device=tokens.device)
+        B, T = tokens.shape
+        positions = (torch.arange(T, device=tokens.device) if cache is None
+                     else cache.make_room(T))
         rope = rope_table(self.config, positions)
         x, routings = self.embed(tokens), []                           # (B, T, C)
         for i, block in enumerate(self.layers):
             x, routing = self.run(block, x, rope, None if cache is None else cache.layers[i])
             routings.append(routing)
+        if cache is not None:
+            cache.advance(counts or [T] * B)
         return self.norm(x), [routing for routing in routings if routing is not None]
 
     def embed(self, tokens):

@@ -19,7 +19,7 @@ from .. import hf
 from ..data.dataset import Dataset
 from ..data.foreign import read_tokenizer
 from ..device import choose_precision
-from ..infer.sampling import complete
+from ..infer.text import complete
 from ..measure import plots
 from ..measure.accounting import count_parameters
 from ..measure.evaluate import evaluate

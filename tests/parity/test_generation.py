@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minidsv3.infer.sampling import generate
+from minidsv3.infer import generate
 from tests.parity.models import CASES, V3, Case, both, every_case, relative
 
 # transformers draws initial weights for the shared expert of width 0 as well.

@@ -7,7 +7,7 @@ from transformers.generation.candidate_generator import MTPCandidateGenerator
 from transformers.modeling_layers import MtpModel
 from transformers.models.deepseek_v3 import modeling_deepseek_v3 as reference
 
-from minidsv3.infer.sampling import generate
+from minidsv3.infer import generate
 from tests.parity.models import BASE, MOONLIGHT, V3, Case, both, relative
 
 CASES = {

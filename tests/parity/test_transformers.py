@@ -11,7 +11,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from minidsv3 import hf
 from minidsv3.config import RopeScaling
-from minidsv3.infer.sampling import generate
+from minidsv3.infer import generate
 from minidsv3.model.rope import rope_frequencies
 from tests.parity.models import BASE, Case, both, every_case, relative
 

@@ -1,0 +1,89 @@
+"""Continue tokens: one prompt or many, of equal or different lengths, plain or with drafts."""
+
+import time
+from typing import NamedTuple
+
+import torch
+
+from .decoder import Decoder, Sequence
+from .sampling import Sampler
+
+
+class Generation(NamedTuple):
+    """What `generate` returns: the new tokens alone."""
+
+    tokens: torch.Tensor                         # (B, N) int64, EOS after a sequence has ended
+    lengths: torch.Tensor                        # (B,) new tokens before the EOS
+    stats: dict                                  # seconds, tokens per second, cache bytes, ...
+
+
+def generate(model, tokens, max_new_tokens, temperature=0.0, top_k=None, top_p=1.0, min_p=0.0,
+             speculative=0, seed=0, stop=()):
+    """Continue tokens (B, T), or a list of 1-D tensors, by up to max_new_tokens each.
+
+    temperature 0 is greedy. speculative: tokens that the MTP module drafts in each step; it changes
+    the speed and, but for rounding, not the text (greedy) or its distribution (sampling). Sequence
+    i draws from a generator of seed + i, or of seed[i], so its text does not depend on the others.
+    stop: tokens that end a text, besides EOS. Raises ValueError for a setting out of range.
+    """
+    begin = time.perf_counter()
+    prompts = [row.tolist() for row in tokens]
+    seeds = [seed + i for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
+    sampler = Sampler(temperature, top_k, top_p, min_p)
+    decoder, sequences = begin_all(model, prompts, max_new_tokens, sampler, speculative, seeds,
+                                   stop)
+    decoder.start(sequences)
+    prefill = time.perf_counter() - begin
+    while advance(decoder):
+        pass
+    seconds = time.perf_counter() - begin
+    eos = model.config.eos_token_id
+    width = max(len(sequence.new) for sequence in sequences)
+    new = torch.full((len(sequences), width), eos)                     # (B, N)
+    for row, sequence in zip(new, sequences):
+        row[:len(sequence.new)] = torch.tensor(sequence.new)
+    lengths = (new != eos).sum(dim=1)                                  # (B,)
+    device = model.embed_tokens.weight.device
+    return Generation(new.to(device), lengths.to(device),
+                      {"prefill_s": prefill, **statistics(decoder, int(lengths.sum()), seconds)})
+
+
+def begin_all(model, prompts, max_new_tokens, sampler, speculative, seeds, stop, kind=Sequence):
+    """A Decoder with room for all prompts, and the sequences to start. ValueError if one is wrong."""
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1.")
+    if speculative < 0:
+        raise ValueError(f"speculative={speculative} must be 0 (no drafts) or more.")
+    if not prompts or not all(prompts):
+        raise ValueError("the prompt has no token; begin with EOS to start a new document.")
+    if len(seeds) != len(prompts) or not all(0 <= seed < 2**63 for seed in seeds):
+        raise ValueError(f"seed={seeds} must be a number between 0 and 2^63 - 1 for each of the "
+                         f"{len(prompts)} sequences, for instance 0.")
+    longest, limit = max(map(len, prompts)), model.config.max_position_embeddings
+    if longest + max_new_tokens > limit:
+        raise ValueError(f"{longest} prompt tokens and max_new_tokens={max_new_tokens} are "
+                         f"more than max_position_embeddings={limit}; shorten one of them.")
+    stops = {model.config.eos_token_id, *stop}
+    sequences = [kind(prompt, max_new_tokens, stops, sampler, seed)
+                 for prompt, seed in zip(prompts, seeds)]
+    # The last drafts may look further than the text will go.
+    room = longest + max_new_tokens + speculative
+    return Decoder(model, len(prompts), room, speculative), sequences
+
+
+def advance(decoder):
+    """Let ended sequences go and make a step for the others -> whether there were any."""
+    for row in reversed(range(len(decoder.sequences))):
+        if decoder.sequences[row].ended:
+            decoder.leave(row)
+    if decoder.sequences:
+        decoder.step()
+    return bool(decoder.sequences)
+
+
+def statistics(decoder, new_tokens, seconds):
+    """Figures of a finished generation; acceptance by position of the draft."""
+    return {"new_tokens": new_tokens, "seconds": seconds, "tokens_per_s": new_tokens / seconds,
+            "cache_bytes": decoder.nbytes, "passes": decoder.passes,
+            "acceptance": [round(kept / max(1, tried), 4)
+                           for kept, tried in zip(decoder.accepted, decoder.tried)]}

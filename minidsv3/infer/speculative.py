@@ -1,0 +1,107 @@
+"""Drafts by the MTP module, verified by the main model: several tokens a pass, and none of them
+another than the main model would have chosen (report, sections 2.2 and 5.4.3).
+
+The module joins the main model's state of position i with token i+1 and guesses token i+2. So once
+a token is chosen, its successor can be drafted by one block, and one more by feeding the module its
+own state and draft. The main model then reads the chosen token and all drafts in one pass:
+
+    greedy     a draft is kept while it is what the main model chooses
+    sampling   draft d ~ q is kept with probability min(1, p(d) / q(d)); the first that is not is
+               replaced by a draw from (p - q)+, normalised: together exactly a draw from p
+
+After a rejection both caches are cut back to what was kept.
+"""
+
+import torch
+
+from ..model.cache import LatentCache
+from ..model.rope import rope_table
+from .sampling import draw
+
+
+class Drafter:
+    """The first MTP module over a latent cache of its own, for a batch of sequences."""
+
+    def __init__(self, model, places, max_len, drafts):
+        if not model.mtp:
+            raise ValueError(f"speculative={drafts} drafts with the MTP module, and this model has "
+                             "none (num_nextn_predict_layers=0); leave it out.")
+        like = model.embed_tokens.weight
+        self.model, self.drafts, self.module = model, drafts, model.mtp[0]
+        self.cache = LatentCache(model.config, places, max_len,
+                                 model.activation_dtype or like.dtype, like.device, layers=1)
+        self.cache.lengths = []
+        self.state = None                                              # (B, 1, C)
+
+    def read(self, hidden, after, counts):
+        """Join states hidden (B, M, C) with the tokens (B, M) that follow them.
+
+        counts: how many of the M are real, a number for each sequence. What comes out at the last
+        real one is the state that the next draft is read from.
+        """
+        states = self.step(hidden, after, counts)                      # (B, M, C)
+        last = torch.tensor(counts, device=states.device) - 1
+        self.state = states[torch.arange(len(counts), device=states.device), last][:, None]
+
+    def step(self, hidden, after, counts):
+        """One pass of the module over its cache."""
+        rope = rope_table(self.model.config, self.cache.make_room(after.size(1)))
+        states, _ = self.module(hidden, self.model.embed(after), rope, self.cache.layers[0])
+        self.cache.advance(counts)
+        return states
+
+    def draft(self, sequences):
+        """`drafts` tokens for each sequence -> tokens [B][k], and what they were drawn from.
+
+        The latter is (k, B, V), or None for greedy sequences, whose drafts are the likeliest.
+        """
+        held, state = list(self.cache.lengths), self.state
+        greedy = all(sequence.sampler.temperature == 0 for sequence in sequences)
+        steps, distributions = [], []
+        for k in range(self.drafts):
+            logits = self.model.lm_head(state[:, 0])                   # (B, V)
+            if greedy:
+                tokens = logits.argmax(-1)                             # (B,)
+            else:
+                q = torch.stack([sequence.sampler.probabilities(row)
+                                 for sequence, row in zip(sequences, logits)])
+                tokens = torch.tensor([draw(row, sequence.generator)
+                                       for sequence, row in zip(sequences, q)], device=q.device)
+                distributions.append(q)
+            steps.append(tokens)
+            if k + 1 < self.drafts:
+                state = self.step(state, tokens[:, None], [1] * len(sequences))
+        self.cache.crop(held)                    # these states were the module's, not the model's
+        tokens = torch.stack(steps, dim=1)                             # (B, k)
+        return tokens, torch.stack(distributions, dim=1) if distributions else None
+
+
+def verify(sequence, drafts, q, logits):
+    """The tokens that follow, given k drafts: logits (k+1, V) of the main model -> 1 to k+1 tokens.
+
+    q (k, V): what the drafts were drawn from; None where they were the likeliest.
+    """
+    new = []
+    for k, row in enumerate(logits):
+        draft = drafts[k] if k < len(drafts) else None                 # none for the last row
+        row = sequence.restrict(row)
+        if sequence.sampler.temperature == 0:
+            token = int(row.argmax())
+        elif draft is None:
+            token = draw(sequence.sampler.probabilities(row), sequence.generator)
+        else:
+            p = sequence.sampler.probabilities(row)                    # (V,)
+            token = accept_or_replace(p, q[k], draft, sequence.generator)
+        new.append(token)
+        sequence.note(token)
+        if token != draft or sequence.ended:
+            break
+    return new
+
+
+def accept_or_replace(p, q, draft, generator):
+    """A draw from p (V,), by way of a draft that was drawn from q (V,)."""
+    chance = torch.rand((), generator=generator, dtype=torch.float64).item()
+    if chance * q[draft].item() < p[draft].item():                     # min(1, p(d) / q(d))
+        return draft
+    return draw((p - q).clamp(min=0), generator)

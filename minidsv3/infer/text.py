@@ -1,0 +1,110 @@
+"""From text to text: prompts that end in the middle of a token, stop strings, whole characters."""
+
+import codecs
+import re
+from functools import partial
+
+import torch
+
+from .decoder import Sequence
+from .generation import begin_all
+from .sampling import Sampler
+
+
+def complete(model, tokenizer, prompt, max_new_tokens, temperature=0.0, top_k=None, top_p=1.0,
+             min_p=0.0, speculative=0, seed=0, stop=()):
+    """Continue a text: an iterable of (tokens, text that they complete), one pair for each step.
+
+    The texts, joined, follow the prompt; an empty prompt begins a document. stop: strings before
+    which the text ends. The other settings are those of `generate`. Raises ValueError at once for a
+    setting out of range.
+    """
+    stem, ending = split_prompt(prompt)
+    first = tokenizer.encode_prompt(stem) if prompt else [tokenizer.start_id]
+    decoder, sequences = begin_all(
+        model, [first], max_new_tokens, Sampler(temperature, top_k, top_p, min_p), speculative,
+        [seed], (), partial(HealedSequence, tokenizer=tokenizer, ending=ending))
+    return Completion(decoder, sequences[0], stop)
+
+
+class Completion:
+    """A text that grows while it is iterated over; `decoder` counts passes and accepted drafts."""
+
+    def __init__(self, decoder, sequence, stop):
+        self.decoder, self.sequence, self.text = decoder, sequence, TextStream(stop)
+
+    def __iter__(self):
+        going = self.decoder.start([self.sequence])
+        while going and not self.text.stopped:
+            count = len(going[0])
+            yield self.sequence.new[-count:], self.text.feed(b"".join(self.sequence.parts[-count:]))
+            going = None if self.sequence.ended else self.decoder.step()
+        yield [], self.text.feed(b"", final=True)
+
+
+class HealedSequence(Sequence):
+    """A sequence whose first tokens spell again the ending that was cut off its prompt.
+
+    parts: the bytes that each new token adds to the prompt; none for EOS.
+    """
+
+    def __init__(self, *arguments, tokenizer, ending):
+        super().__init__(*arguments)
+        self.token_bytes, self.ending, self.parts = tokenizer.token_bytes, ending.encode(), []
+        self.tokenizer = tokenizer
+
+    def restrict(self, row):
+        """-inf for tokens that neither begin with the ending nor are its beginning: (V,)."""
+        if not self.ending:
+            return row
+        fits = [bool(data) and (data.startswith(self.ending) or self.ending.startswith(data))
+                for data in self.token_bytes]
+        return row.masked_fill(~torch.tensor(fits, device=row.device), float("-inf"))
+
+    def note(self, token):
+        """Take over a token, and what of it comes after the ending."""
+        super().note(token)
+        data = b"" if token in self.stop else self.tokenizer.decode_bytes([token])
+        spelt = min(len(data), len(self.ending))
+        self.ending = self.ending[spelt:]
+        self.parts.append(data[spelt:])
+
+
+def split_prompt(prompt, longest=16):
+    """Cut off the signs and spaces at the end: "if (x == " -> "if (x", " == ".
+
+    In training they stand in one token with the word behind them (" == None"), so a prompt that
+    ends in them ends in the middle of a token.
+    """
+    signs = re.search(r"[^0-9A-Za-z\x80-\U0010FFFF]*\Z", prompt[-longest:]).group()
+    return prompt[:len(prompt) - len(signs)], signs
+
+
+class TextStream:
+    """Bytes in, text out, never half a character, and nothing from a stop string on.
+
+    The rest of a character waits for its next token, and so does what may be the beginning of a
+    stop string. stopped: whether one has come.
+    """
+
+    def __init__(self, stop=()):
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.stop, self.waiting, self.stopped = [text for text in stop if text], "", False
+
+    def feed(self, data, final=False):
+        """The text that is complete with these bytes; `final` flushes what cannot be completed."""
+        text = self.waiting + self.decoder.decode(data, final)
+        ends = [place for place in map(text.find, self.stop) if place >= 0]
+        if self.stopped or ends:
+            self.waiting, text = "", "" if self.stopped else text[:min(ends)]
+            self.stopped = True
+            return text
+        held = 0 if final else max((beginning(text, stop) for stop in self.stop), default=0)
+        self.waiting = text[len(text) - held:]
+        return text[:len(text) - held]
+
+
+def beginning(text, stop):
+    """How many signs at the end of a text may be the beginning of a stop string."""
+    return next((size for size in range(min(len(text), len(stop)), 0, -1)
+                 if stop.startswith(text[-size:])), 0)
