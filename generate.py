@@ -1,7 +1,8 @@
 """Let a trained model write: `python generate.py --prompt "def "`.
 
 The model is a run folder of train_tiny.py or any checkpoint in the same format; without --model it
-is runs/tiny, or else the small trained model in checkpoints/tiny.
+is runs/tiny, or else the small trained model in checkpoints/tiny. Without --prompt a text that is
+piped in is continued; at a terminal you are asked for one line after the other.
 """
 
 import json
@@ -15,9 +16,11 @@ from minidsv3 import hf
 from minidsv3.command import Parser, answer
 from minidsv3.data.foreign import read_tokenizer
 from minidsv3.device import choose_device, has_fast_bf16
+from minidsv3.infer.generation import statistics
 from minidsv3.infer.text import complete
 
 HERE = Path(__file__).resolve().parent
+GREEN, PLAIN = "\033[32m", "\033[0m"             # of a terminal
 
 
 def parse_arguments(arguments=None):
@@ -27,10 +30,16 @@ def parse_arguments(arguments=None):
     what.add_argument("--model", metavar="DIR",
                       help="checkpoint folder, or owner/name on the Hugging Face hub "
                            "[runs/tiny, else checkpoints/tiny]")
-    what.add_argument("--prompt", default="", help="text to continue; empty starts a new document")
+    what.add_argument("--prompt", help="text to continue; empty starts a new document "
+                                       "[what is piped in, or asked for]")
+    what.add_argument("--fim-prefix", metavar="TEXT",
+                      help="with --fim-suffix: fill the gap between the two")
+    what.add_argument("--fim-suffix", metavar="TEXT", help="what shall follow the new text")
     long = parser.add_argument_group("how long")
     long.add_argument("--max-new-tokens", type=int, default=200, metavar="N",
                       help="tokens to write at most [200]")
+    long.add_argument("--stop", action="append", default=[], metavar="TEXT",
+                      help="end before this text; may be given several times [none]")
     where = parser.add_argument_group("where")
     where.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
     how = parser.add_argument_group("how")
@@ -40,7 +49,14 @@ def parse_arguments(arguments=None):
                      help="sample among the K likeliest tokens [all]")
     how.add_argument("--top-p", type=float, default=0.95, metavar="P",
                      help="sample among the likeliest tokens that together reach P [0.95]")
+    how.add_argument("--min-p", type=float, default=0.0, metavar="P",
+                     help="sample among tokens of at least P times the likeliest's probability [0]")
     how.add_argument("--seed", type=int, default=0, help="of the sampling [0]")
+    how.add_argument("--speculative", type=int, default=0, metavar="K",
+                     help="tokens that the MTP module drafts for the main model to verify, so that "
+                          "several come of one pass; 1 or 2 pay most [0]")
+    how.add_argument("--show-drafts", action="store_true",
+                     help="accepted drafts in green; with --speculative")
     how.add_argument("--stats", action="store_true",
                      help="end with one line of JSON: tokens, seconds, ...")
     return parser.parse_args(arguments)
@@ -56,32 +72,57 @@ def find_model(name):
     raise FileNotFoundError("no model in runs/tiny yet; make one with: python train_tiny.py")
 
 
+def prompts(arguments):
+    """What shall be continued, (prompt, suffix or None), one after the other."""
+    gap = (arguments.fim_prefix, arguments.fim_suffix)
+    if gap != (None, None):
+        if None in gap or arguments.prompt is not None:
+            raise ValueError("--fim-prefix and --fim-suffix belong together, without --prompt; "
+                             "give both, one of them may be empty.")
+        yield gap
+    elif arguments.prompt is not None:
+        yield arguments.prompt, None
+    elif not sys.stdin or not sys.stdin.isatty():
+        yield sys.stdin.buffer.read().decode("utf-8", "replace") if sys.stdin else "", None
+    else:
+        print("Type the beginning of a text; an empty line ends.")
+        while line := sys.stdin.readline().rstrip("\r\n"):             # also "" at the end of file
+            yield line, None
+
+
 def run(arguments):
-    """Stream the continuation to the terminal -> exit code."""
+    """Stream the continuations to the terminal -> exit code."""
+    if arguments.show_drafts and not arguments.speculative:
+        raise ValueError("--show-drafts shows drafts, and there are none; add --speculative 2.")
     device = choose_device(arguments.device)
     folder = find_model(arguments.model)
     dtype = None if has_fast_bf16(device) else torch.float32           # elsewhere bf16 is slow
     model = hf.load(folder, dtype, device)
     tokenizer = read_tokenizer(folder, model.config)
-    begin, moments, new = time.perf_counter(), [], 0
-    for token, text in complete(
-            model, tokenizer, arguments.prompt, arguments.max_new_tokens, seed=arguments.seed,
-            temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p):
-        if not moments:
-            print(arguments.prompt, end="")      # only now: the settings are checked
-        if token is not None:
-            moments.append(time.perf_counter() - begin)
-            new += token != model.config.eos_token_id
-        print(text, end="", flush=True)
-    print()
-    if arguments.stats:
-        length = len(tokenizer.encode_prompt(arguments.prompt)) + len(moments)
-        print(json.dumps({"new_tokens": new, "seconds": round(moments[-1], 4),
-                          "tokens_per_s": round(new / moments[-1], 1),
-                          "prefill_s": round(moments[0], 4),
-                          "cache_bytes": model.new_cache(1, length).nbytes,
-                          "passes": len(moments), "acceptance": []}))
+    settings = {name: getattr(arguments, name) for name in (
+        "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "speculative", "seed", "stop")}
+    complete(model, tokenizer, "", **settings)   # refuses a bad one, before any prompt is read
+    for prompt, suffix in prompts(arguments):
+        pieces = complete(model, tokenizer, prompt, suffix=suffix, **settings)
+        write(pieces, prompt, suffix, arguments)
     return 0
+
+
+def write(pieces, prompt, suffix, arguments):
+    """One continuation, piece by piece as it comes, and its figures if asked for."""
+    begin, moments = time.perf_counter(), []
+    print(prompt, end="", flush=True)
+    for piece in pieces:
+        if piece.token is not None:
+            moments.append(time.perf_counter() - begin)
+        green = arguments.show_drafts and piece.drafted
+        print(f"{GREEN}{piece.text}{PLAIN}" if green else piece.text, end="", flush=True)
+    print(suffix or "")
+    if arguments.stats:
+        new = sum(token not in pieces.sequence.stop for token in pieces.sequence.new)
+        figures = statistics(pieces.decoder, new, moments[-1]) | {"prefill_s": moments[0]}
+        print(json.dumps({name: round(value, 4) if isinstance(value, float) else value
+                          for name, value in figures.items()}))
 
 
 def main(arguments=None):

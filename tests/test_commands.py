@@ -1,9 +1,11 @@
 """Both commands from outside: bad input is one line and exit code 2, and nothing is touched."""
 
+import io
 import json
 import pickle
 import re
 import shutil
+import sys
 
 import pytest
 import safetensors.torch
@@ -13,7 +15,7 @@ import generate
 import train_tiny
 from minidsv3 import DeepSeekV3, hf
 from minidsv3.data.tokenizer import Tokenizer
-from minidsv3.infer.text import complete
+from minidsv3.infer.text import HealedSequence, complete
 
 STATS = {"new_tokens", "seconds", "tokens_per_s", "prefill_s", "cache_bytes", "passes",
          "acceptance"}
@@ -296,7 +298,8 @@ def test_generate_finds_the_run_then_the_box(tmp_path, monkeypatch):
                   "--precision",
                   "--optimizer", "--save-every", "--compile", "--resume", "--overwrite", "--set"]),
     (generate, ["--model", "--prompt", "--max-new-tokens", "--temperature", "--top-k", "--top-p",
-                "--seed", "--device", "--stats"])])
+                "--min-p", "--stop", "--seed", "--device", "--speculative", "--show-drafts",
+                "--fim-prefix", "--fim-suffix", "--stats"])])
 def test_help_names_every_option(command, options, capsys):
     """Oracle: the list of options."""
     with pytest.raises(SystemExit) as end:
@@ -315,7 +318,7 @@ def test_generate_prints_the_prompt_and_its_continuation(finished_run, capsys, p
     text, _, last = capsys.readouterr().out.rstrip("\n").rpartition("\n")
     model, tokenizer = hf.load(finished_run), Tokenizer.load(finished_run)
     pieces = list(complete(model, tokenizer, prompt, 25, temperature=0.7, top_p=0.95, seed=3))
-    assert text == prompt + "".join(piece for _, piece in pieces)
+    assert text == prompt + "".join(piece.text for piece in pieces)
     stats = json.loads(last)
     assert stats.keys() == STATS and stats["acceptance"] == []
     assert stats["passes"] == len(pieces) - 1 <= 25 and stats["cache_bytes"] > 0
@@ -323,18 +326,88 @@ def test_generate_prints_the_prompt_and_its_continuation(finished_run, capsys, p
 
 
 def test_generate_stops_at_eos(finished_run, monkeypatch, capsys):
-    """Oracle: a model made to say EOS in its fourth pass."""
-    real, passes = DeepSeekV3.forward, []
+    """Oracle: a model made to say EOS in its fourth pass, and no token twice read."""
+    real, passes = DeepSeekV3.hidden_states, []
 
-    def forward(self, tokens, cache=None):
+    def hidden_states(self, tokens, cache=None, counts=None):
         passes.append(tokens.size(1))
-        logits = real(self, tokens, cache)
-        logits[..., 1] = 1e9 if len(passes) == 4 else -1e9
-        return logits
+        return real(self, tokens, cache, counts)
 
-    monkeypatch.setattr(DeepSeekV3, "forward", forward)
+    def restrict(self, row):
+        eos = torch.arange(len(row)) == 1
+        return row.masked_fill(~eos if len(passes) == 4 else eos, float("-inf"))
+
+    monkeypatch.setattr(DeepSeekV3, "hidden_states", hidden_states)
+    monkeypatch.setattr(HealedSequence, "restrict", restrict)
     arguments = ["--model", str(finished_run), "--device", "cpu", "--prompt", "word", "--stats"]
     assert generate.main(arguments) == 0
     stats = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert stats["new_tokens"] == 3 and stats["passes"] == len(passes) == 4
     assert passes[1:] == [1, 1, 1]                         # the cache holds the rest
+
+
+def test_generate_fills_a_gap(finished_run, capsys):
+    """Oracle: the model asked directly; the text stands between the two."""
+    assert generate.main(["--model", str(finished_run), "--device", "cpu", "--fim-prefix", "def f(",
+                          "--fim-suffix", "):\n", "--max-new-tokens", "9"]) == 0
+    model, tokenizer = hf.load(finished_run), Tokenizer.load(finished_run)
+    pieces = complete(model, tokenizer, "def f(", 9, temperature=0.7, top_p=0.95, suffix="):\n")
+    middle = "".join(piece.text for piece in pieces)
+    assert capsys.readouterr().out == f"def f({middle}):\n\n"
+    assert pieces.sequence.tokens[0] == tokenizer.fim_begin_id
+
+
+class Typed(io.StringIO):
+    """What somebody types at a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_generate_asks_at_a_terminal(finished_run, monkeypatch, capsys):
+    """Oracle: each typed line, continued as if it had been the prompt; an empty line ends."""
+    arguments = ["--model", str(finished_run), "--device", "cpu", "--max-new-tokens", "5"]
+    expected = ""
+    for prompt in ("def f", "x ="):
+        assert generate.main([*arguments, "--prompt", prompt]) == 0
+        expected += capsys.readouterr().out
+    monkeypatch.setattr(sys, "stdin", Typed("def f\nx =\n\nnever read\n"))
+    assert generate.main(arguments) == 0
+    assert capsys.readouterr().out.partition("\n")[2] == expected
+
+
+def test_generate_reads_what_is_piped_in(finished_run, monkeypatch, capsys):
+    """Oracle: the same text as --prompt, bytes that are no UTF-8 replaced."""
+    arguments = ["--model", str(finished_run), "--device", "cpu", "--max-new-tokens", "5"]
+    assert generate.main([*arguments, "--prompt", "é = 1\n\ufffd"]) == 0
+    expected = capsys.readouterr().out
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xc3\xa9 = 1\n\xff")))
+    assert generate.main(arguments) == 0
+    assert capsys.readouterr().out == expected
+
+
+def test_generate_shows_accepted_drafts_in_green(finished_run, capsys):
+    """Oracle: the pieces of the same completion; without the colours the text is the plain one."""
+    arguments = ["--model", str(finished_run), "--device", "cpu", "--prompt", "def f",
+                 "--max-new-tokens", "20", "--temperature", "0"]
+    assert generate.main(arguments) == 0
+    plain = capsys.readouterr().out
+    assert generate.main([*arguments, "--speculative", "2", "--show-drafts"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.replace(generate.GREEN, "").replace(generate.PLAIN, "") == plain
+    model, tokenizer = hf.load(finished_run), Tokenizer.load(finished_run)
+    drafted = [piece for piece in complete(model, tokenizer, "def f", 20, speculative=2)
+               if piece.drafted]
+    assert shown.count(generate.GREEN) == len(drafted) > 0
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--fim-prefix", "a"], "--fim-prefix and --fim-suffix belong together"),
+    (["--fim-suffix", "a", "--fim-prefix", "b", "--prompt", "c"], "belong together"),
+    (["--prompt", "a", "--show-drafts"], "add --speculative 2"),
+    (["--prompt", "a", "--speculative", "-1"], "speculative=-1"),
+    (["--prompt", "a", "--min-p", "2"], "min_p=2.0")])
+def test_generate_refuses_odd_wishes(finished_run, capsys, arguments, words):
+    """Oracle: the words, exit code 2, nothing on stdout."""
+    arguments = ["--model", str(finished_run), "--device", "cpu", *arguments]
+    assert words in complaint(generate.main, arguments, capsys)

@@ -26,7 +26,7 @@ class Sequence:
         self.new, self.ended = [], False
 
     def restrict(self, row):
-        """The logits (V,) of those tokens that may come next; here all. `text.Healing` knows more."""
+        """The logits (V,) of those tokens that may come next; here, of all."""
         return row
 
     def note(self, token):
@@ -92,7 +92,7 @@ class Decoder:
         return self.model.hidden_states(tokens, self.cache, counts)[0]
 
     def choose(self, hidden, drafts, q):
-        """What the main model chooses, given its states (B, k+1, C) at the last token and drafts."""
+        """What the main model chooses, by its states (B, k+1, C) at last token and drafts."""
         logits = self.model.lm_head(hidden)                            # (B, k+1, V)
         if logits.isnan().any():
             raise ValueError("the model's logits are no numbers: its weights are damaged; copy the "

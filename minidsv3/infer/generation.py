@@ -49,7 +49,7 @@ def generate(model, tokens, max_new_tokens, temperature=0.0, top_k=None, top_p=1
 
 
 def begin_all(model, prompts, max_new_tokens, sampler, speculative, seeds, stop, kind=Sequence):
-    """A Decoder with room for all prompts, and the sequences to start. ValueError if one is wrong."""
+    """A Decoder with room for all prompts, and their sequences. ValueError if a number is wrong."""
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1.")
     if speculative < 0:

@@ -3,6 +3,7 @@
 import codecs
 import re
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -11,20 +12,43 @@ from .generation import begin_all
 from .sampling import Sampler
 
 
-def complete(model, tokenizer, prompt, max_new_tokens, temperature=0.0, top_k=None, top_p=1.0,
-             min_p=0.0, speculative=0, seed=0, stop=()):
-    """Continue a text: an iterable of (tokens, text that they complete), one pair for each step.
+class Piece(NamedTuple):
+    """One new token, the text that it completes, and whether it was drafted and accepted."""
 
-    The texts, joined, follow the prompt; an empty prompt begins a document. stop: strings before
-    which the text ends. The other settings are those of `generate`. Raises ValueError at once for a
-    setting out of range.
+    token: int | None                            # None: the end, which may still flush a text
+    text: str
+    drafted: bool = False
+
+
+def complete(model, tokenizer, prompt, max_new_tokens, temperature=0.0, top_k=None, top_p=1.0,
+             min_p=0.0, speculative=0, seed=0, stop=(), suffix=None):
+    """Continue a text: an iterable of Pieces, whose texts, joined, follow the prompt.
+
+    An empty prompt begins a document. suffix: what shall come after the new text, which then fills
+    the gap. stop: strings before which the text ends. The other settings are those of `generate`.
+    Raises ValueError at once for a setting out of range.
     """
-    stem, ending = split_prompt(prompt)
-    first = tokenizer.encode_prompt(stem) if prompt else [tokenizer.start_id]
+    ending = ""
+    if suffix is not None:
+        first = around_a_hole(tokenizer, prompt, suffix)
+    elif prompt:
+        stem, ending = split_prompt(prompt)
+        first = tokenizer.encode_prompt(stem)
+    else:
+        first = [tokenizer.start_id]
     decoder, sequences = begin_all(
         model, [first], max_new_tokens, Sampler(temperature, top_k, top_p, min_p), speculative,
         [seed], (), partial(HealedSequence, tokenizer=tokenizer, ending=ending))
     return Completion(decoder, sequences[0], stop)
+
+
+def around_a_hole(tokenizer, prefix, suffix):
+    """Tokens that ask for the text between prefix and suffix, as in training (report, 4.1)."""
+    if tokenizer.fim_hole_id is None:
+        raise ValueError("this model's tokenizer has no marks to fill in the middle; leave the "
+                         "suffix out, or train with fim_rate above 0.")
+    return [tokenizer.fim_begin_id, *tokenizer.encode(prefix),
+            tokenizer.fim_hole_id, *tokenizer.encode(suffix), tokenizer.fim_end_id]
 
 
 class Completion:
@@ -34,12 +58,16 @@ class Completion:
         self.decoder, self.sequence, self.text = decoder, sequence, TextStream(stop)
 
     def __iter__(self):
-        going = self.decoder.start([self.sequence])
-        while going and not self.text.stopped:
-            count = len(going[0])
-            yield self.sequence.new[-count:], self.text.feed(b"".join(self.sequence.parts[-count:]))
-            going = None if self.sequence.ended else self.decoder.step()
-        yield [], self.text.feed(b"", final=True)
+        new = self.decoder.start([self.sequence])[0]
+        while new:
+            for place, token in enumerate(new):
+                data = self.sequence.parts[len(self.sequence.parts) - len(new) + place]
+                # All but the last token of a step are drafts that the main model agreed with.
+                yield Piece(token, self.text.feed(data), place < len(new) - 1)
+                if self.text.stopped:
+                    return
+            new = [] if self.sequence.ended else self.decoder.step()[0]
+        yield Piece(None, self.text.feed(b"", final=True))
 
 
 class HealedSequence(Sequence):
@@ -94,10 +122,12 @@ class TextStream:
     def feed(self, data, final=False):
         """The text that is complete with these bytes; `final` flushes what cannot be completed."""
         text = self.waiting + self.decoder.decode(data, final)
-        ends = [place for place in map(text.find, self.stop) if place >= 0]
-        if self.stopped or ends:
-            self.waiting, text = "", "" if self.stopped else text[:min(ends)]
-            self.stopped = True
+        found = [(text.find(stop) + len(stop), text.find(stop)) for stop in self.stop
+                 if stop in text]
+        if self.stopped or found:
+            # The one that is complete first: so it does not matter in which pieces the text comes.
+            text = "" if self.stopped else text[:min(found)[1]]
+            self.waiting, self.stopped = "", True
             return text
         held = 0 if final else max((beginning(text, stop) for stop in self.stop), default=0)
         self.waiting = text[len(text) - held:]

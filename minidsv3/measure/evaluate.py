@@ -106,7 +106,7 @@ def share_that_parses(model, tokenizer, samples, length, prompt="def "):
     good = 0
     for seed in range(samples):
         pieces = complete(model, tokenizer, prompt, length, temperature=0.7, top_p=0.95, seed=seed)
-        good += parses_to_last_statement(prompt + "".join(text for _, text in pieces))
+        good += parses_to_last_statement(prompt + "".join(piece.text for piece in pieces))
     return good / samples
 
 

@@ -56,7 +56,7 @@ class LatentCache:
 
     @property
     def is_even(self):
-        """Whether all sequences are of one length: then appending is one copy, and needs no mask."""
+        """Whether all sequences are equally long: then appending is one copy, and needs no mask."""
         return all(length == self.lengths[0] for length in self.lengths)
 
     @property
@@ -65,7 +65,7 @@ class LatentCache:
         return sum(layer.latents.nbytes for layer in self.layers)
 
     def make_room(self, new):
-        """Prepare for `new` tokens a sequence -> their positions, (T,), or (B, T) where they differ.
+        """Prepare for `new` tokens a sequence -> their positions, (T,), or (B, T) if they differ.
 
         Raises ValueError when the memory is full; nothing is written then.
         """
@@ -111,7 +111,7 @@ class LatentCache:
         self.lengths.append(length)
 
     def drop(self, row):
-        """Remove a sequence; the last one moves to its place, so that those in use stay together."""
+        """Remove a sequence; the last one takes its place, so that those in use stay together."""
         last = len(self.lengths) - 1
         length = self.lengths.pop()
         if row != last:

@@ -66,7 +66,7 @@ class MLA(nn.Module):
         return self.o_proj(o.transpose(1, 2).flatten(2))               # (B, T, C)      eq. 11
 
     def absorbing_is_cheaper(self, T, S):
-        """Whether T queries over S latents take fewer multiply-adds absorbed, counted for a head."""
+        """Whether T queries over S latents take fewer multiply-adds absorbed, counted a head."""
         matrices = self.kv_rank * (self.nope + self.value)             # W_UK and W_UV, once
         expanded = matrices * S + (self.nope + self.rope + self.value) * T * S
         absorbed = matrices * T + (2 * self.kv_rank + self.rope) * T * S

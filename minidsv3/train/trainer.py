@@ -243,7 +243,7 @@ class Trainer:
         length = min(length, self.model.config.max_position_embeddings - len(SAMPLE_PROMPT))
         pieces = complete(self.model, self.data.tokenizer, SAMPLE_PROMPT, length, temperature=0.7,
                           top_p=0.95, seed=self.config.seed)
-        return SAMPLE_PROMPT + "".join(text for _, text in pieces)
+        return SAMPLE_PROMPT + "".join(piece.text for piece in pieces)
 
     def summary(self, result, averaged, tokens):
         """The figures of summary.json."""

@@ -10,6 +10,7 @@ from minidsv3 import DeepSeekV3, ModelConfig
 from minidsv3.data.batches import raw_bytes, validation_windows
 from minidsv3.data.corpus import Document
 from minidsv3.data.tokenizer import Tokenizer
+from minidsv3.infer.text import Piece
 from minidsv3.measure import evaluate as evaluate_module
 from minidsv3.measure.evaluate import evaluate, parses_to_last_statement
 
@@ -136,7 +137,7 @@ def test_the_share_that_parses_counts_seeds(setting, monkeypatch):
     """Oracle: texts put in place of completions, two of four valid."""
     texts = ["f():\n    pass\nx = 1\n", "f(:\nx = 1\n", "g():\n    return\ny = 2\n", "(((\n)\nx\n"]
     monkeypatch.setattr(evaluate_module, "complete",
-                        lambda *_, seed, **__: [(0, texts[seed]), (None, "")])
+                        lambda *_, seed, **__: [Piece(0, texts[seed]), Piece(None, "")])
     assert evaluate_module.share_that_parses(None, None, 4, 10) == 0.5
 
 

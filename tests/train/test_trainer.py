@@ -17,7 +17,7 @@ import train_tiny
 from minidsv3 import DeepSeekV3, hf
 from minidsv3.data import corpus
 from minidsv3.data.tokenizer import Tokenizer
-from minidsv3.infer import sampling
+from minidsv3.infer.text import complete
 from minidsv3.train import trainer as trainer_module
 from minidsv3.train.checkpoint import EXPORTS, RunFolder
 from minidsv3.train.trainer import Diverged, Trainer
@@ -309,6 +309,6 @@ def test_a_compiler_that_fails_is_no_end(miniature, tmp_path, monkeypatch, capsy
 def test_the_sample_goes_on_from_def(finished_run):
     """Oracle: sampling again with the same seed from the finished folder."""
     model, tokenizer = hf.load(finished_run), Tokenizer.load(finished_run)
-    pieces = sampling.complete(model, tokenizer, "def ", 200, temperature=0.7, top_p=0.95, seed=0)
-    expected = "def " + "".join(text for _, text in pieces)
+    pieces = complete(model, tokenizer, "def ", 200, temperature=0.7, top_p=0.95, seed=0)
+    expected = "def " + "".join(piece.text for piece in pieces)
     assert (finished_run / "sample.txt").read_bytes().decode() == expected

@@ -1,0 +1,31 @@
+"""One small random model, and a tokenizer, for all tests of the room."""
+
+import pytest
+import torch
+
+from minidsv3 import DeepSeekV3, ModelConfig
+from minidsv3.data.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="session")
+def model():
+    """Two layers and an MTP module, 300 tokens, float32."""
+    torch.manual_seed(0)
+    config = ModelConfig.preset("tiny").replace(
+        vocab_size=300, hidden_size=32, num_hidden_layers=2, intermediate_size=48,
+        moe_intermediate_size=16, max_position_embeddings=64, initializer_range=0.2)
+    return DeepSeekV3(config).eval()
+
+
+@pytest.fixture(scope="session")
+def exact(model):
+    """The same model in float64, in which no order of sums decides a tie."""
+    twin = DeepSeekV3(model.config).double().eval()
+    twin.load_state_dict({name: value.double() for name, value in model.state_dict().items()})
+    return twin
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Trained on a few lines of code."""
+    return Tokenizer.train([f"def f{n}(self, x):\n    return x + {n}\n" for n in range(99)], 300)

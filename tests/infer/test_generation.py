@@ -1,0 +1,123 @@
+"""Generation against uncached forward passes, one prompt at a time."""
+
+import pytest
+import torch
+
+from minidsv3.infer import Generation, generate
+
+
+def alone(model, prompt, count, stop=()):
+    """Greedy by the definition: the whole text through the model again for each token."""
+    text, new = list(prompt), []
+    while len(new) < count:
+        with torch.no_grad():
+            new.append(int(model(torch.tensor([text]))[0, -1].argmax()))
+        text.append(new[-1])
+        if new[-1] in {model.config.eos_token_id, *stop}:
+            break
+    return new
+
+
+def made(result):
+    """The rows of a result without what follows their ends."""
+    return [row[:length].tolist() for row, length in zip(result.tokens, result.lengths)]
+
+
+def prompts_of(lengths, seed=2):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(5, 300, (length,), generator=generator) for length in lengths]
+
+
+@pytest.mark.parametrize("lengths", [[7], [7, 7, 7], [1, 9, 4], [30, 2, 2, 17]], ids=str)
+def test_greedy_is_the_argmax_of_uncached_passes(exact, lengths):
+    """Oracle: the whole text through the model again for each token, one prompt at a time."""
+    prompts = prompts_of(lengths)
+    result = generate(exact, prompts, 12)
+    expected = [[token for token in alone(exact, prompt.tolist(), 12) if token != 1]
+                for prompt in prompts]
+    assert made(result) == expected
+
+
+@pytest.mark.parametrize("speculative", [0, 2])
+def test_a_text_does_not_depend_on_its_batch_mates(exact, speculative):
+    """Oracle: the same prompt and seed alone, sampled; neighbours of other lengths come and go."""
+    prompts = prompts_of([3, 11, 6, 11])
+    options = {"temperature": 1.0, "top_p": 0.95, "speculative": speculative}
+    together = generate(exact, prompts, 15, seed=40, **options)
+    for i, prompt in enumerate(prompts):
+        single = generate(exact, [prompt], 15, seed=[40 + i], **options)
+        assert made(together)[i] == made(single)[0]
+
+
+def test_seeds_repeat_and_differ(model):
+    """Oracle: the same call again; two members of a batch draw apart."""
+    prompt = torch.tensor([[5, 6, 7], [5, 6, 7]])
+    once, again, other = (generate(model, prompt, 20, temperature=1.0, seed=seed).tokens
+                          for seed in (4, 4, 6))
+    assert torch.equal(once, again) and not torch.equal(once, other)
+    assert not torch.equal(once[0], once[1])
+    assert torch.equal(generate(model, prompt, 20, temperature=1.0, seed=5).tokens[0], once[1])
+
+
+def test_a_stop_token_ends_a_text(exact):
+    """Oracle: the definition, which stops behind that token."""
+    prompts = prompts_of([4, 8, 5])
+    stop = [alone(exact, prompts[0].tolist(), 6)[3], alone(exact, prompts[1].tolist(), 6)[1]]
+    result = generate(exact, prompts, 10, stop=stop)
+    assert made(result) == [alone(exact, prompt.tolist(), 10, stop) for prompt in prompts]
+
+
+def planned_ends(monkeypatch, decoder, ends):
+    """Let sequence i say token 9 until it has made ends[i] tokens, and then EOS."""
+    def verify(sequence, drafts, q, logits):
+        token = 1 if len(sequence.new) == ends[sequence.tokens[0]] else 9
+        sequence.note(token)
+        return [token]
+
+    monkeypatch.setattr(decoder, "verify", verify)
+
+
+def test_after_eos_there_is_only_eos(model, monkeypatch):
+    """Oracle: ends planned by hand: sequence 0 after 2 tokens, 1 after 5, 2 at once, 3 never."""
+    from minidsv3.infer import decoder
+    ends = [2, 5, 0, 99]
+    planned_ends(monkeypatch, decoder, ends)
+    prompt = torch.arange(4)[:, None].expand(4, 3)
+    result = generate(model, prompt, 7)
+    assert isinstance(result, Generation) and result.lengths.tolist() == [2, 5, 0, 7]
+    assert result.tokens.tolist() == [[9, 9, 1, 1, 1, 1, 1], [9, 9, 9, 9, 9, 1, 1],
+                                      [1, 1, 1, 1, 1, 1, 1], [9] * 7]
+    assert result.stats["new_tokens"] == 14 and result.stats["passes"] == 7
+    assert set(result.stats) == {"new_tokens", "seconds", "tokens_per_s", "prefill_s",
+                                 "cache_bytes", "passes", "acceptance"}
+    ends[3] = 6
+    assert generate(model, prompt, 50).tokens.shape == (4, 7)          # stops with the last end
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"temperature": -0.1}, "temperature=-0.1 .*0 is greedy"), ({"top_p": 1.01}, "top_p=1.01"),
+    ({"seed": -1}, "seed=.-1. .*between 0"), ({"seed": 2**64}, "seed=.1844.*between 0"),
+    ({"seed": [1, 2]}, "seed=.1, 2. .*each of the 1"),
+    ({"speculative": -1}, "speculative=-1 .*0 .no drafts."),
+    ({"max_new_tokens": 0}, "max_new_tokens=0 .*at least 1"),
+    ({"max_new_tokens": 62}, "3 prompt tokens .*=62 .*max_position_embeddings=64; shorten")])
+def test_bad_settings_are_refused(model, options, words):
+    """Oracle: the value and the remedy."""
+    with pytest.raises(ValueError, match=words):
+        generate(model, torch.tensor([[5, 6, 7]]), **{"max_new_tokens": 5, **options})
+
+
+@pytest.mark.parametrize("prompt", [torch.zeros(1, 0, dtype=torch.long), [], [torch.tensor([])]])
+def test_an_empty_prompt_is_refused(model, prompt):
+    """Oracle: what to do in its place."""
+    with pytest.raises(ValueError, match="begin with EOS"):
+        generate(model, prompt, 5)
+
+
+def test_damaged_weights_are_refused(model):
+    """Oracle: the word for what they are."""
+    from copy import deepcopy
+    damaged = deepcopy(model)
+    damaged.norm.weight.data[3] = float("nan")
+    with pytest.raises(ValueError, match="weights are damaged"):
+        generate(damaged, torch.tensor([[5, 6, 7]]), 5)
