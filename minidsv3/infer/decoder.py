@@ -68,6 +68,20 @@ class Decoder:
         return new
 
     @torch.inference_mode()
+    def admit(self, sequence, latents, draft_latents=None, state=None):
+        """Let a sequence join with what `take` gave of its cache, and the drafter's; see Handover.
+
+        state (1, C): what its next draft is read from.
+        """
+        self.cache.put(latents)
+        self.sequences.append(sequence)
+        if self.drafter:
+            self.drafter.cache.put(draft_latents)
+            states = [] if len(self.sequences) == 1 else [self.drafter.state]
+            new = state[None].to(self.cache.device)                    # (1, 1, C)
+            self.drafter.state = torch.cat([*states, new])             # (B, 1, C)
+
+    @torch.inference_mode()
     def step(self):
         """One pass for all sequences -> [new tokens of each], one or more."""
         before = list(self.cache.lengths)

@@ -56,9 +56,12 @@ def begin_all(model, prompts, max_new_tokens, sampler, speculative, seeds, stop,
         raise ValueError(f"speculative={speculative} must be 0 (no drafts) or more.")
     if not prompts or not all(prompts):
         raise ValueError("the prompt has no token; begin with EOS to start a new document.")
-    if len(seeds) != len(prompts) or not all(0 <= seed < 2**63 for seed in seeds):
-        raise ValueError(f"seed={seeds} must be a number between 0 and 2^63 - 1 for each of the "
-                         f"{len(prompts)} sequences, for instance 0.")
+    if len(seeds) != len(prompts):
+        raise ValueError(f"seed={seeds} has {len(seeds)} numbers for {len(prompts)} sequences; "
+                         "give one number, or one for each.")
+    for seed in seeds:
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seed={seed} must be between 0 and 2^63 - 1, for instance 0.")
     longest, limit = max(map(len, prompts)), model.config.max_position_embeddings
     if longest + max_new_tokens > limit:
         raise ValueError(f"{longest} prompt tokens and max_new_tokens={max_new_tokens} are "

@@ -43,7 +43,8 @@ class LatentCache:
     def __init__(self, config, batch, max_len, dtype, device, layers=None):
         width = config.kv_lora_rank + config.qk_rope_head_dim
         layers = config.num_hidden_layers if layers is None else layers
-        self.layers = [LayerCache(self, torch.empty(batch, max_len, width, dtype=dtype,
+        # Zeros, not whatever is there: what a query may not see has weight 0, and 0 * NaN is NaN.
+        self.layers = [LayerCache(self, torch.zeros(batch, max_len, width, dtype=dtype,
                                                     device=device)) for _ in range(layers)]
         self.places, self.max_len, self.device = batch, max_len, device
         self.lengths = [0] * batch

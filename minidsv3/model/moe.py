@@ -142,7 +142,7 @@ def grouped_linear(rows, weight, counts):
     if can_group(rows, weight):
         return grouped_mm(rows, weight.transpose(1, 2), offs=counts.cumsum(0).int())
     # The same by a loop over the experts that have rows.
-    busy = [(expert, count) for expert, count in enumerate(counts.tolist()) if count]
+    busy = [(expert, count) for expert, count in enumerate(counts.tolist()) if count] or [(0, 0)]
     parts = rows.split([count for _, count in busy])
     return torch.cat([F.linear(part, weight[expert]) for part, (expert, _) in zip(parts, busy)])
 

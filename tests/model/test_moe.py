@@ -60,7 +60,8 @@ def test_experts_equal_a_loop(layer, kind, dtype, tolerance):
     """Oracle: the loop in float64, outputs and all gradients; max|difference| / max|oracle|."""
     x, weights = torch.randn(37, 32), torch.rand(37, 3)
     experts = routings(37, 8, 3)[kind]
-    assert moe.can_group(layer.gate_up_proj.to(dtype)) == (dtype == torch.float32)
+    rows = x.to(dtype).repeat(3, 1)                 # a row for each token and choice
+    assert moe.can_group(rows, layer.gate_up_proj.to(dtype)) == (dtype == torch.float32)
     got = outputs_and_gradients(layer.to(dtype), layer, x.to(dtype), weights.to(dtype), experts)
     layer.double()
     expected = outputs_and_gradients(
