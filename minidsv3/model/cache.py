@@ -23,10 +23,25 @@ class LayerCache:
         """Write new (B, T, Rkv+Dr) behind each sequence -> (B, S, Rkv+Dr), S the longest then."""
         batch, end = len(new), self.whole.length + new.size(1)
         if self.whole.is_even:
-            self.latents[:batch, self.whole.length:end] = new
+            self.write((slice(batch), slice(self.whole.length, end)), new)
         else:
-            self.latents[self.whole.rows, self.whole.positions] = new
-        return self.latents[:batch, :end]
+            self.write((self.whole.rows, self.whole.positions), new)
+        return self.read((slice(batch), slice(end)))
+
+    def write(self, place, latents):
+        """Store latents at (rows, positions); another form of storage overrides this, `read` and
+        `parts`.
+        """
+        self.latents[place] = latents
+
+    def read(self, place):
+        """The latents at (rows, positions)."""
+        return self.latents[place]
+
+    @property
+    def parts(self):
+        """The tensors that hold them, (B, max_len, ...) each."""
+        return [self.latents]
 
     @property
     def visible(self):
@@ -63,7 +78,7 @@ class LatentCache:
     @property
     def nbytes(self):
         """Memory held, filled or not [bytes]."""
-        return sum(layer.latents.nbytes for layer in self.layers)
+        return sum(part.nbytes for layer in self.layers for part in layer.parts)
 
     def make_room(self, new):
         """Prepare for `new` tokens a sequence -> their positions, (T,), or (B, T) if they differ.
@@ -98,7 +113,7 @@ class LatentCache:
 
     def take(self, row):
         """A sequence's latents, copied so that they can be handed over: (L, length, Rkv+Dr)."""
-        return torch.stack([layer.latents[row, :self.lengths[row]] for layer in self.layers])
+        return torch.stack([layer.read((row, slice(self.lengths[row]))) for layer in self.layers])
 
     def put(self, latents):
         """Add a sequence that `take` gave, behind those in use. ValueError if there is no place."""
@@ -108,7 +123,7 @@ class LatentCache:
                              f"{self.max_len} tokens; there is none for number {row + 1} with "
                              f"{length}.")
         for layer, of_layer in zip(self.layers, latents, strict=True):
-            layer.latents[row, :length] = of_layer
+            layer.write((row, slice(length)), of_layer)
         self.lengths.append(length)
 
     def drop(self, row):
@@ -116,6 +131,6 @@ class LatentCache:
         last = len(self.lengths) - 1
         length = self.lengths.pop()
         if row != last:
-            for layer in self.layers:
-                layer.latents[row, :length] = layer.latents[last, :length]
+            for part in (part for layer in self.layers for part in layer.parts):
+                part[row, :length] = part[last, :length]
             self.lengths[row] = length
