@@ -1,0 +1,299 @@
+"""Tell a student whether a function is right: every notebook's exercises end in one call of here.
+
+    check.rms_norm(rms_norm)         open | not yet: what differs, and a hint | passed
+
+A checker tries a case small enough to work out by hand, then random ones, against an oracle that
+is never our own module: a plain loop in float64 or a formula of the report (`oracles.py`). None
+of them raises, so that an unsolved notebook still runs to its end.
+"""
+
+import copy
+import platform
+
+import matplotlib
+import numpy
+import oracles
+import torch
+
+
+def machine(minutes):
+    """Print what this notebook runs on, and how long it takes there and about."""
+    print(f"Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}, "
+          f"numpy {numpy.__version__}, matplotlib {matplotlib.__version__}, "
+          f"{platform.system()} {platform.machine()}")
+    print(f"device cpu, {torch.get_num_threads()} threads; about {minutes:g} min on two cores")
+
+
+def compare(student, inputs, oracle, hint):
+    """Run a student's function beside an oracle, print the verdict, never raise -> solved.
+
+    inputs: one tuple of arguments, or a list of such tuples, tried until one fails.
+    """
+    cases = inputs if isinstance(inputs, list) else [inputs]
+    verdict = next((text for case in cases if (text := judge(student, case, oracle, hint))),
+                   "passed")
+    print(verdict)
+    return verdict == "passed"
+
+
+def judge(student, inputs, oracle, hint):
+    """What is wrong with a function on one case, in a line; an empty text if nothing is."""
+    expected = torch.as_tensor(oracle(*copy.deepcopy(inputs))).double()
+    try:
+        got = torch.as_tensor(student(*copy.deepcopy(inputs))).double()
+    except NotImplementedError:
+        return "open: write the function, then run this cell again"
+    except Exception as error:                       # a slip must not end the notebook
+        return f"not yet: your function ended in {type(error).__name__}: {error}. {hint}"
+    if got.shape != expected.shape:
+        return (f"not yet: expected shape {tuple(expected.shape)}, got {tuple(got.shape)}. "
+                f"{hint}")
+    gap = (got - expected).abs().max().item()
+    if gap <= 1e-5 * max(1, expected.abs().max().item()):              # a NaN is not
+        return ""
+    if expected.numel() <= 8:                        # small enough to compare by eye
+        return f"not yet: expected {numbers(expected)}, got {numbers(got)}. {hint}"
+    return f"not yet: right shape, values off by up to {gap:.2g}. {hint}"
+
+
+def numbers(values):
+    """A few numbers as a reader wants them: 0.731, or [1, 0.5, -2]."""
+    texts = [f"{value:.7g}" for value in values.flatten().tolist()]
+    return texts[0] if values.dim() == 0 else f"[{', '.join(texts)}]"
+
+
+def normal(*shape, seed):
+    """Random numbers in float64, the same every time."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# 01: what is DeepSeek-V3?
+
+def rms_norm(student):
+    """By hand: (3, 4) over sqrt(12.5)."""
+    cases = [(torch.tensor([3.0, 4.0]), torch.tensor([1.0, 2.0]), 0.0),
+             (normal(2, 3, 5, seed=1), normal(5, seed=2), 0.5)]
+    return compare(student, cases, oracles.rms_norm, "Is it the root of the mean of the squares, "
+                   "over the last axis alone, with eps inside the root and the gain outside?")
+
+
+def swiglu(student):
+    """By hand: one inner channel."""
+    cases = [(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]),
+              torch.tensor([[1.0], [-1.0]])),
+             (normal(3, 4, seed=1), normal(5, 4, seed=2), normal(5, 4, seed=3),
+              normal(4, 5, seed=4))]
+    return compare(student, cases, oracles.swiglu,
+                   "The silu belongs on the gate's branch, and on no other.")
+
+
+def active_parameters(student):
+    """By hand: 3 matrices of 2 by 1, for 1 + 1 experts, and a gate of 4 rows of 2."""
+    cases = [(2, 1, 4, 1, 1), (7168, 2048, 256, 1, 8), (2048, 1408, 64, 2, 6)]
+    return compare(student, cases, oracles.active_parameters, "Three matrices an expert; chosen "
+                   "and shared ones work; the gate scores all routed experts.")
+
+
+def bits_a_byte(student):
+    """By hand: one nat on one byte."""
+    cases = [(torch.tensor([1.0]), "a"), (torch.tensor([0.5, 2.0, 0.25]), "é€ = 1")]
+    return compare(student, cases, oracles.bits_a_byte, "Divide by the bytes of the text in UTF-8, "
+                   "not by its characters or tokens; and are the nats bits by then?")
+
+
+def mtp_pairs(student):
+    """By hand: tokens 10 to 14."""
+    cases = [(torch.tensor([10, 11, 12, 13, 14]),), (torch.tensor([5, 3, 9, 3, 5, 7, 1, 2]),)]
+    return compare(student, cases, oracles.mtp_pairs, "The target lies two places after the state: "
+                   "the joined token must not be its own target, and one triple fewer is left.")
+
+
+# 02: why does a 671B model need so little cache?
+
+def cache_bytes_per_token(student):
+    """By hand: one layer that keeps 3 + 1 numbers of 2 bytes."""
+    cases = [(1, 2, 3, 1, 2), (61, 128, 512, 64, 2), (27, 16, 512, 64, 4)]
+    return compare(student, cases, oracles.cache_bytes_per_token,
+                   "One latent serves keys and values of all heads: no factor 2 for K and V, "
+                   "and no factor for the heads.")
+
+
+def absorb_query(student):
+    """By hand: the query (1, -0.5) of the notebook."""
+    by_hand = torch.tensor([[[1.0, 0.0, 0.5], [-1.0, 2.0, 0.0]]])
+    cases = [(torch.tensor([[[1.0, -0.5]]]), by_hand),
+             (normal(3, 4, 5, seed=1), normal(3, 5, 7, seed=2))]
+    return compare(student, cases, oracles.absorb_query, "Sum over Dn, the width of a key, and "
+                   "within each head alone: q_nope stands on the left of W_UK.")
+
+
+def keys_of_heads(student):
+    """By hand: one token, two heads of one key and two values."""
+    cases = [(torch.tensor([[1.0, 10.0, 11.0, 2.0, 20.0, 21.0]]), 2, 1),
+             (normal(5, 3 * (4 + 2), seed=1), 3, 4)]
+    return compare(student, cases, oracles.keys_of_heads, "kv_b_proj writes head by head: key and "
+                   "value of head 0, then key and value of head 1.")
+
+
+def break_even(student):
+    """By hand: expanding costs 3 * 2, a query 2 or 6."""
+    cases = [(3, 1, 1), (512, 128, 128), (96, 16, 48)]
+    return compare(student, cases, oracles.break_even, "An absorbed query reads the latent twice, "
+                   "once for the score and once for the value.")
+
+
+def absorbed_attention(student):
+    """By hand: the two cached tokens of the notebook; then several queries, which need a mask."""
+    by_hand = (torch.tensor([[[1.0, -0.5]]]), torch.tensor([[[0.3, 0.2]]]),
+               torch.tensor([[0.5, -1.0, 2.0], [1.0, 0.25, -0.5]]),
+               torch.tensor([[0.1, -0.4], [0.6, 0.2]]),
+               torch.tensor([[[1.0, 0.0, 0.5], [-1.0, 2.0, 0.0]]]),
+               torch.tensor([[[0.5, 1.0, 0.0], [0.0, -1.0, 1.0]]]), 0.5)
+    H, T, S, Dn, Dr, Dv, Rkv = 3, 4, 6, 5, 2, 4, 7
+    several = (normal(H, T, Dn, seed=1), normal(H, T, Dr, seed=2), normal(S, Rkv, seed=3),
+               normal(S, Dr, seed=4), normal(H, Dn, Rkv, seed=5), normal(H, Dv, Rkv, seed=6), 0.3)
+    return compare(student, [by_hand, several], oracles.expanded_attention,
+                   "The T queries are the last of the S positions: query t may see positions "
+                   "0 to S - T + t, and no later one; the scale is for both parts of a logit.")
+
+
+# 03_how_does_it_know_the_order
+
+def frequencies(student):
+    """theta_m = base^(-2m / width), the angle a token of each pair."""
+    return compare(student, [(4, 100.0), (10, 50.0), (6, 7.0)], oracles.frequencies,
+                   "Does the exponent count channels, two for each pair? Its last numerator "
+                   "is width - 2.")
+
+
+def turns(student):
+    """Turns of each pair within a window of tokens."""
+    by_hand = torch.tensor([torch.pi / 2, torch.pi / 50], dtype=torch.float64)
+    random = some_angles(7, seed=1)
+    return compare(student, [(100, by_hand), (37, random)], oracles.turns,
+                   "Is a whole turn 2 pi radians in your function?")
+
+
+def rotate(student):
+    """Rotation of one vector, pairs of neighbouring channels."""
+    by_hand = torch.tensor([1.0, 2, 3, 4], dtype=torch.float64)
+    theta = torch.tensor([1, 0.01], dtype=torch.float64)
+    cases = [(by_hand, 3, theta)]
+    cases += [(normal(2 * pairs, seed=pairs), position, some_angles(pairs, seed=pairs))
+              for pairs, position in ((3, 11), (5, 2))]
+    return compare(student, cases, oracles.rotate,
+                   "Are the partners neighbours, channels 2m and 2m + 1, and do they come back "
+                   "to the same two places?")
+
+
+def angles(student):
+    """Angles of new tokens behind those in a cache."""
+    by_hand = torch.tensor([1, 0.1], dtype=torch.float64)
+    cases = [(by_hand, 2, 0), (by_hand, 2, 3), (some_angles(3, seed=5), 4, 7)]
+    return compare(student, cases, oracles.angles,
+                   "Which position has the first new token when some are in the cache already?")
+
+
+def yarn_frequencies(student):
+    """YaRN's frequencies, with beta 32 and 1."""
+    cases = [(8, 100.0, 4, 128), (16, 1e4, 40, 256), (10, 30.0, 5, 64), (64, 1e4, 40, 4096)]
+    return compare(student, cases, oracles.yarn_frequencies,
+                   "Which end of the ramp is kept? At 0 the plain frequency stays, at 1 it is "
+                   "divided.")
+
+
+def some_angles(pairs, seed):
+    """Angles a token between 0 and 1, for pairs of channels."""
+    return normal(pairs, seed=seed).sigmoid()
+
+
+# 04: what do 256 experts do?
+
+
+def group_scores(student):
+    """One token in two groups of three by hand, then random ones with biases that matter."""
+    by_hand = (torch.tensor([[0.9, 0.1, 0.2, 0.6, 0.6, 0.1]]),
+               torch.tensor([0.0, 0.0, 0.0, -0.1, 0.0, 0.3]), 2)
+    random = [(normal(N, E, seed=E).sigmoid(), normal(E, seed=N), groups)
+              for N, E, groups in [(5, 16, 4), (3, 8, 4), (7, 30, 3)]]
+    return compare(student, [by_hand, *random], oracles.group_scores,
+                   "With the bias, and the sum of its two best: neither the best alone nor all.")
+
+
+def gates(student):
+    """Three experts by hand, where the bias decides; then random ones, some biases large."""
+    by_hand = torch.tensor([0.8, 0.2, 0.6]), torch.tensor([-0.7, 0.1, 0.0]), 2, 1.0
+    random = [(normal(E, seed=E).sigmoid(), spread * normal(E, seed=E + 1), K, scale)
+              for E, K, spread, scale in [(8, 3, 0.1, 2.5), (16, 4, 3.0, 2.5), (5, 5, 1.0, 1.0)]]
+    return compare(student, [by_hand, *random], oracles.gates,
+                   "Choose with affinity + bias, but weigh with the affinity without bias.")
+
+
+def moe_output(student):
+    """Two numbers by hand: shared doubles, expert 1 negates, expert 2 swaps; then random."""
+    swap = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    routed = torch.stack([torch.ones(2, 2), -torch.eye(2), swap])
+    by_hand = (torch.tensor([1.0, 3.0]), 2 * torch.eye(2), routed,
+               torch.tensor([0.9, 0.2, 0.6]), torch.tensor([1, 2]), 2.0)
+    random = [(normal(C, seed=C), normal(C, C, seed=C + 1), normal(E, C, C, seed=C + 2),
+               normal(E, seed=C + 3).sigmoid(), torch.tensor(experts), 2.5)
+              for C, E, experts in [(3, 4, [3, 0]), (5, 8, [6, 1, 4])]]
+    return compare(student, [by_hand, *random], oracles.moe_output,
+                   "The shared expert is never scaled; each chosen one counts scale * s over the "
+                   "sum of the chosen s.")
+
+
+def choose_experts(student):
+    """The token on which a mask of 0 goes wrong, then random ones with biases of both signs."""
+    by_hand = (torch.tensor([0.60, 0.30, 0.20, 0.15, 0.55, 0.50, 0.10, 0.05]),
+               torch.tensor([0.10, -0.50, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]), 4, 2, 4)
+    random = [(normal(E, seed=seed).sigmoid(), normal(E, seed=seed + 9) - 1, groups, kept, K)
+              for seed, E, groups, kept, K in [(1, 12, 3, 2, 5), (2, 16, 4, 2, 4), (3, 6, 3, 1, 2)]]
+    return compare(student, [by_hand, *random], oracles.choose_experts,
+                   "A forbidden expert must lose even against a negative score.")
+
+
+# 05: who keeps the experts busy?
+
+def some_load(*shape, seed):
+    """Whole numbers of tokens, the same every time."""
+    return torch.randint(0, 50, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def max_violation(student):
+    """By hand: (5, 1, 2, 0), mean 2, and (3, 3, 3, 3)."""
+    cases = [(torch.tensor([[5, 1, 2, 0], [3, 3, 3, 3]]),), (some_load(3, 7, seed=1),)]
+    return compare(student, cases, oracles.max_violation, "Busiest over mean, less 1, for each "
+                   "layer by itself: both run over the last axis.")
+
+
+def worst_violation(student):
+    """By hand: all tokens at 2 of 4 experts, twice the mean each."""
+    return compare(student, [(4, 2), (16, 2), (256, 8)], oracles.worst_violation,
+                   "A token takes K different experts, so no expert gets more than one place of "
+                   "each token.")
+
+
+def bias_step(student):
+    """By hand: (5, 1, 2, 0) moves b by -, +, 0, +."""
+    cases = [(torch.zeros(4), torch.tensor([5, 1, 2, 0]), 0.001),
+             (normal(9, seed=2), some_load(9, seed=3), 0.25)]
+    return compare(student, cases, oracles.bias_step, "The overloaded expert goes down, the idle "
+                   "one up, each by gamma; one at the mean stays.")
+
+
+def sequence_balance(student):
+    """By hand: the four tokens of this notebook, 1.2566."""
+    s = torch.tensor([[.9, .6, .2, .1], [.8, .3, .5, .1], [.7, .2, .4, .6], [.6, .9, .1, .3]])
+    cases = [(s, 2), (normal(5, 7, seed=4).sigmoid(), 3)]
+    return compare(student, cases, oracles.sequence_balance, "Eq. 19: is each token's row divided "
+                   "by its own sum before the mean over tokens? And eq. 18 has E / (K T) in it.")
+
+
+def update_once(student):
+    """By hand: totals 11, 7, 7, 7, mean 8."""
+    cases = [(torch.zeros(4), torch.tensor([[8, 0, 0, 0], [1, 3, 2, 2], [1, 2, 3, 2],
+                                            [1, 2, 2, 3]]), 0.001),
+             (normal(6, seed=5), some_load(3, 6, seed=6), 0.125)]
+    return compare(student, cases, oracles.update_once, "Add up the micro-batches first, then take "
+                   "one step: the sign of the sum is not the sum of signs.")

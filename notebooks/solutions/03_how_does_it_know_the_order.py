@@ -1,0 +1,41 @@
+"""Solutions to 03_how_does_it_know_the_order: read them after you have tried."""
+
+import math
+
+import torch
+
+
+def frequencies(width, base):
+    """Pair m holds channels 2m and 2m + 1, and the exponent counts channels: 0, 2, 4, ..."""
+    return base ** -(torch.arange(0, width, 2) / width)
+
+
+def turns(window, theta):
+    """The window turns a pair by window * theta radians, and a turn has 2 pi of them."""
+    return window * theta / (2 * math.pi)
+
+
+def rotate(x, position, theta):
+    """As complex numbers: neighbours are one number, and a turn is one product."""
+    pairs = torch.view_as_complex(x.reshape(-1, 2))                    # (Dr/2,)
+    turned = pairs * torch.exp(1j * position * theta)
+    return torch.view_as_real(turned).flatten()                        # (Dr,)
+
+
+def angles(theta, new, cached):
+    """The first new token stands behind all cached ones; keys in the cache keep their turn."""
+    positions = torch.arange(cached, cached + new)
+    return positions[:, None] * theta                                  # (new, Dr/2)
+
+
+def yarn_frequencies(width, base, factor, window):
+    """Both ends are pairs with a known number of turns; between them the ramp is linear in m."""
+    def pair_that_turns(times):
+        return width * math.log(window / (times * 2 * math.pi)) / (2 * math.log(base))
+
+    low = max(math.floor(pair_that_turns(32)), 0)
+    high = math.ceil(pair_that_turns(1))
+    m = torch.arange(width // 2)
+    plain = base ** -(2 * m / width)                                   # (Dr/2,)
+    ramp = ((m - low) / (high - low)).clamp(0, 1)                      # 0 keep ... 1 stretch
+    return plain * (1 - ramp) + plain / factor * ramp
