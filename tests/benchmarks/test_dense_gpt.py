@@ -57,7 +57,7 @@ def test_work_counts_every_matrix_as_often_as_a_token_meets_it(monkeypatch):
 
     Within 2 %: the sum of experts' outputs is a product, but of no parameter.
     """
-    monkeypatch.setattr("minidsv3.model.mla.attend", lambda q, k, v, scale: v)
+    monkeypatch.setattr("minidsv3.model.mla.attend", lambda q, k, v, scale, visible=None: v)
     monkeypatch.setattr("dense_gpt.attend", lambda q, k, v, scale: v)
     for make in (lambda: DenseGPT(SMALL), lambda: DeepSeekV3(OURS)):
         contender = Contender(make, RECIPE, torch.device("cpu"))

@@ -110,8 +110,9 @@ def fused(monkeypatch):
     """A function that replaces norm and attention by fused ones, as GPUs have them."""
     def replace():
         monkeypatch.setattr(F, "rms_norm", lambda x, _, w, eps: FusedNorm.apply(x, w, eps))
-        monkeypatch.setattr(mla, "attend", lambda q, k, v, scale: F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scale))
+        monkeypatch.setattr(
+            mla, "attend", lambda q, k, v, scale, visible: F.scaled_dot_product_attention(
+                q, k, v, is_causal=True, scale=scale))
     return replace
 
 
