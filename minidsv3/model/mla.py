@@ -107,14 +107,16 @@ class MLA(nn.Module):
         W = self.kv_b_proj.weight.to(q.dtype).unflatten(0, (self.num_heads, -1))
         W_UK, W_UV = W.split([self.nope, self.value], dim=1)           # (H, Dn|Dv, Rkv)
         q_nope, q_rope = q.split([self.nope, self.rope], dim=-1)
-        q = torch.cat([q_nope @ W_UK, q_rope], dim=-1)                 # (B, H, T, Rkv+Dr)
+        q_nope = torch.einsum("bhtn,hnr->bhtr", q_nope, W_UK)          # down to the latents
+        q = torch.cat([q_nope, q_rope], dim=-1)                        # (B, H, T, Rkv+Dr)
         T, S = q.size(2), latents.size(1)
         scores = (q.flatten(1, 2) * self.scale) @ latents.mT           # (B, H*T, S)
         if visible is not None or T > 1:
             seen = last_queries(T, S, q.device) if visible is None else visible
             scores = scores.unflatten(1, (-1, T)).masked_fill(~seen, float("-inf")).flatten(1, 2)
         z = scores.softmax(dim=-1) @ latents[..., :self.kv_rank]       # (B, H*T, Rkv)
-        return z.unflatten(1, (-1, T)) @ W_UV.mT                       # (B, H, T, Dv)
+        z = z.unflatten(1, (-1, T))                                    # (B, H, T, Rkv)
+        return torch.einsum("bhtr,hvr->bhtv", z, W_UV)                 # (B, H, T, Dv)
 
 
 def attend(q, k, v, scale, visible=None):

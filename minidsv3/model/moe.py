@@ -98,6 +98,8 @@ class Experts(nn.Module):
 
     def forward(self, x, weights, experts):
         """x (N, C), weights (N, K), experts (N, K) -> sum over K of weight * expert(x), (N, C)."""
+        if 0 < len(x) <= 2 and x.device.type == "cpu":
+            return self.one_by_one(x, weights, experts)
         top_k = experts.size(-1)
         slots, counts = assign_slots(experts.flatten(), len(self.down_proj), row_multiple(x))
         tokens = slots.new_zeros(counts.sum())                         # (M,)  spare rows: token 0
@@ -107,6 +109,17 @@ class Experts(nn.Module):
         rows = grouped_linear(F.silu(gate) * up, self.down_proj, counts)
         rows = rows.index_select(0, slots).unflatten(0, (-1, top_k))   # (N, K, C)  no spare rows
         return (weights.to(x.dtype)[:, None] @ rows).squeeze(1)        # (N, C)  combine, eq. 12
+
+    def one_by_one(self, x, weights, experts):
+        """The same for a token or two, where sorting and gathering would take longer than this."""
+        y = []
+        for row, gates, chosen in zip(x, weights.to(x.dtype), experts.tolist()):
+            outputs = []
+            for expert in chosen:
+                gate, up = (self.gate_up_proj[expert].to(x.dtype) @ row).chunk(2)        # (F,)
+                outputs.append(self.down_proj[expert].to(x.dtype) @ (F.silu(gate) * up))  # (C,)
+            y.append(gates @ torch.stack(outputs))                     # (C,)  combine, eq. 12
+        return torch.stack(y)                                          # (N, C)
 
 
 def assign_slots(experts, num_experts, multiple=1):

@@ -70,6 +70,20 @@ def test_experts_equal_a_loop(layer, kind, dtype, tolerance):
         assert (ours.double() - oracle).abs().max() <= tolerance * oracle.abs().max()
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 3, 5])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_experts_of_a_few_tokens_equal_a_loop(layer, tokens, dtype, tolerance):
+    """Oracle: the loop in float64; one or two tokens, and few rows, go other ways than many."""
+    x, weights, experts = torch.randn(tokens, 32), torch.rand(tokens, 3), routings(37, 8, 3)["mixed"]
+    experts = experts[:tokens]
+    got = outputs_and_gradients(layer.to(dtype), layer, x.to(dtype), weights.to(dtype), experts)
+    layer.double()
+    expected = outputs_and_gradients(
+        lambda *a: loop_over_experts(layer, *a), layer, x.double(), weights.double(), experts)
+    for ours, oracle in zip(got, expected):
+        assert (ours.double() - oracle).abs().max() <= tolerance * oracle.abs().max()
+
+
 def test_spare_rows_change_nothing(layer, monkeypatch):
     """Oracle: the same experts without rows to spare, float64."""
     x, weights = torch.randn(37, 32).double(), torch.rand(37, 3).double()
