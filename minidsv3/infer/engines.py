@@ -1,37 +1,23 @@
-"""Prefill and decode as two engines, in one process or in two (report, section 3.4).
+"""Prefill and decode as two engines: `python -m minidsv3.infer.engines --requests 64`.
 
-Reading a prompt and writing its continuation want opposite things. Prefill has hundreds of tokens a
-pass and is bound by arithmetic; decode has one for each sequence and is bound by memory. Where one
-process does both, everybody who is being written to waits while a long prompt is read. So the
-report serves them on different machines, and what a prompt has become travels between them:
+Serves the same requests by one process that takes turns, and by a prefill and a decode process of
+which the first hands its latents to the second; compares the times, counts the bytes that travel,
+and checks all texts against those that `generate` makes of one request at a time.
 
-    requests -> Prefill -> Handover -> Decode -> texts
-
-    Prefill    reads up to `budget` prompt tokens a pass: a long one in pieces, short ones together
-    Handover   the sequence, and the latents of all layers: H*(D+Dv) / (Rkv+Dr) times fewer numbers
-               than its keys and values (71 times at full size, 3 times in the tiny model)
-    Decode     one pass makes a token, or several by drafts, for every sequence that is in; others
-               join as soon as one has left (continuous batching)
-
-Left out: many machines on each side, experts spread over them, and caches shared by prompts that
-begin alike. Here both engines are CPU processes that share the cores, or use the same GPU.
+Apart, nobody who is being written to waits for another's prompt. That costs a second copy of the
+weights and the bytes that travel; and where both processes share one machine, each has half of its
+cores. Compare on an idle machine: threads of one process wait for each other, so whatever else
+runs slows the colocated form more. What the engines are is in `handover.py`, how they are run in
+`serving.py`.
 """
 
 import json
-import multiprocessing
 import random
-import signal
 import sys
-import time
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
-from multiprocessing import connection
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load, save
 from tqdm import tqdm
 
 from .. import hf
@@ -39,171 +25,150 @@ from ..command import Parser, answer
 from ..data import corpus
 from ..data.foreign import read_tokenizer
 from ..device import choose_device
-from .decoder import Decoder, Sequence, padded
+from .decoder import Sequence
 from .generation import generate
-from .sampling import Sampler
+from .handover import Decode as Decode
+from .handover import Handover as Handover
+from .handover import Prefill as Prefill
+from .serving import serve_colocated, serve_separated
+
+SHORTEST, LONGEST = 16, 200                      # prompts [tokens]
+BOX = Path(__file__).resolve().parents[2] / "checkpoints/tiny"
+ROWS = {"time to first token [ms]": "first_token_ms", "time per further token [ms]": "per_token_ms"}
 
 
-@dataclass
-class Handover:
-    """A sequence on its way, and what the model remembers of it so far."""
-
-    number: int
-    sequence: Sequence
-    latents: torch.Tensor                        # (L, length, Rkv+Dr)
-    draft_latents: torch.Tensor | None = None    # (1, length, Rkv+Dr) of the MTP module, if used
-    state: torch.Tensor | None = None            # (1, C), from which it reads the next draft
-
-    @property
-    def nbytes(self):
-        """Size of the latents [bytes]."""
-        return self.latents.nbytes + (0 if self.draft_latents is None else self.draft_latents.nbytes)
-
-    def expanded_nbytes(self, config):
-        """Size that the keys (D) and values (Dv) of all heads would have [bytes]."""
-        head = config.qk_head_dim + config.v_head_dim
-        return (self.nbytes // self.latents.size(-1)) * config.num_attention_heads * head
-
-    def to_bytes(self):
-        """Everything, in the safetensors format: nothing is pickled."""
-        sequence = self.sequence
-        if type(sequence) is not Sequence:
-            raise ValueError(f"a {type(sequence).__name__} cannot be handed over as bytes, since "
-                             "what it adds would be lost; use a plain Sequence.")
-        about = {"number": self.number, "tokens": sequence.tokens, "new": sequence.new,
-                 "limit": sequence.limit, "stop": sorted(sequence.stop),
-                 "sampler": list(sequence.sampler)}
-        tensors = {"latents": self.latents, "generator": sequence.generator.get_state(),
-                   "about": torch.tensor(list(json.dumps(about).encode()), dtype=torch.uint8)}
-        if self.state is not None:
-            tensors |= {"draft_latents": self.draft_latents, "state": self.state}
-        return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
-
-    @classmethod
-    def from_bytes(cls, data):
-        """What `to_bytes` wrote; its tensors are on the CPU."""
-        tensors = load(data)
-        about = json.loads(bytes(tensors["about"].tolist()))
-        sequence = Sequence(about["tokens"], about["limit"], about["stop"],
-                            Sampler(*about["sampler"]))
-        sequence.generator.set_state(tensors["generator"])
-        for token in about["new"]:
-            sequence.note(token)
-        return cls(about["number"], sequence, tensors["latents"], tensors.get("draft_latents"),
-                   tensors.get("state"))
+def find_model(name):
+    """The folder that --model names, or the best there is. FileNotFoundError if there is none."""
+    if name:
+        return hf.locate(name)
+    for folder in (Path("runs/tiny"), BOX):
+        if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+            return folder
+    raise FileNotFoundError("no model in runs/tiny yet; make one with: python train_tiny.py")
 
 
-class Prefill:
-    """Reads prompts in the order in which they were added, and chooses the first token of each.
+def synthetic_prompts(tokenizer, config, arguments):
+    """Beginnings of texts of the standard library, cut to different lengths: a list of tokens each.
 
-    budget: token positions in a pass. speculative: above 0, the MTP module reads along.
+    The seed decides them.
     """
-
-    def __init__(self, model, budget=256, speculative=0):
-        if budget < 1:
-            raise ValueError(f"budget={budget} must be at least 1 token a pass, for instance 256.")
-        self.model, self.budget, self.speculative = model, budget, speculative
-        self.queue, self.added = deque(), 0
-
-    def add(self, sequence):
-        """Queue a sequence; its handover is numbered by the order of these calls."""
-        config = self.model.config
-        length, most = len(sequence.tokens) + sequence.limit, config.max_position_embeddings
-        if not sequence.tokens or length > most:
-            raise ValueError(f"request {self.added} has {len(sequence.tokens)} prompt tokens and "
-                             f"asks for {sequence.limit}; give at least 1, and no more than "
-                             f"max_position_embeddings={most} together.")
-        width = config.kv_lora_rank + config.qk_rope_head_dim
-        nothing = [torch.empty(config.num_hidden_layers, 0, width)]
-        if self.speculative:
-            nothing += [torch.empty(1, 0, width), torch.empty(1, config.hidden_size)]
-        self.queue.append(Handover(self.added, sequence, *nothing))
-        self.added += 1
-
-    @torch.inference_mode()
-    def step(self):
-        """One pass over the next prompt tokens -> the handovers that it completed."""
-        batch, pieces, after = self.next_pieces()
-        if not batch:
-            return []
-        room = max(part.latents.size(1) for part in batch) + max(map(len, pieces))
-        reader = Decoder(self.model, len(batch), room, self.speculative)
-        for part in batch:
-            reader.admit(part.sequence, part.latents, part.draft_latents, part.state)
-        tokens, counts = padded(pieces, reader.cache.device)                   # (B, T)
-        hidden = reader.read(tokens, counts)                                   # (B, T, C)
-        done = [row for row, follows in enumerate(after) if follows is None]
-        if done:
-            last = torch.tensor(counts)[done] - 1
-            reader.sequences = [batch[row].sequence for row in done]
-            firsts = reader.choose(hidden[done, last][:, None], [[]] * len(done), None)
-            for row, first in zip(done, firsts):
-                after[row] = first[0]
-        if self.speculative:
-            joined = [piece[1:] + [follows] for piece, follows in zip(pieces, after)]
-            reader.drafter.read(hidden, padded(joined, tokens.device)[0], counts)
-        for row, part in enumerate(batch):
-            part.latents = reader.cache.take(row)
-            if self.speculative:
-                part.draft_latents = reader.drafter.cache.take(row)
-                part.state = reader.drafter.state[row]
-        return [self.queue.popleft() for _ in done]
-
-    def next_pieces(self):
-        """Who is read next, the tokens of each, and the token that follows; None: not chosen yet.
-
-        Filling counts too, since it costs as much as tokens do. Only the first prompt may be cut,
-        so at most one is ever half read.
-        """
-        batch, pieces, after = [], [], []
-        for part in self.queue:
-            begin, tokens = part.latents.size(1), part.sequence.tokens
-            end = min(len(tokens), begin + self.budget) if not batch else len(tokens)
-            if max(end - begin, *map(len, pieces), 0) * (len(batch) + 1) > self.budget:
-                break
-            batch.append(part)
-            pieces.append(tokens[begin:end])
-            after.append(tokens[end] if end < len(tokens) else None)
-        return batch, pieces, after
+    longest = min(LONGEST, config.max_position_embeddings - arguments.max_new_tokens)
+    if longest < 1:
+        raise ValueError(f"--max-new-tokens {arguments.max_new_tokens} leaves no room for a prompt "
+                         f"in max_position_embeddings={config.max_position_embeddings}; choose "
+                         "fewer.")
+    chance, documents = random.Random(arguments.seed), corpus.split(corpus.load().documents)[1]
+    prompts = []
+    while len(prompts) < arguments.requests:
+        length = chance.randint(min(SHORTEST, longest), longest)
+        text = chance.choice(documents).text[:16 * length]
+        prompts.append(tokenizer.encode_prompt(text)[:length])
+    return prompts
 
 
-class Decode:
-    """Writes up to `places` texts at a time, of up to max_len tokens with prompt and drafts."""
+def parse_arguments(arguments=None):
+    """The command line."""
+    parser = Parser(prog="python -m minidsv3.infer.engines", description=__doc__)
+    what = parser.add_argument_group("what")
+    what.add_argument("--model", metavar="DIR", help="checkpoint folder, or owner/name on the "
+                      "Hugging Face hub [runs/tiny, else checkpoints/tiny]")
+    what.add_argument("--requests", type=int, default=64, metavar="N", help="how many [64]")
+    what.add_argument("--max-new-tokens", type=int, default=32, metavar="N",
+                      help="tokens to write for each [32]")
+    what.add_argument("--rate", type=float, metavar="PER_SECOND",
+                      help="requests that arrive in a second, by chance [all at once]")
+    what.add_argument("--seed", type=int, default=0, help="of prompts and arrivals [0]")
+    how = parser.add_argument_group("how")
+    how.add_argument("--budget", type=int, default=256, metavar="TOKENS",
+                     help="of a prefill pass; lower it if long prompts hold up others [256]")
+    how.add_argument("--places", type=int, default=16, metavar="N",
+                     help="sequences to decode together; halve it if memory runs out [16]")
+    how.add_argument("--speculative", type=int, default=0, metavar="N",
+                     help="tokens that the MTP module drafts in a step [0]")
+    how.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
+    how.add_argument("--json", action="store_true", help="one JSON object")
+    parsed = parser.parse_args(arguments)
+    for name, least in (("requests", 1), ("max_new_tokens", 1), ("budget", 1), ("places", 1),
+                        ("speculative", 0), ("seed", 0)):
+        if getattr(parsed, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(parsed, name)} must be at "
+                             f"least {least}.")
+    if parsed.rate is not None and not 0 < parsed.rate < float("inf"):
+        raise ValueError(f"--rate {parsed.rate} must be above 0; leave it out for all at once.")
+    return parsed
 
-    def __init__(self, model, places, max_len, speculative=0):
-        self.decoder, self.speculative = Decoder(model, places, max_len, speculative), speculative
-        self.waiting = deque()
 
-    @property
-    def is_idle(self):
-        """Whether nobody is in and nobody waits."""
-        return not self.waiting and not self.decoder.sequences
+def arrival_times(arguments):
+    """When each request comes [s]: gaps of exponential length, as people do; None: all at once."""
+    if arguments.rate is None:
+        return None
+    chance, times = random.Random(arguments.seed), [0.0]
+    while len(times) < arguments.requests:
+        times.append(times[-1] + chance.expovariate(arguments.rate))
+    return times
 
-    def admit(self, handover):
-        """Let a sequence join as soon as there is a place. ValueError if it will never fit."""
-        sequence, cache = handover.sequence, self.decoder.cache
-        needed = len(sequence.tokens) + sequence.limit + self.speculative
-        if needed > cache.max_len:
-            raise ValueError(f"handover {handover.number} needs room for {needed} tokens (prompt, "
-                             f"new ones, drafts), but max_len={cache.max_len}; make the engine "
-                             "with a larger max_len.")
-        if self.speculative and handover.state is None:
-            raise ValueError(f"handover {handover.number} has no latents of the MTP module, with "
-                             f"which speculative={self.speculative} drafts; prefill with it too.")
-        self.waiting.append(handover)
 
-    def step(self):
-        """Fill the free places and make one pass for all -> the sequences that have ended."""
-        decoder = self.decoder
-        while self.waiting and len(decoder.sequences) < decoder.cache.places:
-            part = self.waiting.popleft()
-            decoder.admit(part.sequence, part.latents, part.draft_latents, part.state)
-        ended = self.let_go()                    # some end with the token that prefill chose
-        if decoder.sequences:
-            decoder.step()
-        return ended + self.let_go()
+def measure(arguments, folder, device):
+    """Serve in both forms and compare the texts -> all figures, as a dict."""
+    # float32 everywhere: in bfloat16 the size of a batch decides ties too often to compare texts.
+    model = hf.load(folder, torch.float32, device)
+    tokenizer = read_tokenizer(folder, model.config)
+    how = {"places": arguments.places, "budget": arguments.budget,
+           "speculative": arguments.speculative, "arrivals": arrival_times(arguments)}
+    prompts = synthetic_prompts(tokenizer, model.config, arguments)
+    forms = {"colocated": partial(serve_colocated, model),
+             "separated": partial(serve_separated, folder, dtype=torch.float32,
+                                  device=str(device))}
+    alone, figures = [], {}
+    with tqdm(total=3 * len(prompts), unit="request", leave=False) as bar:
+        bar.set_description("alone")
+        for prompt in prompts:
+            result = generate(model, [torch.tensor(prompt)], arguments.max_new_tokens,
+                              speculative=arguments.speculative)
+            alone.append(result.tokens[0].tolist())
+            bar.update()
+        for form, serve in forms.items():
+            bar.set_description(form)
+            requests = [Sequence(prompt, arguments.max_new_tokens, {model.config.eos_token_id})
+                        for prompt in prompts]
+            served = serve(requests, progress=bar.update, **how)
+            equal = sum(served.new[number] == text for number, text in enumerate(alone))
+            figures[form] = served.figures() | {"equal_texts": equal}
+    return figures
 
-    def let_go(self):
-        """Remove all sequences that have ended -> them."""
-        rows = [row for row, sequence in enumerate(self.decoder.sequences) if sequence.ended]
-        return [self.decoder.leave(row) for row in reversed(rows)]
+
+def run(arguments):
+    """Print the table -> exit code."""
+    device, folder = choose_device(arguments.device), find_model(arguments.model)
+    figures = measure(arguments, folder, device)
+    if arguments.json:
+        print(json.dumps(figures))
+        return 0
+    both = list(figures.values())
+    threads = torch.get_num_threads()
+    print(f"{folder} on {device}, float32: {arguments.requests} requests, "
+          f"{arguments.max_new_tokens} new tokens each, "
+          + ("all at once" if arguments.rate is None else f"{arguments.rate:g} a second"))
+    print(f"threads: colocated {threads}, separated 2 processes of {max(1, threads // 2)}\n")
+    print(f"{'':36}{'colocated':>12}{'separated':>12}")
+    for label, name in ROWS.items():
+        for share in ("median", "95"):
+            values = "".join(f"{each[f'{name}_{share}']:12,.1f}" for each in both)
+            print(f"{label + ', ' + share.replace('95', '95 %'):36}{values}")
+    print(f"{'tokens a second':36}" + "".join(f"{each['tokens_per_s']:12,.0f}" for each in both))
+    sent, expanded = both[1]["handed_over_bytes"], both[1]["expanded_bytes"]
+    print(f"\nhanded over: {sent / 1e6:,.2f} MB of latents; expanded keys and values would be "
+          f"{expanded / 1e6:,.2f} MB, {expanded / sent:.1f} times as much")
+    for form, each in figures.items():
+        print(f"{form}: {each['equal_texts']} of {arguments.requests} texts equal those made "
+              "alone")
+    return 0
+
+
+def main(arguments=None):
+    """Run; bad input ends in one line and exit code 2."""
+    return answer(lambda: run(parse_arguments(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

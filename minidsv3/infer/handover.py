@@ -41,7 +41,8 @@ class Handover:
     @property
     def nbytes(self):
         """Size of the latents [bytes]."""
-        return self.latents.nbytes + (0 if self.draft_latents is None else self.draft_latents.nbytes)
+        drafting = 0 if self.draft_latents is None else self.draft_latents.nbytes
+        return self.latents.nbytes + drafting
 
     def expanded_nbytes(self, config):
         """Size that the keys (D) and values (Dv) of all heads would have [bytes]."""

@@ -1,0 +1,236 @@
+"""Prefill, handover and decode against `generate` of one request at a time, in float64."""
+
+import itertools
+from functools import partial
+
+import pytest
+import torch
+
+from minidsv3.infer import generate, serving
+from minidsv3.infer.decoder import Sequence
+from minidsv3.infer.engines import Decode, Handover, Prefill
+from minidsv3.infer.sampling import Sampler
+from minidsv3.infer.serving import Served, serve_colocated
+from minidsv3.infer.text import HealedSequence
+
+LENGTHS = [5, 17, 1, 30, 8, 2, 11]               # prompts [tokens]
+NEW = [9, 4, 12, 1, 7, 12, 3]                    # new ones, unless one of STOP ends it earlier
+STOP = range(5, 25)
+SAMPLED = Sampler(temperature=1.0, top_p=0.95)
+
+
+def prompts_of(lengths):
+    generator = torch.Generator().manual_seed(6)
+    return [torch.randint(5, 300, (length,), generator=generator) for length in lengths]
+
+
+def sequences_of(model, sampler=None):
+    """Seven requests of different lengths; number i draws from a generator of seed 70 + i."""
+    stop = {model.config.eos_token_id, *STOP}
+    return [Sequence(prompt.tolist(), new, stop, sampler, 70 + i)
+            for i, (prompt, new) in enumerate(zip(prompts_of(LENGTHS), NEW))]
+
+
+@pytest.fixture(scope="module")
+def alone(exact):
+    """alone(sampler, speculative) -> the text of each request, made by itself; each kind once."""
+    made = {}
+
+    def texts(sampler=None, speculative=0):
+        key = sampler, speculative
+        if key not in made:
+            settings = (sampler or Sampler())._asdict()
+            made[key] = [generate(exact, [prompt], new, speculative=speculative, seed=[70 + i],
+                                  stop=STOP, **settings).tokens[0].tolist()
+                         for i, (prompt, new) in enumerate(zip(prompts_of(LENGTHS), NEW))]
+        return made[key]
+
+    return texts
+
+
+def read_all(model, sequences, budget=256, speculative=0):
+    """The handovers of all sequences."""
+    prefill = Prefill(model, budget, speculative)
+    for sequence in sequences:
+        prefill.add(sequence)
+    handovers = []
+    while prefill.queue:
+        handovers += prefill.step()
+    return handovers
+
+
+def write_all(decode):
+    """Let the engine work until it is idle -> the sequences in the order of their ends."""
+    ended = []
+    while not decode.is_idle:
+        ended += decode.step()
+    return ended
+
+
+@pytest.mark.parametrize("speculative", [0, 2])
+@pytest.mark.parametrize("budget", [*range(1, 18), 65, 257, 256])
+def test_every_budget_gives_the_same_texts(exact, alone, budget, speculative):
+    """Oracle: whole prompts in one pass, one request at a time; odd budgets sample."""
+    sampler = SAMPLED if budget % 2 else None
+    sequences = sequences_of(exact, sampler)
+    served = serve_colocated(exact, sequences, 3, budget, speculative)
+    assert [served.new[i] for i in range(7)] == alone(sampler, speculative)
+
+
+@pytest.mark.parametrize("budget", [1, 4, 17, 40, 256])
+def test_no_pass_is_larger_than_the_budget(exact, monkeypatch, budget):
+    """Oracle: the shapes that the model was given; every prompt token once, in order of arrival."""
+    passes, read = [], []
+    whole = type(exact).hidden_states
+
+    def watched(self, tokens, cache=None, counts=None):
+        passes.append(tokens.shape)
+        read.extend(token for row, n in zip(tokens.tolist(), counts) for token in row[:n])
+        return whole(self, tokens, cache, counts)
+
+    monkeypatch.setattr(type(exact), "hidden_states", watched)
+    handovers = read_all(exact, sequences_of(exact), budget)
+    assert max(B * T for B, T in passes) <= budget
+    assert read == torch.cat(prompts_of(LENGTHS)).tolist()
+    assert [handover.number for handover in handovers] == list(range(7))
+    if budget == 1:
+        assert len(passes) == sum(LENGTHS)
+    if budget == 40:                             # by hand: 5 and 17, then 1, 30, and 8, 2 and 11
+        assert [tuple(each) for each in passes] == [(2, 17), (1, 1), (1, 30), (3, 11)]
+
+
+@pytest.mark.parametrize("speculative", [0, 2])
+@pytest.mark.parametrize("sampler", [None, SAMPLED], ids=["greedy", "sampled"])
+def test_any_order_of_joining_gives_the_same_texts(exact, alone, sampler, speculative):
+    """Oracle: each request alone. Two places for seven, three orders, some join late."""
+    for order in itertools.islice(itertools.permutations(range(7)), 0, 5040, 1700):
+        handovers = read_all(exact, sequences_of(exact, sampler), 16, speculative)
+        decode, ended = Decode(exact, 2, 48, speculative), []
+        for number in order:
+            decode.admit(handovers[number])
+            ended += decode.step()
+        ended += write_all(decode)
+        assert len(ended) == 7 and len(decode.decoder.sequences) == 0
+        assert [part.sequence.new for part in handovers] == alone(sampler, speculative)
+
+
+@pytest.mark.parametrize("speculative", [0, 2])
+def test_a_handover_survives_its_bytes(exact, alone, speculative):
+    """Oracle: bit-equality of every part, the very same bytes again, and the texts that follow."""
+    handovers = read_all(exact, sequences_of(exact, SAMPLED), 16, speculative)
+    copies = [Handover.from_bytes(part.to_bytes()) for part in handovers]
+    for part, copy in zip(handovers, copies):
+        assert torch.equal(copy.latents, part.latents) and copy.latents.dtype == torch.float64
+        assert part.latents.abs().sum() > 0
+        mine, other = part.sequence, copy.sequence
+        assert (mine.tokens, mine.new, mine.limit, mine.stop, mine.sampler, mine.ended) == (
+            other.tokens, other.new, other.limit, other.stop, other.sampler, other.ended)
+        assert torch.equal(mine.generator.get_state(), other.generator.get_state())
+        assert part.number == copy.number and copy.to_bytes() == part.to_bytes()
+        if speculative:
+            assert torch.equal(copy.draft_latents, part.draft_latents)
+            assert torch.equal(copy.state, part.state)
+    decode = Decode(exact, 7, 48, speculative)
+    for copy in copies:
+        decode.admit(copy)
+    write_all(decode)
+    assert [copy.sequence.new for copy in copies] == alone(SAMPLED, speculative)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("speculative", [0, 1])
+def test_bytes_are_those_of_the_formula(model, exact, dtype, speculative):
+    """Oracle: layers * tokens * (Rkv + Dr) * bytes, and `cost.cache_bytes` for both forms."""
+    from minidsv3.measure.cost import cache_bytes
+    twin, width = model if dtype == torch.float32 else exact, dtype.itemsize
+    config = model.config.replace(v_head_dim=20)                       # so that D and Dv differ
+    table, layers = cache_bytes(config, width), config.num_hidden_layers + speculative
+    heads = config.num_attention_heads * (config.qk_head_dim + 20)
+    for part in read_all(twin, sequences_of(twin), 16, speculative):
+        tokens = len(part.sequence.tokens)
+        latent = config.kv_lora_rank + config.qk_rope_head_dim
+        assert part.nbytes == layers * tokens * latent * width
+        assert part.nbytes == tokens * table["mla_with_mtp" if speculative else "mla"]
+        assert part.expanded_nbytes(config) == layers * tokens * heads * width
+        if not speculative:
+            assert part.expanded_nbytes(config) == tokens * table["expanded"]
+        assert part.nbytes < len(part.to_bytes()) < part.nbytes + 8192     # 5 kB of generator
+
+
+def test_what_does_not_fit_is_refused(exact):
+    """Oracle: the numbers, and a remedy; what does fit still does."""
+    handovers = read_all(exact, sequences_of(exact))
+    decode = Decode(exact, 2, 20)
+    with pytest.raises(ValueError, match="handover 1 needs room for 21 .*max_len=20.*larger"):
+        decode.admit(handovers[1])               # 17 + 4
+    decode.admit(handovers[0])                   # 5 + 9
+    assert write_all(decode) == [handovers[0].sequence]
+    with pytest.raises(ValueError, match="handover 0 .*MTP.* speculative=2 .*prefill with it"):
+        Decode(exact, 2, 48, 2).admit(handovers[0])
+    with pytest.raises(ValueError, match="budget=0 .*at least 1"):
+        Prefill(exact, 0)
+
+
+def test_prefill_refuses_what_no_position_is_left_for(exact):
+    """Oracle: 60 + 5 of 64 positions; an empty prompt."""
+    prefill = Prefill(exact)
+    for tokens in ([7] * 60, []):
+        with pytest.raises(ValueError, match=f"request 0 has {len(tokens)} .*at least 1.*=64"):
+            prefill.add(Sequence(tokens, 5, [1]))
+    prefill.add(Sequence([7] * 60, 4, [1]))
+
+
+def test_only_plain_sequences_travel(exact, tokenizer):
+    """Oracle: the kind of sequence by name: its unspelt ending would be lost on the way."""
+    kind = partial(HealedSequence, tokenizer=tokenizer, ending="(")
+    part = read_all(exact, [kind([5, 6, 7], 4, [1])])[0]
+    with pytest.raises(ValueError, match="HealedSequence .*plain Sequence"):
+        part.to_bytes()
+
+
+class Clock:
+    """Time that passes by a millisecond whenever somebody looks, and when somebody sleeps."""
+
+    now, slept = 0.0, ()
+
+    def perf_counter(self):
+        self.now += 0.001
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+        self.slept += (seconds,)
+
+
+def test_arrivals_are_waited_for(exact, alone, monkeypatch):
+    """Oracle: the texts; a clock that is wound by hand, on which the last two come an hour late."""
+    clock = Clock()
+    monkeypatch.setattr(serving, "time", clock)
+    served = serve_colocated(exact, sequences_of(exact), 2, 16,
+                             arrivals=[0.0, 0.0, 0.0, 0.01, 0.01, 3600.0, 3600.0])
+    assert [served.new[i] for i in range(7)] == alone()
+    assert all(0 < wait < 1 for wait in [*served.first.values(), *served.last.values()])
+    assert max(clock.slept) > 3599 and served.figures()["seconds"] > 3600
+    with pytest.raises(ValueError, match="7 requests with 2 arrivals"):
+        serve_colocated(exact, sequences_of(exact), arrivals=[0.0, 1.0])
+
+
+def test_the_figures_by_hand(monkeypatch):
+    """Oracle: three requests at 0, 1 and 2 s whose first tokens take 1, 2 and 4 s."""
+    clock = Clock()
+    monkeypatch.setattr(serving, "time", clock)
+    served = Served([None] * 3, [0.0, 1.0, 2.0], None)
+    served.begin = 0.0
+    for now, number, new in [(1, 0, None), (3, 1, None), (5, 0, 5), (6, 2, None), (7, 1, 3),
+                             (10, 2, 1)]:
+        clock.now = now - 0.001
+        if new is None:
+            served.has_begun(number, 100, 300)
+        else:
+            served.has_ended(number, [9] * new)
+    figures = served.figures()
+    assert figures["first_token_ms_median"] == 2000 and figures["first_token_ms_95"] == 3800
+    assert figures["per_token_ms_median"] == 1500              # 4 s for 4, 4 s for 2, none for 0
+    assert figures["seconds"] == 10 and figures["tokens_per_s"] == 0.9
+    assert figures["handed_over_bytes"] == 300 and figures["expanded_bytes"] == 900
+    assert served.unfinished == 0
