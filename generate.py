@@ -8,7 +8,6 @@ piped in is continued; at a terminal you are asked for one line after the other.
 import json
 import sys
 import time
-from pathlib import Path
 
 import torch
 
@@ -19,7 +18,6 @@ from minidsv3.device import choose_device, has_fast_bf16
 from minidsv3.infer.generation import statistics
 from minidsv3.infer.text import complete
 
-HERE = Path(__file__).resolve().parent
 GREEN, PLAIN = "\033[32m", "\033[0m"             # of a terminal
 
 
@@ -62,16 +60,6 @@ def parse_arguments(arguments=None):
     return parser.parse_args(arguments)
 
 
-def find_model(name):
-    """The folder that --model names, or the best there is. FileNotFoundError if there is none."""
-    if name:
-        return hf.locate(name)
-    for folder in (Path("runs/tiny"), HERE / "checkpoints/tiny"):
-        if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
-            return folder
-    raise FileNotFoundError("no model in runs/tiny yet; make one with: python train_tiny.py")
-
-
 def prompts(arguments):
     """What shall be continued, (prompt, suffix or None), one after the other."""
     gap = (arguments.fim_prefix, arguments.fim_suffix)
@@ -95,7 +83,7 @@ def run(arguments):
     if arguments.show_drafts and not arguments.speculative:
         raise ValueError("--show-drafts shows drafts, and there are none; add --speculative 2.")
     device = choose_device(arguments.device)
-    folder = find_model(arguments.model)
+    folder = hf.find(arguments.model)
     dtype = None if has_fast_bf16(device) else torch.float32           # elsewhere bf16 is slow
     model = hf.load(folder, dtype, device)
     tokenizer = read_tokenizer(folder, model.config)

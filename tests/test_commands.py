@@ -15,6 +15,7 @@ import generate
 import train_tiny
 from minidsv3 import DeepSeekV3, hf
 from minidsv3.data.tokenizer import Tokenizer
+from minidsv3.hf import hub
 from minidsv3.infer.text import HealedSequence, complete
 
 STATS = {"new_tokens", "seconds", "tokens_per_s", "prefill_s", "cache_bytes", "passes",
@@ -278,19 +279,19 @@ def test_generate_refuses_a_broken_model(finished_run, tmp_path, capsys, damage,
 def test_generate_says_how_to_make_the_first_model(tmp_path, monkeypatch, capsys):
     """Oracle: the command, where there is neither a run nor a model in the box."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(generate, "HERE", tmp_path)
+    monkeypatch.setattr(hub, "HERE", tmp_path)
     assert "python train_tiny.py" in complaint(generate.main, ["--prompt", "def "], capsys)
 
 
 def test_generate_finds_the_run_then_the_box(tmp_path, monkeypatch):
     """Oracle: folders made one after the other."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(generate, "HERE", tmp_path)
+    monkeypatch.setattr(hub, "HERE", tmp_path)
     for folder in (tmp_path / "checkpoints/tiny", tmp_path / "runs/tiny"):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
         (folder / "model.safetensors").write_text("")
-        assert generate.find_model(None).resolve() == folder.resolve()
+        assert hf.find().resolve() == folder.resolve()
 
 
 @pytest.mark.parametrize("command, options", [

@@ -18,12 +18,12 @@ import torch
 from ..model.transformer import DeepSeekV3
 from .config import read_config, read_json, released_config
 from .files import first_line, replacing, write_tensors, write_text
-from .hub import locate
+from .hub import find, locate
 from .names import places, problems, released_tensors
 from .reader import Checkpoint
 from .writer import MAX_SHARD_SIZE, to_fp8, write_weights
 
-__all__ = ["Checkpoint", "first_line", "load", "locate", "read_config", "read_json",
+__all__ = ["Checkpoint", "find", "first_line", "load", "locate", "read_config", "read_json",
            "released_config", "released_tensors", "replacing", "save", "skeleton",
            "stored_config", "write_tensors", "write_text"]
 

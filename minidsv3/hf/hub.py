@@ -8,6 +8,22 @@ from .files import first_line
 WANTED = ["*.json", "*.safetensors"]             # never pickled weights, never code
 
 
+HERE = Path(__file__).resolve().parents[2]       # the repository, with a trained model in its box
+
+
+def find(name=None):
+    """The folder of the checkpoint that is named, or else of the best one that is there.
+
+    That is runs/tiny, or the model in the box. Raises FileNotFoundError if there is none.
+    """
+    if name:
+        return locate(name)
+    for folder in (Path("runs/tiny"), HERE / "checkpoints/tiny"):
+        if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+            return folder
+    raise FileNotFoundError("no model in runs/tiny yet; make one with: python train_tiny.py")
+
+
 def locate(folder_or_name):
     """The folder of a checkpoint; one that is only on the hub, "owner/name", is fetched first.
 

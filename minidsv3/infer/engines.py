@@ -15,7 +15,6 @@ import json
 import random
 import sys
 from functools import partial
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -33,18 +32,7 @@ from .handover import Prefill as Prefill
 from .serving import serve_colocated, serve_separated
 
 SHORTEST, LONGEST = 16, 200                      # prompts [tokens]
-BOX = Path(__file__).resolve().parents[2] / "checkpoints/tiny"
 ROWS = {"time to first token [ms]": "first_token_ms", "time per further token [ms]": "per_token_ms"}
-
-
-def find_model(name):
-    """The folder that --model names, or the best there is. FileNotFoundError if there is none."""
-    if name:
-        return hf.locate(name)
-    for folder in (Path("runs/tiny"), BOX):
-        if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
-            return folder
-    raise FileNotFoundError("no model in runs/tiny yet; make one with: python train_tiny.py")
 
 
 def synthetic_prompts(tokenizer, config, arguments):
@@ -139,7 +127,7 @@ def measure(arguments, folder, device):
 
 def run(arguments):
     """Print the table -> exit code."""
-    device, folder = choose_device(arguments.device), find_model(arguments.model)
+    device, folder = choose_device(arguments.device), hf.find(arguments.model)
     figures = measure(arguments, folder, device)
     if arguments.json:
         print(json.dumps(figures))
