@@ -8,7 +8,6 @@ import math
 
 import torch
 
-
 # 01: what is DeepSeek-V3?
 
 def rms_norm(x, gain, eps):
