@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from minidsv3 import DeepSeekV3
-from minidsv3.model import mla, moe, mtp, rope, transformer
+from minidsv3.model import mla, moe, mtp, rope
+from minidsv3.model.cache import LatentCache
 from minidsv3.model.mla import MLA
 from minidsv3.model.moe import MoE, Router
 from tests.model import test_attention, test_golden, test_moe
@@ -97,9 +98,10 @@ def ramp_clamped_to_pairs(yarn, channels, base):
 yarn_ramp_ends = rope.yarn_ramp_ends
 
 
-def positions_from_zero_in_each_chunk(config, positions):
+def positions_from_zero_in_each_chunk(self, new, make_room=LatentCache.make_room):
     """Cached positions forgotten: every chunk starts at 0."""
-    return rope.rope_table(config, positions - positions[0])
+    make_room(self, new)
+    return self.rope[:new]
 
 
 # ---- experts ----
@@ -261,7 +263,7 @@ PITFALLS = [
     (rope, "rope_amplitude", temperature_on_both, logits),
     (test_golden, "rope_frequencies", ramp_of_the_paper, v3_frequencies),
     (rope, "yarn_ramp_ends", ramp_clamped_to_pairs, long_window_frequencies),
-    (transformer, "rope_table", positions_from_zero_in_each_chunk, cached),
+    (LatentCache, "make_room", positions_from_zero_in_each_chunk, cached),
     (Router, "forward", bias_inside_the_gates, test_golden.test_router_on_hand_worked_tokens),
     (Router, "keep_best_groups", groups_scored_by_their_best,
      lambda: test_moe.test_router_equals_sorting_and_gates_ignore_the_bias(0.1)),

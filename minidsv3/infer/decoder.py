@@ -108,12 +108,14 @@ class Decoder:
     def choose(self, hidden, drafts, q):
         """What the main model chooses, by its states (B, k+1, C) at last token and drafts."""
         logits = self.model.lm_head(hidden)                            # (B, k+1, V)
-        if logits.isnan().any():
+        best, likeliest = logits.max(dim=-1)                           # (B, k+1) each
+        if best.isnan().any():                                         # as soon as one logit is
             raise ValueError("the model's logits are no numbers: its weights are damaged; copy the "
                              "checkpoint again.")
-        new = []
+        new, likeliest = [], likeliest.tolist()
         for row, sequence in enumerate(self.sequences):
-            new.append(verify(sequence, drafts[row], None if q is None else q[row], logits[row]))
+            new.append(verify(sequence, drafts[row], None if q is None else q[row], logits[row],
+                              likeliest[row]))
             for k in range(min(len(new[-1]), len(drafts[row]))):
                 self.tried[k] += 1
                 self.accepted[k] += new[-1][k] == drafts[row][k]

@@ -15,7 +15,6 @@ After a rejection both caches are cut back to what was kept.
 import torch
 
 from ..model.cache import LatentCache
-from ..model.rope import rope_table
 from .sampling import draw
 
 
@@ -39,16 +38,20 @@ class Drafter:
         counts: how many of the M are real, a number for each sequence. What comes out at the last
         real one is the state that the next draft is read from.
         """
-        states = self.step(hidden, after, counts)                      # (B, M, C)
-        last = torch.tensor(counts, device=states.device) - 1
-        self.state = states[torch.arange(len(counts), device=states.device), last][:, None]
+        if max(counts) > 1:          # of all but the last position only the latents are needed
+            rope = self.cache.make_room(max(counts) - 1)
+            self.module.remember(hidden[:, :-1], self.model.embed(after[:, :-1]), rope,
+                                 self.cache.layers[0])
+            self.cache.advance([count - 1 for count in counts])
+        rows, last = torch.arange(len(counts)), torch.tensor(counts) - 1
+        self.state = self.step(hidden[rows, last][:, None], after[rows, last][:, None])
 
-    def step(self, hidden, after, counts):
-        """One pass of the module over its cache."""
-        rope = rope_table(self.model.config, self.cache.make_room(after.size(1)))
-        states, _ = self.module(hidden, self.model.embed(after), rope, self.cache.layers[0])
-        self.cache.advance(counts)
-        return states
+    def step(self, hidden, after):
+        """One position of each sequence through the module: hidden (B, 1, C), after (B, 1)."""
+        rope = self.cache.make_room(1)
+        state, _ = self.module(hidden, self.model.embed(after), rope, self.cache.layers[0])
+        self.cache.advance([1] * len(after))
+        return state
 
     def draft(self, sequences):
         """`drafts` tokens for each sequence -> tokens [B][k], and what they were drawn from.
@@ -70,23 +73,24 @@ class Drafter:
                 distributions.append(q)
             steps.append(tokens)
             if k + 1 < self.drafts:
-                state = self.step(state, tokens[:, None], [1] * len(sequences))
+                state = self.step(state, tokens[:, None])
         self.cache.crop(held)                    # these states were the module's, not the model's
         tokens = torch.stack(steps, dim=1)                             # (B, k)
         return tokens, torch.stack(distributions, dim=1) if distributions else None
 
 
-def verify(sequence, drafts, q, logits):
+def verify(sequence, drafts, q, logits, likeliest):
     """The tokens that follow, given k drafts: logits (k+1, V) of the main model -> 1 to k+1 tokens.
 
-    q (k, V): what the drafts were drawn from; None where they were the likeliest.
+    q (k, V): what the drafts were drawn from; None where they were the likeliest. likeliest: the
+    argmax of each row of logits.
     """
     new = []
-    for k, row in enumerate(logits):
+    for k, all_logits in enumerate(logits):
         draft = drafts[k] if k < len(drafts) else None                 # none for the last row
-        row = sequence.restrict(row)
+        row = sequence.restrict(all_logits)                            # (V,)
         if sequence.sampler.temperature == 0:
-            token = int(row.argmax())
+            token = likeliest[k] if row is all_logits else int(row.argmax())
         elif draft is None:
             token = draw(sequence.sampler.probabilities(row), sequence.generator)
         else:

@@ -12,6 +12,13 @@ length, be cut back, leave and join. Which of that happens is decided by who gen
 
 import torch
 
+from .rope import rope_table
+
+
+def last_queries(T, S, device):
+    """The causal mask of T queries that are the last of S positions: (T, S), True where seen."""
+    return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
+
 
 class LayerCache:
     """The latents of one layer: (B, max_len, Rkv+Dr), of which each sequence fills a beginning."""
@@ -45,7 +52,7 @@ class LayerCache:
 
     @property
     def visible(self):
-        """Which of the S positions each new token may see, (B, 1, T, S); None: the usual ones."""
+        """What each new token may see of S positions, (T, S) or (B, 1, T, S); None: the usual."""
         return self.whole.visible
 
 
@@ -62,6 +69,7 @@ class LatentCache:
         self.layers = [LayerCache(self, torch.zeros(batch, max_len, width, dtype=dtype,
                                                     device=device)) for _ in range(layers)]
         self.places, self.max_len, self.device = batch, max_len, device
+        self.rope = rope_table(config, torch.arange(max_len, device=device))   # (max_len, Dr/2)
         self.lengths = [0] * batch
         self.positions = self.rows = self.visible = None
 
@@ -81,23 +89,22 @@ class LatentCache:
         return sum(part.nbytes for layer in self.layers for part in layer.parts)
 
     def make_room(self, new):
-        """Prepare for `new` tokens a sequence -> their positions, (T,), or (B, T) if they differ.
-
-        Raises ValueError when the memory is full; nothing is written then.
+        """Prepare for `new` tokens a sequence -> their rope table, (T, Dr/2), or (B, T, Dr/2) if
+        their positions differ. Raises ValueError when the memory is full; nothing is written then.
         """
         end, device = self.length + new, self.device
         if end > self.max_len:
             raise ValueError(f"the cache holds max_len={self.max_len} tokens but {end} are needed; "
                              "make it with a larger max_len.")
         if self.is_even:
-            self.visible = None
-            return torch.arange(end - new, end, device=device)
+            self.visible = last_queries(new, end, device) if 1 < new < end else None
+            return self.rope[end - new:end]
         lengths = torch.tensor(self.lengths, device=device)[:, None]           # (B, 1)
         self.positions = lengths + torch.arange(new, device=device)            # (B, T)
         self.rows = torch.arange(len(self.lengths), device=device)[:, None]    # (B, 1)
         seen = torch.arange(end, device=device) <= self.positions[..., None]   # (B, T, S)
         self.visible = seen[:, None]
-        return self.positions
+        return self.rope[self.positions]
 
     def advance(self, counts):
         """Count the tokens just written: so many of each sequence, the rest was filling."""

@@ -40,8 +40,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        wide = at_least_float32(x)                                     # (..., C)
-        return F.rms_norm(wide, self.weight.shape, self.weight.to(wide.dtype), self.eps).to(x.dtype)
+        wide, weight = at_least_float32(x), self.weight                # (..., C), (C,)
+        return F.rms_norm(wide, weight.shape, weight.to(wide.dtype), self.eps).to(x.dtype)
 
 
 class SwiGLU(nn.Module):

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .cache import last_queries
 from .layers import Linear, RMSNorm
 from .rope import apply_rope, softmax_scale
 
@@ -107,24 +108,33 @@ class MLA(nn.Module):
         W = self.kv_b_proj.weight.to(q.dtype).unflatten(0, (self.num_heads, -1))
         W_UK, W_UV = W.split([self.nope, self.value], dim=1)           # (H, Dn|Dv, Rkv)
         q_nope, q_rope = q.split([self.nope, self.rope], dim=-1)
-        q_nope = torch.einsum("bhtn,hnr->bhtr", q_nope, W_UK)          # down to the latents
-        q = torch.cat([q_nope, q_rope], dim=-1)                        # (B, H, T, Rkv+Dr)
+        q = torch.cat([by_head(q_nope, W_UK), q_rope], dim=-1)         # (B, H, T, Rkv+Dr)
         T, S = q.size(2), latents.size(1)
         scores = (q.flatten(1, 2) * self.scale) @ latents.mT           # (B, H*T, S)
-        if visible is not None or T > 1:
-            seen = last_queries(T, S, q.device) if visible is None else visible
-            scores = scores.unflatten(1, (-1, T)).masked_fill(~seen, float("-inf")).flatten(1, 2)
+        if visible is None and T > 1:
+            visible = last_queries(T, S, q.device)
+        if visible is not None:
+            scores = scores.unflatten(1, (-1, T)).masked_fill(~visible, float("-inf"))
+            scores = scores.flatten(1, 2)
         z = scores.softmax(dim=-1) @ latents[..., :self.kv_rank]       # (B, H*T, Rkv)
-        z = z.unflatten(1, (-1, T))                                    # (B, H, T, Rkv)
-        return torch.einsum("bhtr,hvr->bhtv", z, W_UV)                 # (B, H, T, Dv)
+        return by_head(z.unflatten(1, (-1, T)), W_UV.mT)               # (B, H, T, Dv)
+
+
+def by_head(x, W):
+    """Every head's vectors times its own matrix: x (B, H, T, I), W (H, I, O) -> (B, H, T, O)."""
+    y = x.transpose(0, 1).flatten(1, 2) @ W                            # (H, B*T, O)
+    return y.unflatten(1, (len(x), -1)).transpose(0, 1)
 
 
 def attend(q, k, v, scale, visible=None):
     """Causal attention, eq. 10: q (B, H, T, D), k (B, H, S, D), v (B, H, S, Dv) -> (B, H, T, Dv).
 
-    visible (B, 1, T, S): what each query may see; None: the T queries are the last of S positions.
+    visible: what each query may see, (T, S) or (B, 1, T, S); None: the usual, all positions up to
+    its own, the T queries being the last of S.
     """
     T, S = q.size(-2), k.size(-2)
+    if visible is None and T not in (1, S):
+        visible = last_queries(T, S, q.device)
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         # torch's fused CPU kernel is two to three times slower here than plain products. The
         # softmax computes in float32 and rounds once, as a float32 softmax cast back would.
@@ -132,12 +142,5 @@ def attend(q, k, v, scale, visible=None):
         mask = torch.zeros(seen.shape, dtype=q.dtype).masked_fill_(~seen, float("-inf"))
         scores = (q * scale) @ k.transpose(-1, -2) + mask              # (B, H, T, S)
         return scores.softmax(dim=-1) @ v
-    if visible is None and T == S:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-    seen = last_queries(T, S, q.device) if visible is None else visible
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
-
-
-def last_queries(T, S, device):
-    """The causal mask of T queries that are the last of S positions: (T, S), True where seen."""
-    return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale,
+                                          is_causal=visible is None and T > 1)

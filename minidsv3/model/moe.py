@@ -98,7 +98,7 @@ class Experts(nn.Module):
 
     def forward(self, x, weights, experts):
         """x (N, C), weights (N, K), experts (N, K) -> sum over K of weight * expert(x), (N, C)."""
-        if 0 < len(x) <= 2 and x.device.type == "cpu":
+        if 0 < len(x) <= 3 and x.device.type == "cpu":
             return self.one_by_one(x, weights, experts)
         top_k = experts.size(-1)
         slots, counts = assign_slots(experts.flatten(), len(self.down_proj), row_multiple(x))
@@ -111,15 +111,15 @@ class Experts(nn.Module):
         return (weights.to(x.dtype)[:, None] @ rows).squeeze(1)        # (N, C)  combine, eq. 12
 
     def one_by_one(self, x, weights, experts):
-        """The same for a token or two, where sorting and gathering would take longer than this."""
+        """The same for very few tokens, where sorting and gathering would take longer than this."""
         y = []
-        for row, gates, chosen in zip(x, weights.to(x.dtype), experts.tolist()):
+        for row, gates, chosen in zip(x.split(1), weights.to(x.dtype).split(1), experts.tolist()):
             outputs = []
             for expert in chosen:
-                gate, up = (self.gate_up_proj[expert].to(x.dtype) @ row).chunk(2)        # (F,)
-                outputs.append(self.down_proj[expert].to(x.dtype) @ (F.silu(gate) * up))  # (C,)
-            y.append(gates @ torch.stack(outputs))                     # (C,)  combine, eq. 12
-        return torch.stack(y)                                          # (N, C)
+                gate, up = F.linear(row, self.gate_up_proj[expert].to(x.dtype)).chunk(2, dim=-1)
+                outputs.append(F.linear(F.silu(gate) * up, self.down_proj[expert].to(x.dtype)))
+            y.append(gates @ torch.cat(outputs))                       # (1, C)  combine, eq. 12
+        return torch.cat(y)                                            # (N, C)
 
 
 def assign_slots(experts, num_experts, multiple=1):

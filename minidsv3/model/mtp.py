@@ -33,6 +33,16 @@ class MTP(Block):
         """hidden (B, T, C) of depth k-1, normed, and the later tokens' embeddings (B, T, C)
         -> normed hidden state of depth k (B, T, C), Routing.
         """
-        joined = torch.cat([self.enorm(embedded), self.hnorm(hidden)], dim=-1)  # (B, T, 2C)
-        x, routing = super().forward(self.eh_proj(joined), rope, cache)         # eq. 21, 22
+        x, routing = super().forward(self.join(hidden, embedded), rope, cache)  # eq. 22
         return self.shared_head["norm"](x), routing
+
+    def join(self, hidden, embedded):
+        """h' of eq. 21: (B, T, C) each -> (B, T, C)."""
+        return self.eh_proj(torch.cat([self.enorm(embedded), self.hnorm(hidden)], dim=-1))
+
+    def remember(self, hidden, embedded, rope, cache):
+        """Only append the latents of these positions to the cache: all that later ones need of a
+        single block. Takes what `forward` takes.
+        """
+        x = self.input_layernorm(self.join(hidden, embedded))
+        cache.append(self.self_attn.latents(x, rope))

@@ -73,9 +73,8 @@ class DeepSeekV3(nn.Module):
     def hidden_states(self, tokens, cache=None, counts=None):
         """tokens (B, T) -> state after the final norm (B, T, C), Routing of each sparse block."""
         B, T = tokens.shape
-        positions = (torch.arange(T, device=tokens.device) if cache is None
-                     else cache.make_room(T))
-        rope = rope_table(self.config, positions)
+        rope = (cache.make_room(T) if cache is not None
+                else rope_table(self.config, torch.arange(T, device=tokens.device)))
         x, routings = self.embed(tokens), []                           # (B, T, C)
         for i, block in enumerate(self.layers):
             x, routing = self.run(block, x, rope, None if cache is None else cache.layers[i])
