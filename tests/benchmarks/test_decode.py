@@ -3,7 +3,9 @@
 import json
 from itertools import product
 
+import absorbing
 import decode
+import decoders
 import pytest
 import torch
 
@@ -37,7 +39,7 @@ def folder(tmp_path_factory, small_text):
 def pair(folder):
     """Our model, transformers', and its MTP module."""
     ours = hf.load(folder, torch.float32)
-    return ours, *decode.load_theirs(ours)
+    return ours, *decoders.load_theirs(ours)
 
 
 @pytest.fixture
@@ -54,11 +56,12 @@ def test_all_contenders_say_what_generate_says(pair, tokens):
     ours, theirs, module = pair
     for prompts in (tokens, tokens[:1]):
         made = generate(ours, prompts, 12)
-        runs = [decode.run_ours(ours, k, prompts, 12) for k in (0, 1, 2)]
-        runs += [decode.run_theirs(theirs, best, prompts, 12)
-                 for best in product(decode.FOR_PREFILL, decode.FOR_DECODING)]
+        runs = [decoders.run_ours(ours, k, prompts, 12) for k in (0, 1, 2)]
+        runs += [decoders.run_theirs(theirs, best, prompts, 12)
+                 for best in product(decoders.FOR_PREFILL, decoders.FOR_DECODING)]
         if len(prompts) == 1:
-            runs.append(decode.run_with_mtp(theirs, module, decode.FOR_DECODING[:2], prompts, 12))
+            best = decoders.FOR_DECODING[:2]
+            runs.append(decoders.run_with_mtp(theirs, module, best, prompts, 12))
         for run in runs:
             assert run.texts == runs[0].texts and min(run.prefill, run.decode) > 0
             for text, expected, length in zip(run.texts, made.tokens.tolist(), made.lengths):
@@ -73,11 +76,11 @@ def test_cache_bytes_are_the_formulas(pair, tokens):
     """
     ours, theirs, module = pair
     main, with_mtp = (cache_bytes(CONFIG, 4)[kind] for kind in ("mla", "mla_with_mtp"))
-    best = decode.FOR_DECODING[:2]
-    assert decode.run_ours(ours, 0, tokens, 12).cache == 2 * (9 + 12) * main
-    assert decode.run_ours(ours, 2, tokens, 12).cache == 2 * (9 + 12 + 2) * with_mtp
-    assert decode.run_theirs(theirs, best, tokens, 12).cache == 2 * (9 + 12 - 1) * main
-    held = decode.run_with_mtp(theirs, module, best, tokens[:1], 12).cache
+    best = decoders.FOR_DECODING[:2]
+    assert decoders.run_ours(ours, 0, tokens, 12).cache == 2 * (9 + 12) * main
+    assert decoders.run_ours(ours, 2, tokens, 12).cache == 2 * (9 + 12 + 2) * with_mtp
+    assert decoders.run_theirs(theirs, best, tokens, 12).cache == 2 * (9 + 12 - 1) * main
+    held = decoders.run_with_mtp(theirs, module, best, tokens[:1], 12).cache
     assert (9 + 12 - 4) * with_mtp < held <= (9 + 12) * with_mtp
 
 
@@ -89,10 +92,10 @@ def test_both_count_the_same_drafts(tokens):
     ours = randomised(CONFIG, torch.float32).eval()
     with torch.no_grad():
         ours.lm_head.weight[3:] = 0              # the fourth is what all these say, with logit 0
-    theirs, module = decode.load_theirs(ours)
+    theirs, module = decoders.load_theirs(ours)
     for prompt in tokens.split(1):
-        mine = decode.run_ours(ours, 1, prompt, 30)
-        other = decode.run_with_mtp(theirs, module, decode.FOR_DECODING[:2], prompt, 30)
+        mine = decoders.run_ours(ours, 1, prompt, 30)
+        other = decoders.run_with_mtp(theirs, module, decoders.FOR_DECODING[:2], prompt, 30)
         assert mine.texts == other.texts and 2 < other.accepted[0] < other.tried[0]
         assert abs(mine.passes - other.passes) <= 1
         assert abs(mine.accepted[0] - other.accepted[0]) <= 1
@@ -120,7 +123,7 @@ def test_windows_are_all_there_and_whole():
     ([3, 3, 3], [2, 2, 2], 1), ([1, 2, 4], [2, 1, 8], None)])
 def test_the_crossing_lies_where_the_times_meet(absorbed, expanded, at):
     """Oracle: by hand, for 1, 4 and 16 tokens; the last crossing counts."""
-    assert decode.crossing([1, 4, 16], absorbed, expanded) == at
+    assert absorbing.crossing([1, 4, 16], absorbed, expanded) == at
 
 
 def test_the_whole_benchmark_writes_what_it_prints(folder, small_text, tmp_path, capsys):

@@ -1,0 +1,258 @@
+"""Prefill and decoding on the CPU: ours, plain and with drafts, beside transformers.
+
+    python benchmarks/decode.py                    the tiny model; some ten minutes on a laptop
+
+Same weights (ours in float32, saved and loaded there), same prompts (windows of validation texts:
+what is accepted of drafts depends on the text), greedy, and no end of text, so that every run says
+--new-tokens. In a round each contender runs once in each cell (batch, context), in an order that
+rotates, so that a machine that slows down does so for all. Medians over rounds; ratios are taken
+within a round: above 1 is faster.
+
+Ours is what `generate` runs, with its bookkeeping. Prefill ends with the first token; taking the
+cache's memory and, with drafts, the module's reading of the prompt belong to it. transformers gets
+a bare loop over its model, without what its `generate` costs on top, and in each cell the fastest
+of its settings, found by trial for prefill and decoding apart. use_mtp is its `generate`, which
+drafts a token a module for one sequence; its MTP layer is loaded once here, not in every call.
+
+Left out: compiled models, which need a compiler, static caches, which are there for those, GPUs.
+"Same text" counts texts equal to those of ours, plain; in float32 a near tie may fall either way.
+Beyond the window that a model was trained in (256 for tiny) its text decays, and with it what is
+accepted of drafts; what a pass takes is the same.
+In the end the rule of `model/mla.py` for absorbing is held against the clock.
+"""
+
+import json
+import random
+import sys
+from functools import partial
+from itertools import product
+from pathlib import Path
+from statistics import median
+
+import torch
+import transformers
+from absorbing import MIDDLE, absorbing
+from decoders import fastest, load_theirs, run_ours, run_theirs, run_with_mtp
+from tqdm import tqdm
+from train import machine, paired_ratio
+
+from minidsv3 import hf
+from minidsv3.command import Parser, answer
+from minidsv3.data import corpus
+from minidsv3.data.foreign import read_tokenizer
+from minidsv3.measure import plots
+from minidsv3.measure.cost import cache_bytes
+
+HERE = Path(__file__).resolve().parent
+OURS, THEIRS, USE_MTP = "ours", "transformers", "transformers, use_mtp"
+LOOKS = [(plots.GREEN, "s", "--"), (plots.PURPLE, "D", "-."), (plots.VERMILLION, "v", ":")]
+def parse_arguments(arguments=None):
+    """The command line."""
+    parser = Parser(description=__doc__)
+    many = {"type": int, "nargs": "+", "metavar": "N"}
+    what = parser.add_argument_group("what")
+    what.add_argument("--model", metavar="DIR", default=HERE.parent / "checkpoints/tiny",
+                      help="checkpoint folder, with its tokenizer [checkpoints/tiny]")
+    what.add_argument("--data", default="python-stdlib", metavar="SOURCE",
+                      help="text whose validation part gives the prompts [python-stdlib]")
+    what.add_argument("--contexts", default=[64, 2048], help="tokens of a prompt [64 2048]", **many)
+    what.add_argument("--batches", default=[1, 8], help="sequences at once [1 8]", **many)
+    what.add_argument("--drafts", default=[1, 2], help="tokens that ours drafts [1 2]", **many)
+    what.add_argument("--growth", default=[128, 512, 1024, 2048], help="contexts of one sequence, "
+                      "for the growth of a token's time [128 512 1024 2048]", **many)
+    how = parser.add_argument_group("how")
+    how.add_argument("--rounds", type=int, default=5, help="that count; one more warms up [5]")
+    how.add_argument("--new-tokens", type=int, default=64, help="after each prompt [64]")
+    how.add_argument("--threads", type=int, help="of torch [its own choice]")
+    how.add_argument("--seed", type=int, default=0, help="chooses the prompts [0]")
+    how.add_argument("--out", default=HERE / "results", metavar="DIR",
+                     help="folder for decode.json and decode.png [benchmarks/results]")
+    return parser.parse_args(arguments)
+
+
+def check(arguments, config):
+    """Refuse what would fail only after minutes. Raises ValueError with one line."""
+    for name, given in vars(arguments).items():
+        least = {"new_tokens": 2, "seed": 0}.get(name, 1)
+        for number in given if isinstance(given, list) else [given]:
+            if isinstance(number, int) and number < least:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, "
+                                 f"got {number}.")
+    longest = max(arguments.contexts + arguments.growth) + arguments.new_tokens
+    if longest > config.max_position_embeddings:
+        raise ValueError(f"a context and --new-tokens are {longest} tokens, but the model reads "
+                         f"{config.max_position_embeddings}; shorten --contexts or --growth.")
+    if Path(arguments.out).exists() and not Path(arguments.out).is_dir():
+        raise ValueError(f"--out {arguments.out} is a file; name a folder.")
+
+
+def windows(documents, context, seed):
+    """All windows of so many tokens, shuffled: (N, context). ValueError if there is none."""
+    found = [tokens[start:start + context] for tokens in documents
+             for start in range(0, len(tokens) - context + 1, context)]
+    if not found:
+        raise ValueError(f"no validation text has {context} tokens, the longest "
+                         f"{max(map(len, documents))}; shorten --contexts and --growth.")
+    return torch.tensor(random.Random(seed).sample(found, len(found)))
+
+
+def measure(cells, prompts, rounds, new):
+    """{(batch, context): {name: contender}} -> the same with [Run of each round]."""
+    runs = {cell: {name: [] for name in entries} for cell, entries in cells.items()}
+    for number in tqdm(range(-1, rounds), desc="rounds", dynamic_ncols=True):
+        for (batch, context), entries in cells.items():
+            rows = torch.arange(number * batch, (number + 1) * batch) % len(prompts[context])
+            first = number % len(entries)
+            for name in [*entries, *entries][first:first + len(entries)]:
+                run = entries[name](prompts[context][rows], new)
+                if number >= 0:                  # the round before warms up
+                    runs[batch, context][name].append(run)
+    return runs
+
+
+def figures(runs, name, batch, new):
+    """The figures of one contender in a cell, from the runs of all."""
+    mine = runs[name]
+    steps = [run.decode / (new - 1) for run in mine]
+
+    def faster_than(other, half):
+        return round(paired_ratio([getattr(run, half) for run in runs[other]],
+                                  [getattr(run, half) for run in mine]), 3)
+
+    kept, tried = ([sum(column) for column in zip(*(getattr(run, what) for run in mine))]
+                   for what in ("accepted", "tried"))
+    return {
+        "prefill_ms": round(1000 * median(run.prefill for run in mine), 3),
+        "prefill_to_transformers": faster_than(THEIRS, "prefill"),
+        "ms_per_token": round(1000 * median(steps), 4),
+        "tokens_per_s": round(batch / median(steps), 1),
+        "to_transformers": faster_than(THEIRS, "decode"), "to_plain": faster_than(OURS, "decode"),
+        "cache_bytes": mine[0].cache,
+        "tokens_per_pass": round(len(mine) * (new - 1) / sum(run.passes for run in mine), 3),
+        "acceptance": [round(k / max(1, t), 4) for k, t in zip(kept, tried)],
+        "same_text": sum(text == plain for run, other in zip(mine, runs[OURS])
+                         for text, plain in zip(run.texts, other.texts)),
+        "texts": batch * len(mine), "rounds_ms_per_token": [round(1000 * s, 4) for s in steps]}
+
+
+def table(cells):
+    """All cells, aligned."""
+    rows = [["batch", "context", "", "prefill ms", "to tr.", "ms/token", "tokens/s", "to tr.",
+             "to plain", "cache kB", "tokens/pass", "accepted", "same text"]]
+    for (batch, context), cell in cells.items():
+        for name, f in cell.items():
+            rows.append([
+                f"{batch}", f"{context:,}", name, f"{f['prefill_ms']:,.1f}",
+                f"{f['prefill_to_transformers']:.2f}", f"{f['ms_per_token']:.2f}",
+                f"{f['tokens_per_s']:,.0f}", f"{f['to_transformers']:.2f}", f"{f['to_plain']:.2f}",
+                f"{f['cache_bytes'] / 1000:,.0f}", f"{f['tokens_per_pass']:.2f}",
+                " ".join(f"{share:.0%}" for share in f["acceptance"]) or "-",
+                f"{f['same_text']}/{f['texts']}"])
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(f"{text:{'<' if i == 2 else '>'}{widths[i]}}"
+                               for i, text in enumerate(row)) for row in rows)
+
+
+def remarks(results):
+    """What the table does not hold, line by line."""
+    contexts, growth = results["growth"]["contexts"], results["growth"]["percent"]
+    yield (f"a token's time, from context {contexts[0]:,} to {contexts[-1]:,}: "
+           + "; ".join(f"{name} {percent:+.0f} %" for name, percent in growth.items()))
+    size = results["cache_bytes_per_token"]
+    yield (f"cache of a token [bytes]: {size['mla']:,}, with drafts {size['mla_with_mtp']:,}, "
+           f"expanded it would be {size['expanded']:,}")
+    for name, f in results["absorbing"].items():
+        pairs = zip(f["new_tokens"], f["absorbed_ms"], f["expanded_ms"])
+        yield (f"attention of {name}, {f['cached']:,} cached, absorbed / expanded [ms]: "
+               + ", ".join(f"T={T} {a:.2f} / {e:.2f}" for T, a, e in pairs)
+               + f"; expanding wins from T={f['by_clock']} by the clock, {f['by_count']} by count")
+
+
+@plots.style()
+def figure(cells):
+    """Time of a token against context for one sequence, a line a contender."""
+    mine = {context: cell for (batch, context), cell in cells.items() if batch == 1}
+    contexts, looks, ends = sorted(mine), iter(LOOKS * 9), []
+    picture, ax = plots.canvas()
+    for name in mine[contexts[0]]:
+        known = {OURS: (plots.OURS, "o", "-"), THEIRS: (plots.BASELINE, "^", "-")}
+        color, marker, line = known.get(name) or next(looks)
+        ends += ax.plot(contexts, [mine[context][name]["ms_per_token"] for context in contexts],
+                        color=color, marker=marker, linestyle=line, label=name)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(contexts, [f"{context:,}" for context in contexts])
+    ax.set_ylim(0, 1.15 * ax.get_ylim()[1])      # room for the names of lines that end high
+    ratio = mine[contexts[-1]][OURS]["to_transformers"]
+    ax.set_title(f"At context {contexts[-1]:,} ours decodes {ratio:.1f} times as fast as "
+                 "transformers", loc="left")
+    ax.set_xlabel("context [tokens, log scale]")
+    ax.set_ylabel("decoding [ms per token]")
+    plots.label_ends(ax, ends)
+    return picture
+
+
+def prepare(arguments, ours, shapes):
+    """Prompts {context: (N, context)}, and {cell: (settings, contenders in the table's order)}."""
+    tokenizer = read_tokenizer(hf.locate(arguments.model), ours.config)
+    _, validation = corpus.split(corpus.load(arguments.data).documents)
+    documents = [tokenizer.encode_prompt(document.text) for document in validation]
+    prompts = {context: windows(documents, context, arguments.seed) for _, context in shapes}
+    (theirs, module), cells = load_theirs(ours), {}
+    for batch, context in tqdm(shapes, desc="settings of transformers", dynamic_ncols=True):
+        best = fastest(theirs, prompts[context][:batch], min(8, arguments.new_tokens))
+        entries = {OURS: partial(run_ours, ours, 0)}
+        for k in arguments.drafts if ours.mtp else []:
+            entries[f"{OURS}, {k} draft{'s' * (k > 1)}"] = partial(run_ours, ours, k)
+        entries[THEIRS] = partial(run_theirs, theirs, best)
+        if module is not None and batch == 1:
+            entries[USE_MTP] = partial(run_with_mtp, theirs, module, best)
+        cells[batch, context] = best, entries
+    return prompts, cells
+
+
+def run(arguments):
+    """Measure, write, print."""
+    check(arguments, hf.stored_config(arguments.model))
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    ours, new, rounds = hf.load(arguments.model, torch.float32), arguments.new_tokens, \
+        arguments.rounds
+    contexts, out = sorted(arguments.growth), Path(arguments.out)
+    shapes = sorted({*product(arguments.batches, arguments.contexts), *product([1], contexts)})
+    prompts, cells = prepare(arguments, ours, shapes)
+    runs = measure({cell: entries for cell, (_, entries) in cells.items()}, prompts, rounds, new)
+    found = {cell: {name: figures(runs[cell], name, cell[0], new) for name in runs[cell]}
+             for cell in shapes}
+    ends = [found[1, context] for context in (contexts[-1], contexts[0])]
+    growth = {name: paired_ratio(*(end[name]["rounds_ms_per_token"] for end in ends))
+              for name in ends[0]}
+    attention = partial(absorbing, cached=max(arguments.contexts), counts=[1, 4, 16, 64, 256],
+                        rounds=rounds)
+    results = {
+        "machine": {**machine(torch.device("cpu")), "transformers": transformers.__version__},
+        "command": " ".join(sys.argv), "model": str(arguments.model), "dtype": "float32",
+        "rounds": rounds, "new_tokens": new, "seed": arguments.seed,
+        "cells": [{"batch": batch, "context": context, "contenders": found[batch, context],
+                   "settings": dict(zip(("prefill", "decode"), cells[batch, context][0]))}
+                  for batch, context in shapes],
+        "growth": {"contexts": contexts, "percent": {name: round(100 * (ratio - 1), 1)
+                                                     for name, ratio in growth.items()}},
+        "cache_bytes_per_token": cache_bytes(ours.config, 4),
+        "absorbing": {"this model": attention(ours.config), "a middle size": attention(MIDDLE)}}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "decode.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8",
+                                     newline="\n")
+    plots.save(figure(found), out / "decode.png")
+    print("", table(found), "", *remarks(results), sep="\n")
+    print(f"\nwrote {out / 'decode.json'} and {out / 'decode.png'}")
+
+
+def main(arguments=None):
+    """Run; bad input ends in one line and exit code 2."""
+    return answer(lambda: run(parse_arguments(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
