@@ -157,7 +157,7 @@ def absorbed_attention(student):
                    "0 to S - T + t, and no later one; the scale is for both parts of a logit.")
 
 
-# 03_how_does_it_know_the_order
+# 03: how does it know the order of the words?
 
 def frequencies(student):
     """theta_m = base^(-2m / width), the angle a token of each pair."""
@@ -169,7 +169,7 @@ def frequencies(student):
 def turns(student):
     """Turns of each pair within a window of tokens."""
     by_hand = torch.tensor([torch.pi / 2, torch.pi / 50], dtype=torch.float64)
-    random = some_angles(7, seed=1)
+    random = normal(7, seed=1).sigmoid()
     return compare(student, [(100, by_hand), (37, random)], oracles.turns,
                    "Is a whole turn 2 pi radians in your function?")
 
@@ -179,7 +179,7 @@ def rotate(student):
     by_hand = torch.tensor([1.0, 2, 3, 4], dtype=torch.float64)
     theta = torch.tensor([1, 0.01], dtype=torch.float64)
     cases = [(by_hand, 3, theta)]
-    cases += [(normal(2 * pairs, seed=pairs), position, some_angles(pairs, seed=pairs))
+    cases += [(normal(2 * pairs, seed=pairs), position, normal(pairs, seed=pairs).sigmoid())
               for pairs, position in ((3, 11), (5, 2))]
     return compare(student, cases, oracles.rotate,
                    "Are the partners neighbours, channels 2m and 2m + 1, and do they come back "
@@ -189,7 +189,7 @@ def rotate(student):
 def angles(student):
     """Angles of new tokens behind those in a cache."""
     by_hand = torch.tensor([1, 0.1], dtype=torch.float64)
-    cases = [(by_hand, 2, 0), (by_hand, 2, 3), (some_angles(3, seed=5), 4, 7)]
+    cases = [(by_hand, 2, 0), (by_hand, 2, 3), (normal(3, seed=5).sigmoid(), 4, 7)]
     return compare(student, cases, oracles.angles,
                    "Which position has the first new token when some are in the cache already?")
 
@@ -200,11 +200,6 @@ def yarn_frequencies(student):
     return compare(student, cases, oracles.yarn_frequencies,
                    "Which end of the ramp is kept? At 0 the plain frequency stays, at 1 it is "
                    "divided.")
-
-
-def some_angles(pairs, seed):
-    """Angles a token between 0 and 1, for pairs of channels."""
-    return normal(pairs, seed=seed).sigmoid()
 
 
 # 04: what do 256 experts do?
@@ -255,14 +250,10 @@ def choose_experts(student):
 
 # 05: who keeps the experts busy?
 
-def some_load(*shape, seed):
-    """Whole numbers of tokens, the same every time."""
-    return torch.randint(0, 50, shape, generator=torch.Generator().manual_seed(seed))
-
-
 def max_violation(student):
     """By hand: (5, 1, 2, 0), mean 2, and (3, 3, 3, 3)."""
-    cases = [(torch.tensor([[5, 1, 2, 0], [3, 3, 3, 3]]),), (some_load(3, 7, seed=1),)]
+    cases = [(torch.tensor([[5, 1, 2, 0], [3, 3, 3, 3]]),),
+             ((20 * normal(3, 7, seed=1)).abs().long(),)]
     return compare(student, cases, oracles.max_violation, "Busiest over mean, less 1, for each "
                    "layer by itself: both run over the last axis.")
 
@@ -277,7 +268,7 @@ def worst_violation(student):
 def bias_step(student):
     """By hand: (5, 1, 2, 0) moves b by -, +, 0, +."""
     cases = [(torch.zeros(4), torch.tensor([5, 1, 2, 0]), 0.001),
-             (normal(9, seed=2), some_load(9, seed=3), 0.25)]
+             (normal(9, seed=2), (20 * normal(9, seed=3)).abs().long(), 0.25)]
     return compare(student, cases, oracles.bias_step, "The overloaded expert goes down, the idle "
                    "one up, each by gamma; one at the mean stays.")
 
@@ -294,6 +285,6 @@ def update_once(student):
     """By hand: totals 11, 7, 7, 7, mean 8."""
     cases = [(torch.zeros(4), torch.tensor([[8, 0, 0, 0], [1, 3, 2, 2], [1, 2, 3, 2],
                                             [1, 2, 2, 3]]), 0.001),
-             (normal(6, seed=5), some_load(3, 6, seed=6), 0.125)]
+             (normal(6, seed=5), (20 * normal(3, 6, seed=6)).abs().long(), 0.125)]
     return compare(student, cases, oracles.update_once, "Add up the micro-batches first, then take "
                    "one step: the sign of the sum is not the sum of signs.")

@@ -113,7 +113,7 @@ def expanded_attention(q_nope, q_rope, c_kv, k_rope, w_uk, w_uv, scale):
     return outputs
 
 
-# 03_how_does_it_know_the_order
+# 03: how does it know the order of the words?
 
 def frequencies(width, base):
     """Angle a token of pair m: base^(-2m / width), one pair after the other -> (width/2,)."""

@@ -24,7 +24,7 @@ def test_a_command_is_understood(script, arguments):
 def test_every_path_exists():
     """Pictures, links and files named in code marks."""
     paths = re.findall(r"\]\(([^)#:]+)\)", README)
-    paths += re.findall(r"`((?:minidsv3|benchmarks|tests|checkpoints)/[\w./]*)", README)
+    paths += re.findall(r"`((?:minidsv3|benchmarks|tests|checkpoints|notebooks)/[\w./]*)", README)
     missing = [path for path in paths if not (ROOT / path).exists()]
     assert not missing
 
