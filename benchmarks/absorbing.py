@@ -1,4 +1,4 @@
-"""The rule of model/mla.py for absorbing, held against the clock; decode.py prints it in the end."""
+"""The rule of model/mla.py for absorbing, held against the clock; for decode.py."""
 
 import math
 from itertools import product
