@@ -21,7 +21,9 @@ def machine(minutes):
     print(f"Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}, "
           f"numpy {numpy.__version__}, matplotlib {matplotlib.__version__}, "
           f"{platform.system()} {platform.machine()}")
-    print(f"device cpu, {torch.get_num_threads()} threads; about {minutes:g} min on two cores")
+    threads = torch.get_num_threads()
+    print(f"device cpu, {threads} {'thread' if threads == 1 else 'threads'}; "
+          f"about {minutes:g} min on two cores")
 
 
 def compare(student, inputs, oracle, hint):
@@ -40,11 +42,17 @@ def judge(student, inputs, oracle, hint):
     """What is wrong with a function on one case, in a line; an empty text if nothing is."""
     expected = torch.as_tensor(oracle(*copy.deepcopy(inputs))).double()
     try:
-        got = torch.as_tensor(student(*copy.deepcopy(inputs))).double()
+        got = student(*copy.deepcopy(inputs))
+        if got is None:
+            return f"not yet: your function returned nothing; is a return missing? {hint}"
+        if isinstance(got, list | tuple) and any(torch.is_tensor(part) for part in got):
+            got = torch.stack(list(got))
+        got = torch.as_tensor(got).double()
     except NotImplementedError:
         return "open: write the function, then run this cell again"
     except Exception as error:                       # a slip must not end the notebook
-        return f"not yet: your function ended in {type(error).__name__}: {error}. {hint}"
+        slip = f"{type(error).__name__}: {error}".rstrip(".")
+        return f"not yet: your function ended in {slip}. {hint}"
     if got.shape != expected.shape:
         return (f"not yet: expected shape {tuple(expected.shape)}, got {tuple(got.shape)}. "
                 f"{hint}")
@@ -63,8 +71,8 @@ def numbers(values):
 
 
 def normal(*shape, seed):
-    """Random numbers in float64, the same every time."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    """Random numbers, the same every time."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 # 01: what is DeepSeek-V3?
@@ -84,7 +92,8 @@ def swiglu(student):
              (normal(3, 4, seed=1), normal(5, 4, seed=2), normal(5, 4, seed=3),
               normal(4, 5, seed=4))]
     return compare(student, cases, oracles.swiglu,
-                   "The silu belongs on the gate's branch, and on no other.")
+                   "silu(x gate^T) * (x up^T), then down^T: the silu belongs on the gate's branch, "
+                   "and nothing is added.")
 
 
 def active_parameters(student):
@@ -115,7 +124,8 @@ def cache_bytes_per_token(student):
     cases = [(1, 2, 3, 1, 2), (61, 128, 512, 64, 2), (27, 16, 512, 64, 4)]
     return compare(student, cases, oracles.cache_bytes_per_token,
                    "One latent serves keys and values of all heads: no factor 2 for K and V, "
-                   "and no factor for the heads.")
+                   "and no factor for the heads. Every layer keeps one; times the bytes of a "
+                   "number.")
 
 
 def absorb_query(student):
@@ -163,12 +173,12 @@ def frequencies(student):
     """theta_m = base^(-2m / width), the angle a token of each pair."""
     return compare(student, [(4, 100.0), (10, 50.0), (6, 7.0)], oracles.frequencies,
                    "Does the exponent count channels, two for each pair? Its last numerator "
-                   "is width - 2.")
+                   "is width - 2, and the exponent is negative.")
 
 
 def turns(student):
     """Turns of each pair within a window of tokens."""
-    by_hand = torch.tensor([torch.pi / 2, torch.pi / 50], dtype=torch.float64)
+    by_hand = torch.tensor([torch.pi / 2, torch.pi / 50])
     random = normal(7, seed=1).sigmoid()
     return compare(student, [(100, by_hand), (37, random)], oracles.turns,
                    "Is a whole turn 2 pi radians in your function?")
@@ -176,19 +186,20 @@ def turns(student):
 
 def rotate(student):
     """Rotation of one vector, pairs of neighbouring channels."""
-    by_hand = torch.tensor([1.0, 2, 3, 4], dtype=torch.float64)
-    theta = torch.tensor([1, 0.01], dtype=torch.float64)
+    by_hand = torch.tensor([1.0, 2, 3, 4])
+    theta = torch.tensor([1, 0.01])
     cases = [(by_hand, 3, theta)]
     cases += [(normal(2 * pairs, seed=pairs), position, normal(pairs, seed=pairs).sigmoid())
               for pairs, position in ((3, 11), (5, 2))]
     return compare(student, cases, oracles.rotate,
                    "Are the partners neighbours, channels 2m and 2m + 1, and do they come back "
-                   "to the same two places?")
+                   "to the same two places? And is the turn to the left, (a cos - b sin, "
+                   "a sin + b cos), both from the old a and b?")
 
 
 def angles(student):
     """Angles of new tokens behind those in a cache."""
-    by_hand = torch.tensor([1, 0.1], dtype=torch.float64)
+    by_hand = torch.tensor([1, 0.1])
     cases = [(by_hand, 2, 0), (by_hand, 2, 3), (normal(3, seed=5).sigmoid(), 4, 7)]
     return compare(student, cases, oracles.angles,
                    "Which position has the first new token when some are in the cache already?")
@@ -196,10 +207,12 @@ def angles(student):
 
 def yarn_frequencies(student):
     """YaRN's frequencies, with beta 32 and 1."""
-    cases = [(8, 100.0, 4, 128), (16, 1e4, 40, 256), (10, 30.0, 5, 64), (64, 1e4, 40, 4096)]
+    # The last one ramps beyond its last pair.
+    cases = [(8, 100.0, 4, 128), (16, 1e4, 40, 256), (10, 30.0, 5, 64), (64, 1e4, 40, 4096),
+             (16, 1e4, 4, 20_000)]
     return compare(student, cases, oracles.yarn_frequencies,
-                   "Which end of the ramp is kept? At 0 the plain frequency stays, at 1 it is "
-                   "divided.")
+                   "The ends: m(32) rounded down and at least 0, m(1) rounded up. The ramp: "
+                   "linear in the index, clamped to 0 ... 1; 0 keeps a frequency, 1 divides it.")
 
 
 # 04: what do 256 experts do?
@@ -221,7 +234,8 @@ def gates(student):
     random = [(normal(E, seed=E).sigmoid(), spread * normal(E, seed=E + 1), K, scale)
               for E, K, spread, scale in [(8, 3, 0.1, 2.5), (16, 4, 3.0, 2.5), (5, 5, 1.0, 1.0)]]
     return compare(student, [by_hand, *random], oracles.gates,
-                   "Choose with affinity + bias, but weigh with the affinity without bias.")
+                   "Choose with affinity + bias, but weigh with the affinity without bias; the "
+                   "weights of the chosen sum to scale.")
 
 
 def moe_output(student):
@@ -242,10 +256,13 @@ def choose_experts(student):
     """The token on which a mask of 0 goes wrong, then random ones with biases of both signs."""
     by_hand = (torch.tensor([0.60, 0.30, 0.20, 0.15, 0.55, 0.50, 0.10, 0.05]),
                torch.tensor([0.10, -0.50, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]), 4, 2, 4)
+    # Group 0 has the largest sum, group 1 the best expert, group 2 the two best.
+    sums = (torch.tensor([0.5, 0.5, 0.5, 0.9, 0.1, 0.1, 0.7, 0.6, 0.1]), torch.zeros(9), 3, 1, 2)
     random = [(normal(E, seed=seed).sigmoid(), normal(E, seed=seed + 9) - 1, groups, kept, K)
               for seed, E, groups, kept, K in [(1, 12, 3, 2, 5), (2, 16, 4, 2, 4), (3, 6, 3, 1, 2)]]
-    return compare(student, [by_hand, *random], oracles.choose_experts,
-                   "A forbidden expert must lose even against a negative score.")
+    return compare(student, [by_hand, sums, *random], oracles.choose_experts,
+                   "A forbidden expert must lose even against a negative score. The best groups "
+                   "are those whose two largest biased scores have the largest sum.")
 
 
 # 05: who keeps the experts busy?
@@ -260,7 +277,7 @@ def max_violation(student):
 
 def worst_violation(student):
     """By hand: all tokens at 2 of 4 experts, twice the mean each."""
-    return compare(student, [(4, 2), (16, 2), (256, 8)], oracles.worst_violation,
+    return compare(student, [(4, 2), (16, 2), (64, 6), (256, 8)], oracles.worst_violation,
                    "A token takes K different experts, so no expert gets more than one place of "
                    "each token.")
 
@@ -276,7 +293,8 @@ def bias_step(student):
 def sequence_balance(student):
     """By hand: the four tokens of this notebook, 1.2566."""
     s = torch.tensor([[.9, .6, .2, .1], [.8, .3, .5, .1], [.7, .2, .4, .6], [.6, .9, .1, .3]])
-    cases = [(s, 2), (normal(5, 7, seed=4).sigmoid(), 3)]
+    idle = torch.tensor([[.9, .8, .1], [.7, .6, .2]])    # the last expert is never chosen
+    cases = [(s, 2), (normal(5, 7, seed=4).sigmoid(), 3), (idle, 2)]
     return compare(student, cases, oracles.sequence_balance, "Eq. 19: is each token's row divided "
                    "by its own sum before the mean over tokens? And eq. 18 has E / (K T) in it.")
 
@@ -300,8 +318,8 @@ def joined_tokens(student):
 
 def tokens_per_step(student):
     """Mean number of tokens of a step, from the acceptance at each place."""
-    cases = [(torch.tensor([0.5], dtype=torch.float64),),
-             (torch.tensor([0.5, 0.5], dtype=torch.float64),), (normal(4, seed=1).sigmoid(),)]
+    cases = [(torch.tensor([0.5]),),
+             (torch.tensor([0.5, 0.5]),), (normal(4, seed=1).sigmoid(),)]
     return compare(student, cases, oracles.tokens_per_step,
                    "The second draft only counts where the first stood: chances of a chain are "
                    "multiplied.")
@@ -322,7 +340,7 @@ def mtp_loss(student):
 
 def verify_greedy(student):
     """Drafts that stand, and the verdict behind them."""
-    verdicts = torch.eye(5, dtype=torch.float64)[[1, 3, 2]]
+    verdicts = torch.eye(5)[[1, 3, 2]]
     cases = [(torch.tensor(drafts), verdicts) for drafts in ([1, 3], [1, 0], [0, 3])]
     for k, stand in ((4, 2), (4, 4), (3, 0)):
         logits = normal(k + 1, 6, seed=k)
@@ -337,8 +355,8 @@ def verify_greedy(student):
 
 def replacement(student):
     """What is drawn from after a rejection."""
-    p = torch.tensor([0.4, 0.1, 0.3, 0.2, 0], dtype=torch.float64)
-    q = torch.tensor([0.2, 0.4, 0.3, 0.05, 0.05], dtype=torch.float64)
+    p = torch.tensor([0.4, 0.1, 0.3, 0.2, 0])
+    q = torch.tensor([0.2, 0.4, 0.3, 0.05, 0.05])
     cases = [(p, q)] + [tuple(normal(2, size, seed=size).softmax(-1)) for size in (3, 7)]
     return compare(student, cases, oracles.replacement,
                    "Only what q gave too little of is still missing: a word with p = q must not "

@@ -100,7 +100,8 @@ TWO = (torch.arange(12.0),)
     (lambda x: 2 * x.sum(), ONE, "expected shape (2,), got (). Twice."),
     (lambda x: x * float("nan"), ONE, "expected [2, 4], got [nan, nan]. Twice."),
     (lambda x: "four", ONE, "ended in "),
-    (lambda x: None, ONE, "ended in "),
+    (lambda x: None, ONE, "returned nothing; is a return missing? Twice."),
+    (lambda x: [2 * value for value in x], ONE, "passed"),          # a list of tensors
     (lambda: 0, ONE, "ended in TypeError"),
     (crash, ONE, "ended in KeyError: 'weights'. Twice."),
     (lambda x: torch.tensor([2.0, 4.0]), [ONE, TWO], "expected shape (12,), got (2,)"),

@@ -29,7 +29,7 @@ def angles(theta, new, cached):
 
 
 def yarn_frequencies(width, base, factor, window):
-    """Which end of the ramp is kept?"""
+    """0 keeps a frequency, 1 divides it."""
     def pair_that_turns(times):
         return width * math.log(window / (times * 2 * math.pi)) / (2 * math.log(base))
 
