@@ -152,24 +152,18 @@ def grouped_linear(rows, weight, counts):
     counts (E,) says how many rows belong to each matrix; none is allowed.
     """
     weight = weight.to(rows.dtype)
-    if can_group(rows, weight):
+    if can_group(weight):
         return grouped_mm(rows, weight.transpose(1, 2), offs=counts.cumsum(0).int())
-    # The same by a loop over the experts that have rows.
-    busy = [(expert, count) for expert, count in enumerate(counts.tolist()) if count] or [(0, 0)]
-    parts = rows.split([count for _, count in busy])
-    return torch.cat([F.linear(part, weight[expert]) for part, (expert, _) in zip(parts, busy)])
+    # The same by a loop: torch's grouped product wants 16-byte rows and at most float32.
+    parts = rows.split(counts.tolist())
+    return torch.cat([part @ matrix.T for part, matrix in zip(parts, weight, strict=True)])
 
 
-def can_group(rows, weight):
-    """Whether torch's grouped product takes these matrices, and is the faster one.
-
-    It wants 16-byte rows and at most float32. On CPUs it calls a product for idle experts too,
-    which with the few rows of decoding is most of its time.
-    """
+def can_group(weight):
+    """Whether torch's grouped product takes matrices of this device, dtype and size."""
     dtypes = {"cpu": (torch.float32, torch.bfloat16, torch.float16), "cuda": (torch.bfloat16,)}
     aligned = all(size * weight.element_size() % 16 == 0 for size in weight.shape[1:])
-    few = weight.device.type == "cpu" and len(rows) <= 2 * len(weight)
-    return aligned and not few and weight.dtype in dtypes.get(weight.device.type, ())
+    return aligned and weight.dtype in dtypes.get(weight.device.type, ())
 
 
 grouped_mm = getattr(F, "grouped_mm", None) or torch._grouped_mm       # its older name
