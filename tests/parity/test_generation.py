@@ -47,6 +47,23 @@ def test_64_greedy_tokens_of_five_prompts_equal(name, batch, tmp_path):
     assert len({tuple(text) for text in texts}) == 5     # five prompts, five different texts
 
 
+@pytest.mark.parametrize("name", ["V3", "Moonlight", "Kimi-K2"])
+def test_64_greedy_tokens_of_uneven_prompts_equal(name, tmp_path, lifted):
+    """Oracle: transformers.generate, lifted, and ours, of each prompt by itself; three in a batch.
+
+    float64, so that the size of a batch decides no near tie of these random models.
+    """
+    ours, theirs, _ = both(Case(CASES[name].config), tmp_path, torch.float64)
+    for model in (ours.eval(), theirs.eval()):
+        model.lm_head.weight.data[ours.config.eos_token_id] = 0        # so that nobody says it
+    prompts = [row[:length] for row, length in zip(prompts_of(ours.config)[1:], (2, 9, 5))]
+    together = generate(ours, prompts, NEW).tokens
+    assert together.shape == (3, NEW)
+    for row, prompt in zip(together, prompts):
+        assert torch.equal(row, generate(ours, prompt[None], NEW).tokens[0])
+        assert torch.equal(row, theirs_continued(theirs, prompt[None])[0])
+
+
 def test_ended_texts_in_a_batch_equal(tmp_path):
     """Oracle: transformers.generate, which fills up behind the end of a text with EOS as ours."""
     ours, theirs, _ = both(Case(V3.replace(eos_token_id=SAID)), tmp_path, torch.float32)
