@@ -53,28 +53,16 @@ def outputs_and_gradients(function, layer, x, weights, experts):
     return [y, *torch.autograd.grad((y * probe).sum(), leaves)]
 
 
-@pytest.mark.parametrize("kind", ["mixed", "two experts idle", "all on the same"])
+@pytest.mark.parametrize("kind, tokens", [
+    ("mixed", 37), ("two experts idle", 37), ("all on the same", 37), ("mixed", 1), ("mixed", 3),
+    ("all on the same", 2), ("mixed", 5)])         # up to three tokens go another way than many
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12)],
                          ids=["grouped", "sorted"])
-def test_experts_equal_a_loop(layer, kind, dtype, tolerance):
+def test_experts_equal_a_loop(layer, kind, tokens, dtype, tolerance):
     """Oracle: the loop in float64, outputs and all gradients; max|difference| / max|oracle|."""
-    x, weights = torch.randn(37, 32), torch.rand(37, 3)
-    experts = routings(37, 8, 3)[kind]
-    assert moe.can_group(layer.gate_up_proj.to(dtype)) == (dtype == torch.float32)
-    got = outputs_and_gradients(layer.to(dtype), layer, x.to(dtype), weights.to(dtype), experts)
-    layer.double()
-    expected = outputs_and_gradients(
-        lambda *a: loop_over_experts(layer, *a), layer, x.double(), weights.double(), experts)
-    for ours, oracle in zip(got, expected):
-        assert (ours.double() - oracle).abs().max() <= tolerance * oracle.abs().max()
-
-
-@pytest.mark.parametrize("tokens", [1, 2, 3, 5])
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
-def test_experts_of_a_few_tokens_equal_a_loop(layer, tokens, dtype, tolerance):
-    """Oracle: the loop in float64; up to three tokens go another way than many."""
     x, weights = torch.randn(tokens, 32), torch.rand(tokens, 3)
-    experts = routings(37, 8, 3)["mixed"][:tokens]
+    experts = routings(37, 8, 3)[kind][:tokens]
+    assert moe.can_group(layer.gate_up_proj.to(dtype)) == (dtype == torch.float32)
     got = outputs_and_gradients(layer.to(dtype), layer, x.to(dtype), weights.to(dtype), experts)
     layer.double()
     expected = outputs_and_gradients(
