@@ -8,9 +8,22 @@ outlier push all else into the few smallest numbers; a scale a tile confines it.
 the release, but multiply all the same.
 """
 
+from typing import NamedTuple
+
 import torch
 
-from .model.cache import LayerCache
+
+class Format(NamedTuple):
+    """A floating-point format that torch has no dtype for; half to even, no infinity."""
+
+    exponent: int
+    mantissa: int
+    largest: float
+
+
+# What the input of the linear after attention is cached in (report, section 3.3.3): 12 bits. Of the
+# top exponent, as in E5M2, nothing is used.
+E5M6 = Format(5, 6, 65024.0)
 
 TILE = (1, 128)                                  # of activations: one token, 128 channels
 BLOCK = (128, 128)                               # of weights
@@ -19,20 +32,31 @@ BLOCK = (128, 128)                               # of weights
 def quantize(x, tile=TILE, dtype=torch.float8_e4m3fn, power_of_two=False):
     """x (R, C) -> codes (R, C) of an FP8 dtype, scale (ceil(R/tile_r), ceil(C/tile_c)) float32.
 
-    Tiles at the edges may be smaller. A tile of zeros has scale 1. power_of_two rounds the scale up
-    to a power of two, so that scaling only moves exponents (report, section 3.3.3).
-    Raises ValueError for x that is not a matrix.
+    dtype: torch.float8_e4m3fn, torch.float8_e5m2, or a Format, whose codes are float32 numbers that
+    it could hold. Tiles at the edges may be smaller. A tile of zeros has scale 1. power_of_two
+    rounds the scale up to a power of two, so that scaling only moves exponents (report, section
+    3.3.3). Raises ValueError for x that is not a matrix.
     """
+    largest = dtype.largest if isinstance(dtype, Format) else torch.finfo(dtype).max
     tiles = into_tiles(x.float(), tile)                                # (R', tr, C', tc)
     amax = tiles.abs().amax(dim=(1, 3))                                # (R', C')
-    scale = amax / torch.finfo(dtype).max
+    scale = amax / largest
     if power_of_two:
         scale = scale.log2().ceil().exp2()
     # A scale may underflow to 0 where amax does not; 1 then serves as for zeros.
     scale = torch.where(scale > 0, scale, 1.0)
-    limit = torch.finfo(dtype).max               # casts beyond it differ between machines: clamp
-    codes = (tiles / scale[:, None, :, None]).clamp(-limit, limit)
-    return out_of_tiles(codes, x.shape).to(dtype), scale
+    # Casts beyond the largest number differ between machines: clamp first.
+    codes = (tiles / scale[:, None, :, None]).clamp(-largest, largest)
+    codes = out_of_tiles(codes, x.shape)
+    return round_to(codes, dtype) if isinstance(dtype, Format) else codes.to(dtype), scale
+
+
+def round_to(x, kind):
+    """The nearest numbers that a Format holds, ties to even mantissas; subnormals included."""
+    lowest = 2 - 2 ** (kind.exponent - 1)                              # exponent of the subnormals
+    exponent = x.abs().frexp().exponent - 1                            # floor(log2 |x|)
+    step = torch.exp2((exponent.clamp(min=lowest) - kind.mantissa).to(x.dtype))
+    return ((x / step).round() * step).clamp(-kind.largest, kind.largest)
 
 
 def dequantize(codes, scale, tile=TILE):
@@ -60,44 +84,3 @@ def into_tiles(x, tile):
 def out_of_tiles(tiles, shape):
     """The inverse of into_tiles: the added zeros are dropped."""
     return tiles.flatten(2, 3).flatten(0, 1)[:shape[0], :shape[1]]
-
-
-def new_cache(model, batch, max_len):
-    """As model.new_cache, with the latents in FP8: 656 bytes a token and layer of V3, not 1,152."""
-    cache, rank = model.new_cache(batch, max_len), model.config.kv_lora_rank
-    cache.layers = [FP8LayerCache(cache, layer.latents, rank) for layer in cache.layers]
-    return cache
-
-
-class FP8LayerCache(LayerCache):
-    """c_kv in E4M3, a scale for 128 channels; k_rope as it is: angles bear no rounding.
-
-    What is read is dequantised again; a kernel on a GPU would multiply the codes as they are.
-    """
-
-    def __init__(self, whole, latents, rank):
-        self.whole = whole
-        c_kv, k_rope = latents.split([rank, latents.size(-1) - rank], dim=-1)
-        self.codes = c_kv.to(torch.float8_e4m3fn)                      # (B, max_len, Rkv)
-        tiles = -(-rank // TILE[1])
-        self.scale = torch.ones(*c_kv.shape[:2], tiles, device=c_kv.device)
-        self.k_rope = k_rope.clone()                                   # (B, max_len, Dr)
-
-    def write(self, place, latents):
-        """Quantise and store."""
-        c_kv, k_rope = latents.split([self.codes.size(-1), self.k_rope.size(-1)], dim=-1)
-        codes, scale = quantize(c_kv.flatten(0, -2))
-        self.codes[place] = codes.view(c_kv.shape)
-        self.scale[place] = scale.view(*c_kv.shape[:-1], -1)
-        self.k_rope[place] = k_rope
-
-    def read(self, place):
-        """Dequantised, in the dtype of the rotary keys."""
-        codes, scale = self.codes[place], self.scale[place]
-        c_kv = dequantize(codes.flatten(0, -2), scale.flatten(0, -2)).view(codes.shape)
-        return torch.cat([c_kv.to(self.k_rope.dtype), self.k_rope[place]], dim=-1)
-
-    @property
-    def parts(self):
-        """Codes, scales and rotary keys."""
-        return [self.codes, self.scale, self.k_rope]

@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from minidsv3 import DeepSeekV3, ModelConfig, fp8
+from minidsv3 import fp8
 from minidsv3.fp8 import BLOCK, TILE, dequantize, quantize
 
 CODES = [6.5, 7, 1.125, -6.5, -9, -2.75, 6.5, 448]
@@ -106,34 +108,81 @@ def test_bad_shapes_are_named(call, words):
         call()
 
 
-def test_a_cache_in_fp8_holds_656_bytes_a_token_and_layer_of_v3():
-    """Oracle: 512 codes, 4 scales of 4 bytes, 64 rotary numbers of 2; bfloat16 has 1,152."""
-    v3 = ModelConfig.preset("v3-671b")
-    few = ModelConfig.preset("tiny").replace(
-        kv_lora_rank=v3.kv_lora_rank, qk_rope_head_dim=v3.qk_rope_head_dim)
-    model = DeepSeekV3(few).bfloat16()
-    assert fp8.new_cache(model, 3, 5).nbytes == 4 * 3 * 5 * (512 + 4 * 4 + 64 * 2)
-    assert model.new_cache(3, 5).nbytes == 4 * 3 * 5 * 1152
+FORMATS = {torch.float8_e4m3fn: (4, 3, 448.0), torch.float8_e5m2: (5, 2, 57344.0),
+           fp8.E5M6: (5, 6, 65024.0)}
 
 
-def test_a_cache_in_fp8_reads_what_quantising_left():
-    """Oracle: attention over latents quantised by hand, in a plain cache; in chunks, and cut."""
-    torch.manual_seed(0)
-    model = DeepSeekV3(ModelConfig.preset("tiny").replace(initializer_range=0.1)).eval()
-    tokens = torch.randint(2048, (2, 9))
-    cache, plain = fp8.new_cache(model, 2, 12), model.new_cache(2, 12)
-    rank = model.config.kv_lora_rank
-    for layer in plain.layers:
-        def append(new, layer=layer, append=layer.append):
-            c_kv = dequantize(*quantize(new[..., :rank].flatten(0, 1))).view(2, -1, rank)
-            return append(torch.cat([c_kv, new[..., rank:]], dim=-1))
-        layer.append = append
-    with torch.no_grad():
-        for chunk in tokens.split([5, 3, 1], dim=1):
-            assert torch.equal(model(chunk, cache), model(chunk, plain))
-        for each in (cache, plain):
-            each.crop([4, 7])
-        again = [model(tokens[:, :1], each) for each in (cache, plain)]
-        assert torch.equal(*again)
-        exact = model(tokens)[:, -1]
-        assert not torch.equal(model(tokens, fp8.new_cache(model, 2, 9))[:, -1], exact)
+def every_number(exponent, mantissa, largest):
+    """All numbers of a format that are not negative, from its bits, in float64."""
+    bias, steps = 2 ** (exponent - 1) - 1, 2**mantissa
+    found = [m / steps * 2.0 ** (1 - bias) for m in range(steps)]
+    found += [(1 + m / steps) * 2.0 ** (e - bias) for e in range(1, 2**exponent)
+              for m in range(steps)]
+    return torch.tensor([x for x in found if x <= largest], dtype=torch.float64)
+
+
+def nearest(x, numbers):
+    """The nearest of all numbers by search, ties to the even one of the list (its mantissa)."""
+    above = torch.searchsorted(numbers, x.abs()).clamp(max=len(numbers) - 1)
+    below = (above - 1).clamp(min=0)
+    high, low = numbers[above], numbers[below]
+    gap = (high - x.abs()) - (x.abs() - low)
+    take_low = (gap > 0) | ((gap == 0) & (below % 2 == 0))
+    return torch.where(take_low, low, high) * x.sign()
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=["E4M3", "E5M2", "E5M6"])
+def test_codes_are_the_nearest_numbers_of_the_format(dtype):
+    """Oracle: a search among all numbers of the format, built from its bits in float64.
+
+    A million values over all exponents, outliers and the middles between neighbours among them; a
+    tile of each begins with the largest number, so that its scale is 1.
+    """
+    numbers = every_number(*FORMATS[dtype])
+    largest = numbers[-1].item()
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.randn(1_000_000, generator=generator) * torch.exp2(
+        24 * torch.rand(1_000_000, generator=generator) - 14)
+    middles = ((numbers[1:] + numbers[:-1]) / 2).float()
+    x = torch.cat([spread, middles, -middles, numbers.float()]).clamp(-largest, largest)
+    x = torch.nn.functional.pad(x, (0, -len(x) % 127)).view(-1, 127)
+    x = torch.cat([torch.full((len(x), 1), largest), x], dim=1)        # (R, 128)
+    codes, scale = quantize(x, dtype=dtype)
+    assert (scale == 1).all()
+    assert torch.equal(codes.double(), nearest(x.double(), numbers))
+
+
+TILES = st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=40)
+
+
+@given(TILES, st.integers(-20, 20))
+@pytest.mark.parametrize("dtype", FORMATS, ids=["E4M3", "E5M2", "E5M6"])
+def test_a_power_of_two_changes_the_scale_alone(dtype, values, power):
+    """Oracle: the codes before; amax is kept away from where a float32 scale would be subnormal."""
+    x = torch.tensor([[*values, 1.0]])
+    codes, scale = quantize(x, dtype=dtype)
+    again, rescaled = quantize(x * 2.0**power, dtype=dtype)
+    assert torch.equal(codes.float(), again.float())
+    assert torch.equal(scale * 2.0**power, rescaled)
+
+
+@given(TILES)
+@pytest.mark.parametrize("dtype", FORMATS, ids=["E4M3", "E5M2", "E5M6"])
+def test_with_scales_of_powers_of_two_quantising_again_changes_nothing(dtype, values):
+    """Oracle: what came out the first time; with other scales the division may round."""
+    x = torch.tensor([[*values, 1.0]])
+    once = dequantize(*quantize(x, dtype=dtype, power_of_two=True))
+    assert torch.equal(dequantize(*quantize(once, dtype=dtype, power_of_two=True)), once)
+
+
+@given(TILES)
+@pytest.mark.parametrize("dtype", FORMATS, ids=["E4M3", "E5M2", "E5M6"])
+def test_the_error_is_at_most_half_a_step(dtype, values):
+    """Oracle: half the distance of neighbours at that size, and one rounding of the scale."""
+    exponent, mantissa, _ = FORMATS[dtype]
+    x = torch.tensor([[*values, 1.0]])
+    codes, scale = quantize(x, dtype=dtype)
+    size = (x / scale).abs().double().clamp(min=2.0 ** (2 - 2 ** (exponent - 1)))
+    half = torch.exp2(size.log2().floor() - mantissa) / 2 * scale.item()
+    error = (dequantize(codes, scale).double() - x.double()).abs()
+    assert (error <= half + 2.0**-22 * x.abs().double()).all()
