@@ -1,10 +1,13 @@
-"""Eight bits: tiles and blocks (quantize), sums in few bits (accumulate), the cache (cache).
+"""Eight bits: tiles and blocks (quantize), the three products of a linear layer (linear), sums in
+few bits (accumulate), the cache (cache).
 
 Report, section 3.3. All of it attaches to a finished model from outside; the model does not know.
 """
 
 from .accumulate import accumulate as accumulate
 from .cache import new_cache as new_cache
+from .linear import RECIPES as RECIPES
+from .linear import convert as convert
 from .quantize import BLOCK as BLOCK
 from .quantize import E5M6 as E5M6
 from .quantize import TILE as TILE

@@ -98,17 +98,24 @@ class Experts(nn.Module):
 
     def forward(self, x, weights, experts):
         """x (N, C), weights (N, K), experts (N, K) -> sum over K of weight * expert(x), (N, C)."""
-        if 0 < len(x) <= 3 and x.device.type == "cpu":
-            return self.one_by_one(x, weights, experts)
+        few = 0 < len(x) <= 3 and x.device.type == "cpu"
+        return (self.one_by_one if few else self.in_groups)(x, weights, experts)
+
+    def in_groups(self, x, weights, experts):
+        """All tokens of an expert at once, by products over rows sorted by expert."""
         top_k = experts.size(-1)
         slots, counts = assign_slots(experts.flatten(), len(self.down_proj), row_multiple(x))
         tokens = slots.new_zeros(counts.sum())                         # (M,)  spare rows: token 0
         tokens[slots] = torch.arange(len(slots), device=x.device) // top_k
         rows = x.index_select(0, tokens)                               # (M, C)  dispatch
-        gate, up = grouped_linear(rows, self.gate_up_proj, counts).chunk(2, dim=-1)
-        rows = grouped_linear(F.silu(gate) * up, self.down_proj, counts)
+        gate, up = self.product(rows, self.gate_up_proj, counts).chunk(2, dim=-1)
+        rows = self.product(F.silu(gate) * up, self.down_proj, counts)
         rows = rows.index_select(0, slots).unflatten(0, (-1, top_k))   # (N, K, C)  no spare rows
         return (weights.to(x.dtype)[:, None] @ rows).squeeze(1)        # (N, C)  combine, eq. 12
+
+    def product(self, rows, weight, counts):
+        """The one product that all of it rests on; another precision overrides this."""
+        return grouped_linear(rows, weight, counts)
 
     def one_by_one(self, x, weights, experts):
         """The same for very few tokens, where sorting and gathering would take longer than this."""
