@@ -25,12 +25,15 @@ def choose_device(name="auto"):
 
 
 def choose_precision(name, device):
-    """The dtype of activations: "fp32", "bf16", or "auto", bf16 where its products are fast."""
+    """The dtype of activations: "fp32", "bf16", or "auto", bf16 where its products are fast.
+
+    "fp8" is a matter of products; what flows between them has the dtype of "auto".
+    """
     known = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    if name == "auto":
+    if name in ("auto", "fp8"):
         return torch.bfloat16 if has_fast_bf16(device) else torch.float32
     if name not in known:
-        raise ValueError(f"precision {name!r} is unknown; choose auto, {', '.join(known)}.")
+        raise ValueError(f"precision {name!r} is unknown; choose auto, {', '.join(known)}, fp8.")
     return known[name]
 
 

@@ -65,7 +65,8 @@ def test_bf16_only_where_it_is_fast(monkeypatch):
 def test_precision_by_name():
     """Oracle: the two dtypes; an unknown name is answered with all names."""
     cpu = torch.device("cpu")
+    assert choose_precision("fp8", cpu) == choose_precision("auto", cpu)
     assert choose_precision("fp32", cpu) == torch.float32
     assert choose_precision("bf16", cpu) == torch.bfloat16
-    with pytest.raises(ValueError, match="'fp4' is unknown; choose auto, fp32, bf16"):
+    with pytest.raises(ValueError, match="'fp4' is unknown; choose auto, fp32, bf16, fp8"):
         choose_precision("fp4", cpu)

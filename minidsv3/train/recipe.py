@@ -50,7 +50,7 @@ class TrainConfig:
     gamma: float = 1e-3                          # speed of the router bias ...
     gamma_until: float = 14.3 / 14.8             # ... until then, 0 after
 
-    precision: str = "auto"                      # of activations: auto, fp32, bf16
+    precision: str = "auto"                      # of activations: auto, fp32, bf16; fp8: products
     recompute: bool = False                      # recompute blocks in the backward pass
     eval_every: int = 250                        # steps between quick evaluations
     save_every: int = 250                        # steps between checkpoints
@@ -68,7 +68,7 @@ class TrainConfig:
             raise ValueError(f"batch_start={self.batch_start} is above batch_size="
                              f"{self.batch_size}; choose 1 to {self.batch_size}.")
         for name, choices in (("optimizer", ("adamw", "muon")),
-                              ("precision", ("auto", "fp32", "bf16")),
+                              ("precision", ("auto", "fp32", "bf16", "fp8")),
                               ("balance_over", ("affinity", "routed"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; "

@@ -15,7 +15,7 @@ import time
 import torch
 from tqdm import tqdm
 
-from .. import hf
+from .. import fp8, hf
 from ..data.dataset import Dataset
 from ..data.foreign import read_tokenizer
 from ..device import choose_precision
@@ -51,6 +51,8 @@ class Trainer:
         precision = choose_precision(config.precision, device)
         self.model.activation_dtype = None if precision == torch.float32 else precision
         self.model.recompute = config.recompute
+        if config.precision == "fp8":
+            fp8.convert(self.model)
         self.loss = self.model.loss
         self.optimizers = make_optimizers(self.model, config)
         self.average = [p.detach().to("cpu", copy=True) for p in self.model.parameters()]
@@ -254,7 +256,8 @@ class Trainer:
                 "tokens_per_s": round(tokens / self.seconds, 1), "max_vio": result.max_vio,
                 "mtp_agreement": round(result.mtp_agreement, 4),
                 "parameters": total, "parameters_active": active, "device": str(self.device),
-                "dtype": str(self.model.activation_dtype or torch.float32).removeprefix("torch."),
+                "dtype": "fp8" if self.config.precision == "fp8" else str(
+                    self.model.activation_dtype or torch.float32).removeprefix("torch."),
                 "seed": self.config.seed, "torch": torch.__version__,
                 "python": platform.python_version(), "corpus_sha256": self.data.sha256,
                 "command": " ".join(sys.argv)}

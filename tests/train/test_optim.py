@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minidsv3 import DeepSeekV3, ModelConfig
-from minidsv3.train.optim import Muon, make_optimizers, orthogonalize
+from minidsv3.train.optim import Muon, ShortAdamW, make_optimizers, orthogonalize
 from minidsv3.train.recipe import TrainConfig
 
 # Newton-Schulz runs in bfloat16 (8 bits), and the two codes round in another order; entries of an
@@ -124,3 +124,56 @@ def test_adamw_is_written_out():
         expected *= 1 - 0.01 * 0.1
         expected -= 0.01 * (first / (1 - 0.9**step)) / ((second / (1 - 0.95**step)).sqrt() + 1e-8)
     assert (weight.detach() - expected).abs().max() < 1e-6
+
+
+def short_adamw_by_hand(weight, gradients, lr, betas, eps, decay):
+    """One number at a time, its two moments through bfloat16 after every step."""
+    def short(x):
+        return torch.tensor(x).bfloat16().item()
+
+    first = second = 0.0
+    for step, gradient in enumerate(gradients, start=1):
+        first = betas[0] * first + (1 - betas[0]) * gradient
+        second = betas[1] * second + (1 - betas[1]) * gradient**2
+        weight *= 1 - lr * decay
+        weight -= lr * (first / (1 - betas[0]**step)) / (
+            (second / (1 - betas[1]**step)) ** 0.5 + eps)
+        first, second = short(first), short(second)
+    return weight
+
+
+def test_short_moments_are_those_worked_out_number_by_number():
+    """Oracle: the loop above, in Python's numbers; 1e-6 is float32."""
+    generator = torch.Generator().manual_seed(4)
+    weight, *gradients = torch.randn(9, 3, 4, generator=generator)
+    options = {"lr": 0.1, "betas": (0.9, 0.95), "eps": 1e-8}
+    got = weight + update(lambda p: ShortAdamW(p, weight_decay=0.1, **options), weight, gradients)
+    for place in range(weight.numel()):
+        expected = short_adamw_by_hand(weight.flatten()[place].item(),
+                                       [g.flatten()[place].item() for g in gradients],
+                                       decay=0.1, **options)
+        assert got.flatten()[place].item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_short_moments_take_half_the_bytes_and_hardly_another_step():
+    """Oracle: torch.optim.AdamW: its moments' bytes, and its updates within bfloat16's 8 bits."""
+    generator = torch.Generator().manual_seed(5)
+    weight, *gradients = torch.randn(6, 20, 10, generator=generator)
+    parameter = torch.nn.Parameter(weight.clone())
+    ours = ShortAdamW([parameter], 0.01, (0.9, 0.95), weight_decay=0.1)
+    parameter.grad = gradients[0]
+    ours.step()
+    state = ours.state[parameter]
+    assert state["first"].nbytes == state["second"].nbytes == weight.nbytes // 2
+    got = update(lambda p: ShortAdamW(p, 0.01, (0.9, 0.95), weight_decay=0.1), weight, gradients)
+    theirs = update(lambda p: torch.optim.AdamW(p, 0.01, (0.9, 0.95), weight_decay=0.1), weight,
+                    gradients)
+    assert (got - theirs).abs().max() < 0.02 * theirs.abs().max()
+
+
+def test_eight_bits_bring_short_moments():
+    """Oracle: the class of the optimiser, by the recipe's precision."""
+    model = DeepSeekV3(config())
+    kinds = {precision: type(make_optimizers(model, TrainConfig(precision=precision))[0])
+             for precision in ("fp8", "bf16")}
+    assert kinds == {"fp8": ShortAdamW, "bf16": torch.optim.AdamW}

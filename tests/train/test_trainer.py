@@ -96,6 +96,27 @@ def test_resume_at_every_step_is_bit_identical(finished_run, miniature, tmp_path
         assert (folder / name).read_bytes() == (finished_run / name).read_bytes()
 
 
+def test_a_run_in_eight_bits_resumes_bit_for_bit(miniature, tmp_path, monkeypatch):
+    """Oracle: the same run without a break; moments in bfloat16 survive the saved state."""
+    arguments = [*miniature, "--precision", "fp8", "--optimizer", "adamw"]
+    assert train_tiny.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    real = Trainer.train_step
+
+    def interrupt_the_third(self):
+        if self.step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupt_the_third)
+        assert train_tiny.main([*arguments, "--out", str(tmp_path / "broken")]) == 130
+    assert train_tiny.main(["--out", str(tmp_path / "broken"), "--resume", "--device", "cpu"]) == 0
+    assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "broken")]
+    assert weights[0] == weights[1]
+    assert json.loads((tmp_path / "whole" / "summary.json").read_bytes())["dtype"] == "fp8"
+
+
 def test_ctrl_c_saves_and_says_how_to_go_on(miniature, tmp_path, monkeypatch, capsys):
     """Oracle: exit code 130, the command, a state after the step at hand, the old handler back."""
     real, handler = Trainer.train_step, signal.getsignal(signal.SIGINT)
