@@ -1,6 +1,7 @@
 """What all commands share: help that shows the docstring, and complaints of one line."""
 
 import argparse
+import os
 import sys
 
 
@@ -16,7 +17,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def answer(work):
-    """Call work() -> the exit code: its own or 0, 2 after bad input, 130 after Ctrl-C."""
+    """Call work() -> the exit code: its own or 0, 2 after bad input, 130 after Ctrl-C, 141 if
+    nobody reads on.
+    """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")     # a console lacks letters
     try:
@@ -24,6 +27,9 @@ def answer(work):
     except KeyboardInterrupt:
         print()
         return 130
+    except BrokenPipeError:                      # whoever read has seen enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ValueError, OSError) as error:
         # An errno comes from the system, which names no remedy.
         advice = "; check the disk and the permissions." if getattr(error, "errno", None) else ""

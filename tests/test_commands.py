@@ -5,7 +5,9 @@ import json
 import pickle
 import re
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -18,6 +20,7 @@ from minidsv3.data.tokenizer import Tokenizer
 from minidsv3.hf import hub
 from minidsv3.infer.text import HealedSequence, complete
 
+ROOT = Path(generate.__file__).resolve().parent
 STATS = {"new_tokens", "seconds", "tokens_per_s", "prefill_s", "cache_bytes", "passes",
          "acceptance"}
 
@@ -400,6 +403,28 @@ def test_generate_shows_accepted_drafts_in_green(finished_run, capsys):
     drafted = [piece for piece in complete(model, tokenizer, "def f", 20, speculative=2)
                if piece.drafted]
     assert shown.count(generate.GREEN) == len(drafted) > 0
+
+
+def test_generate_shows_a_draft_that_ends_the_text(finished_run, capsys):
+    """Oracle: the count of accepted drafts, whatever the length at which the text ends."""
+    arguments = ["--model", str(finished_run), "--device", "cpu", "--prompt", "def f",
+                 "--temperature", "0", "--speculative", "3", "--show-drafts", "--max-new-tokens"]
+    model, tokenizer = hf.load(finished_run), Tokenizer.load(finished_run)
+    for length in range(2, 9):
+        assert generate.main([*arguments, str(length)]) == 0
+        pieces = complete(model, tokenizer, "def f", length, speculative=3)
+        list(pieces)
+        assert capsys.readouterr().out.count(generate.GREEN) == sum(pieces.decoder.accepted)
+
+
+def test_generate_ends_quietly_when_nobody_reads_on(finished_run):
+    """Oracle: exit code 141, as a shell has it, and not a word; the reader closes at once."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "generate.py"), "--model", str(finished_run), "--prompt", "def",
+         "--device", "cpu"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.wait(timeout=100) == 141
+    assert process.stderr.read() == b""
 
 
 @pytest.mark.parametrize("arguments, words", [

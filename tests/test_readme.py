@@ -38,6 +38,14 @@ def test_the_map_counts_lines_truly():
         assert abs(lines - int(count)) <= max(5, lines / 10), path
 
 
+def test_the_lines_of_the_model_are_counted_exactly():
+    """Both places that state them."""
+    files = (ROOT / "minidsv3" / "model").glob("*.py")
+    total = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files)
+    stated = re.findall(r"(\d+) lines (?:of model code|together)", README)
+    assert stated == [str(total)] * 2
+
+
 def test_every_claim_names_a_test_that_exists():
     """The table claim -> test."""
     rows = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", README)

@@ -32,7 +32,7 @@ class FP8LayerCache(LayerCache):
         c_kv, k_rope = latents.split([self.codes.size(-1), self.k_rope.size(-1)], dim=-1)
         codes, scale = quantize(c_kv.flatten(0, -2))
         self.codes[place] = codes.view(c_kv.shape)
-        self.scale[place] = scale.view(*c_kv.shape[:-1], -1)
+        self.scale[place] = scale.view(*c_kv.shape[:-1], self.scale.size(-1))
         self.k_rope[place] = k_rope
 
     def read(self, place):

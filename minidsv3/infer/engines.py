@@ -25,7 +25,7 @@ from ..data import corpus
 from ..data.foreign import read_tokenizer
 from ..device import choose_device
 from .decoder import Sequence
-from .generation import generate
+from .generation import MOST_DRAFTS, generate
 from .handover import Decode as Decode
 from .handover import Handover as Handover
 from .handover import Prefill as Prefill
@@ -81,6 +81,8 @@ def parse_arguments(arguments=None):
         if getattr(parsed, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(parsed, name)} must be at "
                              f"least {least}.")
+    if parsed.speculative > MOST_DRAFTS:
+        raise ValueError(f"--speculative {parsed.speculative} must be at most {MOST_DRAFTS}.")
     if parsed.rate is not None and not 0 < parsed.rate < float("inf"):
         raise ValueError(f"--rate {parsed.rate} must be above 0; leave it out for all at once.")
     return parsed

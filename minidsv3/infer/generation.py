@@ -8,12 +8,14 @@ import torch
 from .decoder import Decoder, Sequence
 from .sampling import Sampler
 
+MOST_DRAFTS = 16                                 # more are never all accepted
+
 
 class Generation(NamedTuple):
     """What `generate` returns: the new tokens alone."""
 
     tokens: torch.Tensor                         # (B, N) int64, EOS after a sequence has ended
-    lengths: torch.Tensor                        # (B,) new tokens before the EOS
+    lengths: torch.Tensor                        # (B,) new tokens before the EOS, a stop included
     stats: dict                                  # seconds, tokens per second, cache bytes, ...
 
 
@@ -23,7 +25,8 @@ def generate(model, tokens, max_new_tokens, temperature=0.0, top_k=None, top_p=1
 
     temperature 0 is greedy. speculative: tokens that the MTP module drafts in each step; it changes
     the speed and, but for rounding, not the text (greedy) or its distribution (sampling). Sequence
-    i draws from a generator of seed + i, or of seed[i], so its text does not depend on the others.
+    i draws from a generator of seed + i, or of seed[i], so its text does not depend on the others,
+    but for rounding.
     stop: tokens that end a text, besides EOS. Raises ValueError for a setting out of range.
     """
     begin = time.perf_counter()
@@ -52,8 +55,9 @@ def begin_all(model, prompts, max_new_tokens, sampler, speculative, seeds, stop,
     """A Decoder with room for all prompts, and their sequences. ValueError if a number is wrong."""
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1.")
-    if speculative < 0:
-        raise ValueError(f"speculative={speculative} must be 0 (no drafts) or more.")
+    if not 0 <= speculative <= MOST_DRAFTS:
+        raise ValueError(f"speculative={speculative} must be 0 (no drafts) to {MOST_DRAFTS}; 1 or "
+                         "2 pay most.")
     if not prompts or not all(prompts):
         raise ValueError("the prompt has no token; begin with EOS to start a new document.")
     if len(seeds) != len(prompts):

@@ -13,7 +13,7 @@ report serves them on different machines, and what a prompt has become travels b
     Decode     one pass makes a token, or several by drafts, for every sequence that is in; others
                join as soon as one has left (continuous batching)
 
-`engines.py` runs them, in one process or in two. Left out: many machines on each side, experts
+`serving.py` runs them, in one process or in two. Left out: many machines on each side, experts
 spread over them, and caches shared by prompts that begin alike.
 """
 

@@ -93,6 +93,7 @@ def serve_colocated(model, requests, places=16, budget=256, speculative=0, arriv
     """
     served = Served(requests, arrivals, progress)
     prefill = Prefill(model, budget, speculative)
+    places = min(places, len(requests))
     decode = Decode(model, places, room_for(requests, speculative), speculative)
     numbers = {request: number for number, request in enumerate(requests)}
     coming = deque(zip(served.arrivals, requests))
@@ -124,7 +125,8 @@ def serve_separated(folder, requests, places=16, budget=256, speculative=0, arri
     prefill = context.Process(target=child, name="prefill", daemon=True, args=(
         run_prefill, prefill_says, *shared, budget, wait_for_go, hand_over, data, served.arrivals))
     decode = context.Process(target=child, name="decode", daemon=True, args=(
-        run_decode, decode_says, *shared, places, room_for(requests, speculative), handovers))
+        run_decode, decode_says, *shared, min(places, len(requests)),
+        room_for(requests, speculative), handovers))
     try:
         prefill.start()
         decode.start()

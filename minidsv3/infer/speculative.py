@@ -108,4 +108,5 @@ def accept_or_replace(p, q, draft, generator):
     chance = torch.rand((), generator=generator, dtype=torch.float64).item()
     if chance * q[draft].item() < p[draft].item():                     # min(1, p(d) / q(d))
         return draft
-    return draw((p - q).clamp(min=0), generator)
+    rest = (p - q).clamp(min=0)
+    return draw(rest if rest.any() else p, generator)      # p = q but for rounding leaves nothing

@@ -58,15 +58,16 @@ class Completion:
         self.decoder, self.sequence, self.text = decoder, sequence, TextStream(stop)
 
     def __iter__(self):
-        new = self.decoder.start([self.sequence])[0]
+        new, drafted = self.decoder.start([self.sequence])[0], 0
         while new:
             for place, token in enumerate(new):
                 data = self.sequence.parts[len(self.sequence.parts) - len(new) + place]
-                # All but the last token of a step are drafts that the main model agreed with.
-                yield Piece(token, self.text.feed(data), place < len(new) - 1)
+                yield Piece(token, self.text.feed(data), place < drafted)
                 if self.text.stopped:
                     return
+            before = sum(self.decoder.accepted)
             new = [] if self.sequence.ended else self.decoder.step()[0]
+            drafted = sum(self.decoder.accepted) - before              # the first so many of them
         yield Piece(None, self.text.feed(b"", final=True))
 
 

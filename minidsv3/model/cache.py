@@ -6,7 +6,8 @@ to attend to directly. Memory for max_len tokens is taken once; sequences of a b
 length, be cut back, leave and join. Which of that happens is decided by who generates.
 
     cache = model.new_cache(batch, max_len)
-    model(tokens, cache)                         appends T tokens to every sequence
+    with torch.no_grad():                        a cache is not for training
+        model(tokens, cache)                     appends T tokens to every sequence
     cache.crop([7, 12])                          forgets what lies behind these lengths
 """
 
@@ -112,6 +113,9 @@ class LatentCache:
 
     def crop(self, lengths):
         """Forget all behind these lengths, one for each sequence; drafts that were rejected."""
+        if len(lengths) != len(self.lengths):
+            raise ValueError(f"{len(lengths)} lengths for {len(self.lengths)} sequences; give one "
+                             "for each.")
         for row, (length, held) in enumerate(zip(lengths, self.lengths, strict=True)):
             if not 0 <= length <= held:
                 raise ValueError(f"sequence {row} holds {held} tokens and cannot be cut to "

@@ -59,7 +59,7 @@ class MLA(nn.Module):
         latents, visible = self.latents(x, rope), None                 # (B, T, Rkv+Dr)
         if cache is not None:
             latents, visible = cache.append(latents), cache.visible    # (B, S, Rkv+Dr)
-        if self.absorbing_is_cheaper(x.size(1), latents.size(1)):
+        if cache is not None and self.absorbing_is_cheaper(x.size(1), latents.size(1)):
             o = self.attend_to_latents(q, latents, visible)            # (B, H, T, Dv)  eq. 10
         else:
             k, v = self.expand(latents)                                # (B, H, S, D), (B, H, S, Dv)

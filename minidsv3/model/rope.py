@@ -15,8 +15,6 @@ import math
 
 import torch
 
-from .layers import at_least_float32
-
 
 def rope_table(config, positions):
     """e^(i * angle) of every position and channel pair: positions (..., T) -> (..., T, Dr/2).
@@ -33,8 +31,10 @@ def apply_rope(x, table):
 
     A pair (a, b) is the complex number a + ib, and a turn by an angle is one product.
     """
-    pairs = at_least_float32(x).unflatten(-1, (-1, 2)).contiguous()    # (..., T, Dr/2, 2)
-    pairs = torch.view_as_complex(pairs)                               # (..., T, Dr/2)
+    # A copy always: complex numbers cannot begin at an odd place, as a view of one token may.
+    wide = torch.promote_types(x.dtype, torch.float32)
+    pairs = x.to(wide, copy=True, memory_format=torch.contiguous_format)
+    pairs = torch.view_as_complex(pairs.unflatten(-1, (-1, 2)))        # (..., T, Dr/2)
     turned = pairs * table.to(pairs.dtype)
     return torch.view_as_real(turned).flatten(-2).to(x.dtype)          # (..., T, Dr)
 

@@ -73,6 +73,11 @@ class DeepSeekV3(nn.Module):
     def hidden_states(self, tokens, cache=None, counts=None):
         """tokens (B, T) -> state after the final norm (B, T, C), Routing of each sparse block."""
         B, T = tokens.shape
+        counts = [T] * B if counts is None else [int(count) for count in counts]
+        if cache is not None and not (len(counts) == B == len(cache.lengths)
+                                      and all(0 <= count <= T for count in counts)):
+            raise ValueError(f"counts={counts} for tokens {(B, T)} and a cache of "
+                             f"{len(cache.lengths)} sequences; give each sequence 0 to {T}.")
         rope = (cache.make_room(T) if cache is not None
                 else rope_table(self.config, torch.arange(T, device=tokens.device)))
         x, routings = self.embed(tokens), []                           # (B, T, C)
@@ -80,7 +85,7 @@ class DeepSeekV3(nn.Module):
             x, routing = self.run(block, x, rope, None if cache is None else cache.layers[i])
             routings.append(routing)
         if cache is not None:
-            cache.advance(counts or [T] * B)
+            cache.advance(counts)
         return self.norm(x), [routing for routing in routings if routing is not None]
 
     def embed(self, tokens):

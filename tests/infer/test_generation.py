@@ -99,6 +99,7 @@ def test_after_eos_there_is_only_eos(model, monkeypatch):
     ({"seed": -1}, "seed=-1 .*between 0"), ({"seed": 2**64}, "seed=1844.*between 0"),
     ({"seed": [1, 2]}, "seed=.1, 2. has 2 numbers for 1 sequences"),
     ({"speculative": -1}, "speculative=-1 .*0 .no drafts."),
+    ({"speculative": 500}, "speculative=500 .*to 16"),
     ({"max_new_tokens": 0}, "max_new_tokens=0 .*at least 1"),
     ({"max_new_tokens": 62}, "3 prompt tokens .*=62 .*max_position_embeddings=64; shorten")])
 def test_bad_settings_are_refused(model, options, words):

@@ -119,6 +119,13 @@ def test_the_rule_draws_from_p(seed):
     assert counts[3] == 0 and chi_square(counts[P > 0], P[P > 0]) > 0.01
 
 
+def test_rounding_that_leaves_nothing_to_draw_from_is_harmless(monkeypatch):
+    """Oracle: a token of p, where q is above p everywhere by rounding and the draft is refused."""
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor(1 - 2.0**-53).double())
+    p = torch.tensor([0.5, 0.5])
+    assert speculative.accept_or_replace(p, p * (1 + 1e-6), 0, None) in (0, 1)
+
+
 @pytest.mark.parametrize("rule", [always_accept, redraw_from_p])
 def test_the_test_notices_a_broken_rule(rule):
     """Oracle: the same chi-square, which must reject it."""

@@ -17,7 +17,9 @@ BASE = ModelConfig(
 CONFIGS = {
     "yarn": BASE,
     "no query latent": BASE.replace(q_lora_rank=None, rope_scaling=None, num_attention_heads=1),
+    # Odd widths: rotary channels then begin at odd places.
     "narrow latent": BASE.replace(kv_lora_rank=5, v_head_dim=7, qk_nope_head_dim=9),
+    "one head, odd": BASE.replace(kv_lora_rank=9, qk_nope_head_dim=5, num_attention_heads=1),
 }
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
@@ -116,3 +118,21 @@ def test_uneven_lengths_equal_each_sequence_alone(dtype, tolerance):
         for row, text in enumerate(texts):
             expected = model(text[None])[0, -new:]
             assert (got[row] - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def test_training_never_absorbs(monkeypatch):
+    """Oracle: the narrow latent, for which absorbing is always cheaper, without a cache."""
+    model = lively(CONFIGS["narrow latent"], torch.float32)
+    assert model.layers[0].self_attn.absorbing_is_cheaper(9, 9)
+    monkeypatch.setattr(MLA, "attend_to_latents", lambda *_: pytest.fail("absorbed in training"))
+    model.loss(torch.randint(61, (2, 9))).total.backward()
+
+
+@pytest.mark.parametrize("counts", [[5, 3], [-1, 3], [3], [3, 3, 3]])
+def test_impossible_counts_are_refused(counts):
+    """Oracle: the value and the range; the cache is as before."""
+    model = lively(BASE, torch.float32)
+    cache = model.new_cache(2, 9)
+    with pytest.raises(ValueError, match="give each sequence 0 to 3"):
+        model(torch.zeros(2, 3, dtype=torch.long), cache, counts=counts)
+    assert cache.lengths == [0, 0]

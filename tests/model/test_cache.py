@@ -85,7 +85,8 @@ def test_a_full_cache_says_so_and_keeps_what_it_has(model):
 
 
 @pytest.mark.parametrize("lengths, words", [([6, 2, 3], "sequence 0 holds 5 .*cut to 6"),
-                                            ([5, -1, 3], "sequence 1 holds 2 .*cut to -1")])
+                                            ([5, -1, 3], "sequence 1 holds 2 .*cut to -1"),
+                                            ([5, 2], "2 lengths for 3 sequences")])
 def test_a_cut_that_cannot_be_is_refused(model, lengths, words):
     with pytest.raises(ValueError, match=words):
         filled(model, TEXTS).crop(lengths)
