@@ -56,7 +56,7 @@ def rope_frequencies(config, device=None):
 def yarn_ramp_ends(yarn, channels, base):
     """The channel pairs between which YaRN goes over from keeping to stretching.
 
-    Pair n turns `rotations` times within the original window; the released code ramps linearly in
+    Pair `pair_with(n)` turns n times in the original window; the released code ramps linearly in
     the pair's index, where the YaRN paper ramps in the number of rotations.
     """
     def pair_with(rotations):
