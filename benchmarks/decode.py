@@ -210,6 +210,12 @@ def prepare(arguments, ours, shapes):
     return prompts, cells
 
 
+def in_words(model):
+    """Which model it is; one of the repository without the folder that this lies in."""
+    path, root = Path(model).resolve(), HERE.parent
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(model)
+
+
 def run(arguments):
     """Measure, write, print."""
     check(arguments, hf.stored_config(arguments.model))
@@ -232,7 +238,8 @@ def run(arguments):
                         rounds=rounds)
     results = {
         "machine": {**machine(torch.device("cpu")), "transformers": transformers.__version__},
-        "command": " ".join(sys.argv), "model": str(arguments.model), "dtype": "float32",
+        "command": " ".join(sys.argv), "model": in_words(arguments.model),
+        "dtype": "float32",
         "rounds": rounds, "new_tokens": new, "seed": arguments.seed,
         "cells": [{"batch": batch, "context": context, "contenders": found[batch, context],
                    "settings": dict(zip(("prefill", "decode"), cells[batch, context][0]))}
