@@ -71,11 +71,19 @@ def prompts(arguments):
     elif arguments.prompt is not None:
         yield arguments.prompt, None
     elif not sys.stdin or not sys.stdin.isatty():
-        yield sys.stdin.buffer.read().decode("utf-8", "replace") if sys.stdin else "", None
+        yield piped_in(), None
     else:
         print("Type the beginning of a text; an empty line ends.")
         while line := sys.stdin.readline().rstrip("\r\n"):             # also "" at the end of file
             yield line, None
+
+
+def piped_in():
+    """The text on stdin; none where nothing can be read from it, as in a window or under a test."""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8", "replace")
+    except (AttributeError, OSError, ValueError):
+        return ""
 
 
 def run(arguments):

@@ -390,6 +390,19 @@ def test_generate_reads_what_is_piped_in(finished_run, monkeypatch, capsys):
     assert capsys.readouterr().out == expected
 
 
+@pytest.mark.parametrize("closed", [None, io.TextIOWrapper(io.BytesIO())])
+def test_generate_without_any_stdin_begins_a_document(finished_run, monkeypatch, capsys, closed):
+    """Oracle: an empty prompt; there is no stdin, or it is closed."""
+    arguments = ["--model", str(finished_run), "--device", "cpu", "--max-new-tokens", "5"]
+    assert generate.main([*arguments, "--prompt", ""]) == 0
+    expected = capsys.readouterr().out
+    if closed is not None:
+        closed.buffer.close()
+    monkeypatch.setattr(sys, "stdin", closed)
+    assert generate.main(arguments) == 0
+    assert capsys.readouterr().out == expected
+
+
 def test_generate_shows_accepted_drafts_in_green(finished_run, capsys):
     """Oracle: the pieces of the same completion; without the colours the text is the plain one."""
     arguments = ["--model", str(finished_run), "--device", "cpu", "--prompt", "def f",
