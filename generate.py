@@ -70,8 +70,8 @@ def prompts(arguments):
         yield gap
     elif arguments.prompt is not None:
         yield arguments.prompt, None
-    elif not sys.stdin or not sys.stdin.isatty():
-        yield piped_in(), None
+    elif (text := piped_in()) is not None:
+        yield text, None
     else:
         print("Type the beginning of a text; an empty line ends.")
         while line := sys.stdin.readline().rstrip("\r\n"):             # also "" at the end of file
@@ -79,9 +79,9 @@ def prompts(arguments):
 
 
 def piped_in():
-    """The text on stdin; none where nothing can be read from it, as in a window or under a test."""
+    """The text on stdin: None at a terminal, an empty one where nothing can be read."""
     try:
-        return sys.stdin.buffer.read().decode("utf-8", "replace")
+        return None if sys.stdin.isatty() else sys.stdin.buffer.read().decode("utf-8", "replace")
     except (AttributeError, OSError, ValueError):
         return ""
 
