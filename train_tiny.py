@@ -40,7 +40,7 @@ def parse_arguments(arguments=None):
     how = parser.add_argument_group("how")
     how.add_argument("--precision",
                      help="of activations: fp32, bf16, or auto, bf16 where it is faster; or fp8, "
-                          "simulated in all large products, some 2 times slower [auto]")
+                          "simulated in attention and FFN, 2 times slower than fp32 [auto]")
     how.add_argument("--optimizer", help="muon (matrices; adamw for the rest) or adamw [muon]")
     how.add_argument("--seed", type=int, help="of weights and batches [0]")
     how.add_argument("--compile", action="store_true",

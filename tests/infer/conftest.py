@@ -6,15 +6,16 @@ import torch
 from minidsv3 import DeepSeekV3, ModelConfig
 from minidsv3.data.tokenizer import Tokenizer
 
+SMALL = ModelConfig.preset("tiny").replace(
+    vocab_size=300, hidden_size=32, num_hidden_layers=2, intermediate_size=48,
+    moe_intermediate_size=16, max_position_embeddings=64, initializer_range=0.2)
+
 
 @pytest.fixture(scope="session")
 def model():
     """Two layers and an MTP module, 300 tokens, float32."""
     torch.manual_seed(0)
-    config = ModelConfig.preset("tiny").replace(
-        vocab_size=300, hidden_size=32, num_hidden_layers=2, intermediate_size=48,
-        moe_intermediate_size=16, max_position_embeddings=64, initializer_range=0.2)
-    return DeepSeekV3(config).eval()
+    return DeepSeekV3(SMALL).eval()
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,12 @@ import time
 import pytest
 import torch
 
-from minidsv3 import DeepSeekV3, ModelConfig, hf
+from minidsv3 import DeepSeekV3, hf
 from minidsv3.infer import generate
 from minidsv3.infer.decoder import Sequence
 from minidsv3.infer.sampling import Sampler
 from minidsv3.infer.serving import serve_separated
+from tests.infer.conftest import SMALL
 
 pytestmark = pytest.mark.multi
 SAMPLED = Sampler(temperature=1.0, top_p=0.95)
@@ -21,10 +22,7 @@ SAMPLED = Sampler(temperature=1.0, top_p=0.95)
 def model():
     """Two layers and an MTP module in float64, 300 tokens, random."""
     torch.manual_seed(0)
-    config = ModelConfig.preset("tiny").replace(
-        vocab_size=300, hidden_size=32, num_hidden_layers=2, intermediate_size=48,
-        moe_intermediate_size=16, max_position_embeddings=64, initializer_range=0.2)
-    return DeepSeekV3(config).double().eval()
+    return DeepSeekV3(SMALL).double().eval()
 
 
 @pytest.fixture(scope="module")
