@@ -15,3 +15,4 @@ from .quantize import Format as Format
 from .quantize import dequantize as dequantize
 from .quantize import quantize as quantize
 from .quantize import round_to as round_to
+from .quantize import rounded as rounded

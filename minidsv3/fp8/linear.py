@@ -10,18 +10,24 @@ anew. All is simulated: numbers are rounded to the format and multiplied in floa
 the sum, tile by tile, of FP8 products times their two scales. Weights stay float32 masters, and
 their gradients are float32. What limited sums would add is in `accumulate.py`.
 
+Three places are special (report, section 3.3.3). What feeds the linear after attention is kept in
+E5M6, twelve bits, since the backward pass of attention needs it too. What is sent to the experts of
+other machines, and the gradients that come back for their outputs, travel in FP8. In both, scales
+are powers of two, so that tiling anew moves exponents and adds no error. And of an MoE layer's
+SwiGLU the inputs are kept, in FP8; its output is formed again in the backward pass.
+
 Embedding, head, gate, norms and the attention itself stay as they are, and so does eh_proj, as in
-the released checkpoint. What feeds the linear after attention is kept in E5M6, twelve bits, with
-scales that are powers of two, since the backward pass of attention needs it too.
+the released checkpoint.
 """
 
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
-from ..model.layers import Linear, at_least_float32
-from ..model.moe import Experts, Router, grouped_linear
-from .quantize import BLOCK, E5M6, TILE, dequantize, quantize
+from ..model.layers import Linear, SwiGLU, at_least_float32
+from ..model.moe import Experts, MoE, Router, grouped_linear
+from .quantize import BLOCK, E5M6, TILE, dequantize, quantize, rounded
 
 COLUMN = (128, 1)                                # of Wgrad: 128 tokens, one channel
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -45,98 +51,165 @@ RECIPES = {
 }
 
 
+class Layer(NamedTuple):
+    """What one linear layer does: its recipe, and which of the special places it is."""
+
+    name: str
+    recipe: Recipe
+    keep: object = E4M3                          # format in which x is kept
+    receives: bool = False                       # x comes in scales of powers of two
+    returns: bool = False                        # dy comes in FP8, in scales of powers of two
+
+
 def convert(model, recipe="deepseek-v3"):
     """Let the matrices of attention, FFN and experts compute in simulated FP8; the same model.
 
     Parameters, their names and the optimiser's hold on them stay. Raises ValueError for an unknown
-    recipe.
+    recipe. On a CPU, an input or gradient that is not finite raises FloatingPointError with the
+    name of its layer; a GPU would have to be waited for at every layer, so there the loss tells.
     """
     if recipe not in RECIPES:
         raise ValueError(f"FP8 recipe {recipe!r} is unknown; choose one of {', '.join(RECIPES)}.")
+    plan = RECIPES[recipe]
     for name, module in model.named_modules():
         if isinstance(module, Experts):
             module.__class__ = FP8Experts
+            module.up = Layer(f"{name}.gate_up_proj", plan, receives=True)
+            module.down = Layer(f"{name}.down_proj", plan, returns=True)
+        elif isinstance(module, MoE) and module.shared_experts is not None:
+            shared = module.shared_experts
+            shared.__class__ = FP8SwiGLU
+            shared.up = Layer(f"{name}.shared_experts.gate_proj and up_proj", plan)
+            shared.down = Layer(f"{name}.shared_experts.down_proj", plan)
         elif (isinstance(module, Linear) and not isinstance(module, Router)
               and not name.endswith(("lm_head", "eh_proj"))):
             module.__class__ = FP8Linear
-            module.keep = E5M6 if name.endswith("o_proj") else E4M3
-        else:
-            continue
-        module.recipe = RECIPES[recipe]
+            after_attention = name.endswith("o_proj")
+            module.layer = Layer(name, plan, E5M6 if after_attention else E4M3, after_attention)
     return model
 
 
-def rounded(x, tile, dtype=E4M3):
-    """A matrix as FP8 with one scale a tile leaves it: (R, C) -> (R, C) float32."""
-    tile = tile or tuple(x.shape)
-    return dequantize(*quantize(x, tile, dtype), tile)
-
-
 class FP8Linear(Linear):
-    """A Linear of which `convert` changed the class; recipe and keep are set there."""
+    """A Linear of which `convert` changed the class, as below."""
 
     def forward(self, x):
-        y = FP8Product.apply(x.flatten(0, -2), self.weight, self.recipe, self.keep)
+        rows = x.flatten(0, -2)                                        # (N, in)
+        y = FP8Product.apply(rows, self.weight[None], all_rows(rows), self.layer)
         return y.unflatten(0, x.shape[:-1])                            # (..., out)
 
 
-class FP8Product(torch.autograd.Function):
-    """y = x W^T and its two gradients: x (N, K), W (O, K) -> (N, O) in the dtype of x."""
+class FP8SwiGLU(SwiGLU):
+    """The shared experts: a stack of one expert, to which all tokens go."""
 
-    @staticmethod
-    def forward(ctx, x, weight, recipe, keep):
-        ctx.recipe, ctx.tile = recipe, recipe.activation or tuple(x.shape)
-        kept = quantize(x, ctx.tile, keep, power_of_two=keep is E5M6)
-        operand = dequantize(*kept, ctx.tile) if keep is E4M3 else rounded(x, recipe.activation)
-        ctx.save_for_backward(*kept, weight)
-        return (operand @ rounded(weight, recipe.weight).T).to(x.dtype)        # Fprop
-
-    @staticmethod
-    def backward(ctx, dy):
-        codes, scale, weight = ctx.saved_tensors
-        recipe, back = ctx.recipe, ctx.recipe.backward
-        dx = rounded(dy, recipe.gradient, back) @ rounded(weight, recipe.weight)   # Dgrad
-        x = rounded(dequantize(codes, scale, ctx.tile), recipe.column)         # retiled
-        dW = rounded(dy, recipe.column, back).T @ x                            # Wgrad
-        return dx.to(dy.dtype), dW.to(weight.dtype), None, None
+    def forward(self, x):
+        rows = x.flatten(0, -2)                                        # (N, C)
+        gate_up = torch.cat([self.gate_proj.weight, self.up_proj.weight])[None]
+        y = feed_forward(rows, gate_up, self.down_proj.weight[None], all_rows(rows), self)
+        return y.view_as(x)
 
 
 class FP8Experts(Experts):
-    """The same for stacked experts: each its own matrix, and its own tokens in Wgrad."""
+    """The routed experts: each its own matrices, and its own tokens in Wgrad."""
 
     def forward(self, x, weights, experts):
         """One path, however few tokens there are."""
         return self.in_groups(x, weights, experts)
 
-    def product(self, rows, weight, counts):
-        """rows (N, K) sorted by expert, weight (E, O, K), counts (E,) -> (N, O)."""
-        return FP8GroupedProduct.apply(rows, weight, counts, self.recipe)
+    def feed_forward(self, rows, counts):
+        """rows (M, C) sorted by expert, counts (E,) -> (M, C)."""
+        return feed_forward(rows, self.gate_up_proj, self.down_proj, counts, self)
 
 
-class FP8GroupedProduct(torch.autograd.Function):
-    """FP8Product for every run of rows and its own matrix."""
+def feed_forward(rows, gate_up, down, counts, module):
+    """SwiGLU of stacked experts: rows (M, C), gate_up (E, 2F, C), down (E, C, F) -> (M, C)."""
+    hidden = FP8Product.apply(rows, gate_up, counts, module.up)        # (M, 2F)
+    return FP8ProductOfSwiGLU.apply(hidden, down, counts, module.down)
+
+
+def all_rows(rows):
+    """The counts of a stack of one matrix."""
+    return torch.tensor([len(rows)], device=rows.device)
+
+
+class FP8Product(torch.autograd.Function):
+    """y = x W^T and its two gradients, for every run of rows and its own matrix of a stack.
+
+    x (N, K) sorted by matrix, weight (E, O, K), counts (E,) -> (N, O) in the dtype of x.
+    """
 
     @staticmethod
-    def forward(ctx, rows, weight, counts, recipe):
-        ctx.recipe, ctx.tile = recipe, recipe.activation or tuple(rows.shape)
-        kept = quantize(rows, ctx.tile)
-        ctx.save_for_backward(*kept, weight, counts)
-        stack = rounded_stack(weight, recipe.weight)                   # (E, O, K)
-        return grouped_linear(dequantize(*kept, ctx.tile), stack, counts).to(rows.dtype)
+    def forward(ctx, x, weight, counts, layer):
+        ctx.layer, tile = layer, layer.recipe.activation
+        codes, scale = quantize(x, tile, layer.keep, layer.receives)
+        require_finite(scale, "input", layer)
+        # Fprop sees eight bits whatever is kept; every number of E5M6 is one of float16.
+        if layer.keep is E5M6:
+            codes, operand = codes.half(), rounded(x, tile, E4M3, layer.receives)
+        else:
+            operand = dequantize(codes, scale, tile)
+        ctx.save_for_backward(codes, scale, weight, counts)
+        return fprop(operand, weight, counts, layer).to(x.dtype)
 
     @staticmethod
     def backward(ctx, dy):
         codes, scale, weight, counts = ctx.saved_tensors
-        recipe, back = ctx.recipe, ctx.recipe.backward
-        stack = rounded_stack(weight, recipe.weight).mT.contiguous()   # (E, K, O)
-        dx = grouped_linear(rounded(dy, recipe.gradient, back), stack, counts)
-        rows = dequantize(codes, scale, ctx.tile)
-        dW = torch.zeros_like(weight, dtype=torch.float32)
-        sizes = counts.tolist()
-        for expert, (x, g) in enumerate(zip(rows.split(sizes), dy.split(sizes))):
-            if len(x):
-                dW[expert] = rounded(g, recipe.column, back).T @ rounded(x, recipe.column)
+        x = dequantize(codes, scale, ctx.layer.recipe.activation)
+        dx, dW = gradients(dy, x, weight, counts, ctx.layer)
         return dx.to(dy.dtype), dW.to(weight.dtype), None, None
+
+
+class FP8ProductOfSwiGLU(torch.autograd.Function):
+    """The same for x = silu(gate) * up: what is kept are gate and up in FP8, and x is formed anew.
+
+    hidden (N, 2K), gate then up, weight (E, O, K), counts (E,) -> (N, O) in the dtype of hidden.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, counts, layer):
+        ctx.layer, tile = layer, layer.recipe.activation
+        codes, scale = quantize(hidden, tile)
+        require_finite(scale, "input", layer)
+        ctx.save_for_backward(codes, scale, weight, counts)
+        operand = rounded(swiglu(hidden), tile)
+        return fprop(operand, weight, counts, layer).to(hidden.dtype)
+
+    @staticmethod
+    def backward(ctx, dy):
+        codes, scale, weight, counts = ctx.saved_tensors
+        hidden = dequantize(codes, scale, ctx.layer.recipe.activation).requires_grad_()
+        with torch.enable_grad():
+            x = swiglu(hidden)                                         # (N, K)
+        dx, dW = gradients(dy, x.detach(), weight, counts, ctx.layer)
+        dhidden, = torch.autograd.grad(x, hidden, dx)                  # (N, 2K)
+        return dhidden.to(dy.dtype), dW.to(weight.dtype), None, None
+
+
+def swiglu(hidden):
+    """silu(gate) * up: (N, 2K) -> (N, K)."""
+    gate, up = hidden.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def fprop(x, weight, counts, layer):
+    """x W^T of what is rounded already and weights that are not: (N, K) -> (N, O) float32."""
+    return grouped_linear(x, rounded_stack(weight, layer.recipe.weight), counts)
+
+
+def gradients(dy, x, weight, counts, layer):
+    """Dgrad and Wgrad: dy (N, O), x (N, K), weight (E, O, K) -> dx (N, K), dW (E, O, K) float32."""
+    recipe, kind = layer.recipe, layer.recipe.backward
+    dy_row = rounded(dy, recipe.gradient, kind, layer.returns)
+    require_finite(dy_row, "gradient", layer)
+    stack = rounded_stack(weight, recipe.weight)
+    dx = grouped_linear(dy_row, stack.mT.contiguous(), counts)         # Dgrad
+    dy = dy_row if layer.returns else dy         # of what came in FP8 there is nothing else
+    dW, sizes = torch.zeros_like(stack), counts.tolist()
+    for g, rows, out in zip(dy.split(sizes), x.split(sizes), dW, strict=True):
+        if len(rows):
+            g = rounded(g, recipe.column, kind, layer.returns)
+            rows = rounded(rows, recipe.column, E4M3, layer.receives)
+            torch.mm(g.T, rows, out=out)                               # Wgrad
+    return dx, dW
 
 
 def rounded_stack(weight, tile):
@@ -145,5 +218,11 @@ def rounded_stack(weight, tile):
     if tile is None:
         return torch.stack([rounded(matrix, None) for matrix in weight])
     spare = -O % tile[0]                         # so that no tile reaches into the next matrix
-    flat = torch.nn.functional.pad(at_least_float32(weight), (0, 0, 0, spare)).flatten(0, 1)
+    flat = F.pad(at_least_float32(weight), (0, 0, 0, spare)).flatten(0, 1)
     return rounded(flat, tile).unflatten(0, (E, -1))[:, :O]
+
+
+def require_finite(x, what, layer):
+    """FloatingPointError that names the layer; on a GPU the answer would have to be waited for."""
+    if x.device.type == "cpu" and not x.isfinite().all():
+        raise FloatingPointError(f"the {what} of {layer.name} is not a finite number.")

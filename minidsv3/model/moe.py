@@ -108,14 +108,14 @@ class Experts(nn.Module):
         tokens = slots.new_zeros(counts.sum())                         # (M,)  spare rows: token 0
         tokens[slots] = torch.arange(len(slots), device=x.device) // top_k
         rows = x.index_select(0, tokens)                               # (M, C)  dispatch
-        gate, up = self.product(rows, self.gate_up_proj, counts).chunk(2, dim=-1)
-        rows = self.product(F.silu(gate) * up, self.down_proj, counts)
-        rows = rows.index_select(0, slots).unflatten(0, (-1, top_k))   # (N, K, C)  no spare rows
+        rows = self.feed_forward(rows, counts).index_select(0, slots)  # (N*K, C)  no spare rows
+        rows = rows.unflatten(0, (-1, top_k))                          # (N, K, C)
         return (weights.to(x.dtype)[:, None] @ rows).squeeze(1)        # (N, C)  combine, eq. 12
 
-    def product(self, rows, weight, counts):
-        """The one product that all of it rests on; another precision overrides this."""
-        return grouped_linear(rows, weight, counts)
+    def feed_forward(self, rows, counts):
+        """rows (M, C) sorted by expert, counts (E,) -> (M, C); another precision overrides this."""
+        gate, up = grouped_linear(rows, self.gate_up_proj, counts).chunk(2, dim=-1)
+        return grouped_linear(F.silu(gate) * up, self.down_proj, counts)
 
     def one_by_one(self, x, weights, experts):
         """The same for very few tokens, where sorting and gathering would take longer than this."""

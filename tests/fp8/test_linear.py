@@ -1,19 +1,31 @@
 """The three products against tiles rounded one by one, and against what must not matter."""
 
+import math
+
 import pytest
 import torch
 
 from minidsv3 import DeepSeekV3, ModelConfig, fp8
-from minidsv3.fp8.linear import E5M2, RECIPES, FP8Experts, FP8Linear
+from minidsv3.fp8.linear import (
+    E5M2,
+    RECIPES,
+    FP8Experts,
+    FP8Linear,
+    FP8Product,
+    FP8ProductOfSwiGLU,
+    FP8SwiGLU,
+    Layer,
+    all_rows,
+)
 from minidsv3.model.layers import Linear
-from minidsv3.model.moe import Experts
+from minidsv3.model.moe import Experts, MoE
 
 E4M3 = torch.float8_e4m3fn
 TINY = ModelConfig.preset("tiny").replace(hidden_size=48, moe_intermediate_size=24, vocab_size=97,
                                           num_hidden_layers=2, intermediate_size=40)
 
 
-def by_tiles(x, tile, dtype=E4M3):
+def by_tiles(x, tile, dtype=E4M3, power_of_two=False):
     """A matrix rounded tile by tile, each with torch's own cast, in float64."""
     tile = tile or x.shape
     out = torch.empty(x.shape, dtype=torch.float64)
@@ -22,6 +34,8 @@ def by_tiles(x, tile, dtype=E4M3):
             part = x[i:i + tile[0], j:j + tile[1]].float()
             scale = part.abs().max() / torch.finfo(dtype).max
             scale = scale if scale > 0 else torch.tensor(1.0)
+            if power_of_two:
+                scale = torch.tensor(2.0 ** math.ceil(math.log2(scale)))
             codes = (part / scale).clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max).to(dtype)
             out[i:i + tile[0], j:j + tile[1]] = codes.double() * scale.double()
     return out
@@ -62,17 +76,108 @@ def test_three_products_equal_rounding_and_multiplying(recipe, N, K, O):
 
 
 def test_the_input_after_attention_is_kept_in_twelve_bits():
-    """Oracle: dW from an E5M6 copy with scales of powers of two; y from E4M3 as elsewhere."""
+    """Oracle: dW from an E5M6 copy, y from E4M3, both with scales of powers of two."""
     torch.manual_seed(0)
     layer = layer_of(20, 150, "deepseek-v3", name="o_proj")
     x, dy = torch.randn(140, 150), torch.randn(140, 20)
     y, _, dW = outputs(layer, x, dy)
     W = by_tiles(layer.weight.detach(), (128, 128))
-    torch.testing.assert_close(y.double(), by_tiles(x, (1, 128)) @ W.T, rtol=1e-5, atol=1e-5)
+    expected = by_tiles(x, (1, 128), power_of_two=True) @ W.T
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
     kept = fp8.dequantize(*fp8.quantize(x, dtype=fp8.E5M6, power_of_two=True))
-    expected = by_tiles(dy, (128, 1)).T @ by_tiles(kept, (128, 1))
+    expected = by_tiles(dy, (128, 1)).T @ by_tiles(kept, (128, 1), power_of_two=True)
     torch.testing.assert_close(dW.double(), expected, rtol=1e-5, atol=1e-4)
     assert (kept - x).norm() < 0.3 * (fp8.dequantize(*fp8.quantize(x)) - x).norm()
+
+
+def test_of_an_experts_swiglu_gate_and_up_are_kept_in_eight_bits():
+    """Oracle: y from exact inputs; gradients at rounded ones, by the derivative of silu by hand."""
+    torch.manual_seed(0)
+    N, K, O = 140, 150, 20
+    hidden, dy = torch.randn(N, 2 * K, requires_grad=True), torch.randn(N, O)
+    weight = torch.randn(1, O, K, requires_grad=True)
+    layer = Layer("down", RECIPES["deepseek-v3"], returns=True)
+    y = FP8ProductOfSwiGLU.apply(hidden, weight, torch.tensor([N]), layer)
+    dhidden, dW = torch.autograd.grad(y, (hidden, weight), dy)
+    W = by_tiles(weight[0].detach(), (128, 128))
+    assert near(y, by_tiles(silu_times(hidden.detach()), (1, 128)) @ W.T)
+    sent = by_tiles(dy, (1, 128), power_of_two=True)
+    kept = by_tiles(hidden.detach(), (1, 128)).float()
+    column = by_tiles(sent, (128, 1), power_of_two=True)
+    assert near(dW[0], column.T @ by_tiles(silu_times(kept), (128, 1)))
+    gate, up = kept.double().chunk(2, dim=1)
+    dx, sigmoid = sent @ W, 1 / (1 + (-gate).exp())
+    dgate = dx * up * sigmoid * (1 + gate * (1 - sigmoid))
+    assert near(dhidden, torch.cat([dgate, dx * gate * sigmoid], dim=1))
+
+
+def silu_times(hidden):
+    """silu(gate) * up, in the dtype it comes in."""
+    gate, up = hidden.chunk(2, dim=1)
+    return torch.nn.functional.silu(gate) * up
+
+
+def near(got, expected):
+    """Whether float32's sums of a product, 2e-6 of its largest, are all that differs."""
+    return (got.double() - expected).abs().max() <= 2e-6 * expected.abs().max()
+
+
+def test_shared_experts_are_a_stack_of_one():
+    """Oracle: feed_forward's two products of concatenated weights, as for a routed expert."""
+    torch.manual_seed(0)
+    moe = fp8.convert(MoE(TINY))
+    for weight in moe.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    x = torch.randn(2, 70, 48)
+    shared = moe.shared_experts
+    both = torch.cat([shared.gate_proj.weight, shared.up_proj.weight])
+    recipe = RECIPES["deepseek-v3"]
+    one = all_rows(x.flatten(0, 1))
+    hidden = FP8Product.apply(x.flatten(0, 1), both[None], one, Layer("up", recipe))
+    y = FP8ProductOfSwiGLU.apply(hidden, shared.down_proj.weight[None], one, Layer("", recipe))
+    assert torch.equal(shared(x).flatten(0, 1), y)
+
+
+def test_powers_of_two_let_a_matrix_be_tiled_anew_without_loss():
+    """Oracle: equality; with scales amax/448 the second rounding moves one number in three."""
+    x = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
+    for power_of_two in (True, False):
+        once = fp8.rounded(x, (1, 128), power_of_two=power_of_two)
+        twice = fp8.rounded(once, (128, 1), power_of_two=power_of_two)
+        normal = x.abs() > 0.1                     # far from what underflows in either scale
+        moved = (twice != once)[normal].float().mean()
+        assert moved == 0 if power_of_two else moved > 0.3
+
+
+def test_what_is_sent_to_experts_has_scales_of_powers_of_two():
+    """Oracle: each special place of the report by name, and no other."""
+    model = fp8.convert(DeepSeekV3(TINY))
+    layers = [layer for module in model.modules() for layer in vars(module).values()
+              if isinstance(layer, Layer)]
+    kinds = {(layer.name.rpartition(".")[2], layer.keep is fp8.E5M6, layer.receives, layer.returns)
+             for layer in layers if layer.keep is fp8.E5M6 or layer.receives or layer.returns}
+    assert kinds == {("o_proj", True, True, False), ("gate_up_proj", False, True, False),
+                     ("down_proj", False, False, True)}
+    assert {layer.name.rpartition("mlp.")[2] for layer in layers if layer.returns} == {
+        "experts.down_proj"}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_the_layer_whose_input_or_gradient_is_not_finite_is_named(bad):
+    """Oracle: the name of the layer that was given the bad number."""
+    model = fp8.convert(DeepSeekV3(TINY))
+    layer, x = model.layers[1].self_attn.q_b_proj, torch.randn(3, model.config.q_lora_rank)
+    name = "layers.1.self_attn.q_b_proj is not a finite number"
+    with pytest.raises(FloatingPointError, match=f"the gradient of {name}"):
+        layer(x).sum().mul(bad).backward()
+    x[1, 2] = bad
+    with pytest.raises(FloatingPointError, match=f"the input of {name}"):
+        layer(x)
+    hidden = torch.full((3, 2 * TINY.moe_intermediate_size), bad)
+    experts = model.layers[1].mlp.experts
+    with pytest.raises(FloatingPointError, match="input of layers.1.mlp.experts.down_proj"):
+        FP8ProductOfSwiGLU.apply(hidden, experts.down_proj, torch.tensor([3] + [0] * 15),
+                                 experts.down)
 
 
 def nudged(x, tile):
@@ -118,7 +223,7 @@ def test_experts_are_linear_layers_of_their_own(recipe):
     counts = torch.tensor([5, 0, 200, 1])
     rows = torch.randn(206, 48, requires_grad=True)
     dy = torch.randn(206, 48)
-    y = experts.product(rows, experts.gate_up_proj, counts)
+    y = FP8Product.apply(rows, experts.gate_up_proj, counts, experts.up)
     dx, dW = torch.autograd.grad(y, (rows, experts.gate_up_proj), dy)
     for expert, (x, g, part, dpart) in enumerate(zip(*(
             tensor.split(counts.tolist()) for tensor in (rows.detach(), dy, y, dx)))):
@@ -126,6 +231,7 @@ def test_experts_are_linear_layers_of_their_own(recipe):
             assert not dW[expert].any()
             continue
         layer = layer_of(48, 48, recipe)
+        layer.layer = layer.layer._replace(receives=True)
         layer.weight.data = experts.gate_up_proj.data[expert]
         if recipe == "block-activations":          # its blocks of dy reach over two experts' rows
             part, dpart = part, outputs(layer, x, g)[1]
@@ -142,9 +248,9 @@ def test_what_is_converted_and_what_is_not():
     assert {name: id(parameter) for name, parameter in model.named_parameters()} == before
     assert list(model.state_dict()) == keys
     eight = {name.rpartition(".")[2] for name, module in model.named_modules()
-             if isinstance(module, FP8Linear | FP8Experts)}
+             if isinstance(module, FP8Linear | FP8Experts | FP8SwiGLU)}
     assert eight == {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj",
-                     "gate_proj", "up_proj", "down_proj", "experts"}
+                     "gate_proj", "up_proj", "down_proj", "experts", "shared_experts"}
 
 
 def test_a_model_learns_in_eight_bits():

@@ -1,0 +1,1 @@
+"""What can be learnt from all of it: the report's claims at small scale, one file a claim."""
