@@ -26,8 +26,7 @@ def parse_arguments(arguments=None):
     what = parser.add_argument_group("what")
     what.add_argument("--preset", help="tiny (laptop, minutes) or small (12 GB GPU, hours) [tiny]")
     what.add_argument("--data", help="a file, a folder, a URL, hf:NAME or [python-stdlib]")
-    what.add_argument("--from", dest="start", metavar="DIR",
-                      help="begin with a checkpoint's weights and tokenizer")
+    what.add_argument("--from", dest="start", metavar="DIR", help="a checkpoint to begin with")
     long = parser.add_argument_group("how long")
     long.add_argument("--steps", type=int, help="optimiser steps; the schedules stretch with them")
     long.add_argument("--save-every", type=int, metavar="STEPS", help="steps between checkpoints")
@@ -38,13 +37,11 @@ def parse_arguments(arguments=None):
     old.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     where.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
     how = parser.add_argument_group("how")
-    how.add_argument("--precision",
-                     help="of activations: fp32, bf16, or auto, bf16 where it is faster; or fp8, "
-                          "simulated in attention and FFN, 2 times slower than fp32 [auto]")
+    how.add_argument("--precision", help="of activations: fp32, bf16, or auto, bf16 where it is "
+                     "faster; or fp8, simulated in attention and FFN, slower than fp32 [auto]")
     how.add_argument("--optimizer", help="muon (matrices; adamw for the rest) or adamw [muon]")
     how.add_argument("--seed", type=int, help="of weights and batches [0]")
-    how.add_argument("--compile", action="store_true",
-                     help="torch.compile; pays on GPUs in long runs")
+    how.add_argument("--compile", action="store_true", help="torch.compile, for long runs on GPUs")
     how.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
                      help="any field of ModelConfig or TrainConfig, value as JSON; repeatable")
     return parser.parse_args(arguments)
@@ -116,8 +113,8 @@ def run(arguments):
     dtype = str(trainer.model.activation_dtype or "torch.float32").removeprefix("torch.")
     print(f"device {device}, activations {dtype}, {total:,} parameters, {active:,} active, "
           f"{recipe.batch_size * recipe.window:,} tokens a step, {recipe.steps:,} steps")
-    print(f"output in {folder.path}; Ctrl-C saves, --resume goes on" +
-          (f": after step {trainer.step}" if saved is not None else ""), flush=True)
+    after = f" after step {trainer.step}" if saved is not None else ""
+    print(f"output in {folder.path}; Ctrl-C saves, --resume goes on{after}", flush=True)
     try:
         summary = trainer.run(compile=arguments.compile)
     except KeyboardInterrupt:
@@ -135,6 +132,9 @@ def run(arguments):
           f"({summary['val_bits_per_byte_ema']:.4f} averaged weights), MaxVio by layer "
           f"{', '.join(f'{v:.2f}' for v in summary['max_vio'])}; {summary['seconds']:.0f} s of "
           f"training, {summary['tokens_per_s']:,.0f} tokens/s")
+    if memory := summary.get("memory"):
+        print("a backward pass keeps {kept:,} bytes (bfloat16: {kept_in_bf16:,}), the optimisers' "
+              "moments {moments:,} (float32: {moments_in_fp32:,})".format(**memory))
     print(f"wrote {folder.path}: a checkpoint, metrics.jsonl, summary.json, loss.png, ...")
     print(f'next: python generate.py --model {folder.path} --prompt "def "')
     return 0

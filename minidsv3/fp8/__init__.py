@@ -8,6 +8,7 @@ from .accumulate import accumulate as accumulate
 from .cache import new_cache as new_cache
 from .linear import RECIPES as RECIPES
 from .linear import convert as convert
+from .linear import suspended as suspended
 from .quantize import BLOCK as BLOCK
 from .quantize import E5M6 as E5M6
 from .quantize import TILE as TILE

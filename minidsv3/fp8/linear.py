@@ -20,6 +20,7 @@ Embedding, head, gate, norms and the attention itself stay as they are, and so d
 the released checkpoint.
 """
 
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -87,6 +88,20 @@ def convert(model, recipe="deepseek-v3"):
             after_attention = name.endswith("o_proj")
             module.layer = Layer(name, plan, E5M6 if after_attention else E4M3, after_attention)
     return model
+
+
+@contextmanager
+def suspended(model):
+    """While it lasts, a converted model computes in its own precision again."""
+    classes = {module: type(module) for module in model.modules()
+               if isinstance(module, FP8Linear | FP8SwiGLU | FP8Experts)}
+    for module, eight_bits in classes.items():
+        module.__class__ = eight_bits.__base__
+    try:
+        yield model
+    finally:
+        for module, eight_bits in classes.items():
+            module.__class__ = eight_bits
 
 
 class FP8Linear(Linear):
@@ -225,4 +240,4 @@ def rounded_stack(weight, tile):
 def require_finite(x, what, layer):
     """FloatingPointError that names the layer; on a GPU the answer would have to be waited for."""
     if x.device.type == "cpu" and not x.isfinite().all():
-        raise FloatingPointError(f"the {what} of {layer.name} is not a finite number.")
+        raise FloatingPointError(f"the {what} of {layer.name} holds what is no finite number")

@@ -23,6 +23,7 @@ from ..infer.text import complete
 from ..measure import plots
 from ..measure.accounting import count_parameters
 from ..measure.evaluate import evaluate
+from ..measure.memory import saved_by_eight_bits
 from ..model.moe import max_violation
 from ..model.transformer import DeepSeekV3
 from .optim import make_optimizers
@@ -72,12 +73,15 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
         tokens = self.data.batches.take(done, size)                    # (B, T+1)
-        terms = self.gradients(tokens.to(self.device), mtp_weight_at(config, progress))
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm).item()
-        if not math.isfinite(terms[0] + norm):   # before the step, so that the weights stay sound
-            raise Diverged(f"the loss is {terms[0]} and its gradient {norm} at step "
-                           f"{self.step + 1} of seed {config.seed}; the last checkpoint is kept: "
-                           "try a lower learning_rate, or --precision fp32 --device cpu.")
+        try:
+            terms = self.gradients(tokens.to(self.device), mtp_weight_at(config, progress))
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm).item()
+            if not math.isfinite(terms[0] + norm):
+                raise FloatingPointError(f"the loss is {terms[0]} and its gradient {norm}")
+        except FloatingPointError as error:      # before the step, so that the weights stay sound
+            raise Diverged(f"{error}, at step {self.step + 1} of seed {config.seed}; the last "
+                           "checkpoint is kept: try a lower learning_rate, or --precision fp32 "
+                           "--device cpu.") from None
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -231,6 +235,9 @@ class Trainer:
             plots.save(figure, self.folder.path / "expert_load.png")
         hf.write_text(self.folder.path / "sample.txt", sample)
         summary = self.summary(result, averaged, metrics[-1]["tokens"])
+        if self.config.precision == "fp8":
+            tokens = self.data.batches.take(0, self.config.micro_batch).to(self.device)
+            summary["memory"] = saved_by_eight_bits(self.model, tokens, self.optimizers)
         self.folder.write_json("summary.json", summary)
         return summary
 

@@ -35,6 +35,31 @@ def test_one_tile_gives_the_numbers_written_down(power_of_two, scale, first, tot
     assert abs(((back - x).norm() / x.norm()).item() / error - 1) < 1e-4
 
 
+@pytest.mark.parametrize("tile, scales, total, weighted, last", [
+    ((128, 128), [1.3392857, 0.06365031, 0.07505505, 0.08408336], 863.37890625, 34676295.474609375,
+     [112, -288, -448, -176, 256, 448, 224, -192]),
+    ((1, 128), [0.01930811, 0.02853639, 0.07491554, 0.08408336], 1879.599609375, 22645837.1171875,
+     [112, -288, -448, -176, 256, 448, 224, -192]),
+    ((128, 1), [0.03602387, 0.03417936, 0.08007101, 0.08215053], 2254.921875, 39185507.60546875,
+     [120, -320, -448, -176, 256, 448, 240, -208])])
+def test_ragged_matrices_give_the_codes_of_deepgemms_convention(tile, scales, total, weighted,
+                                                                last):
+    """Oracle: written down from a program in numpy that casts as DeepGEMM's helpers do.
+
+    That is x * (448 / amax), the scale amax / 448; codes there by search among E4M3's numbers. 200
+    rows and 192 columns, sin(k+1+3r)(1 + k/16 + r/8), with one outlier of 600.
+    """
+    x = torch.tensor([[math.sin(k + 1 + 3 * r) * (1 + k / 16 + r / 8) for k in range(192)]
+                      for r in range(200)], dtype=torch.float64)
+    x[5, 7] = 600
+    codes, scale = quantize(x.float(), tile)
+    flat, wide = scale.flatten(), codes.double()
+    torch.testing.assert_close(flat[[0, 1, -2, -1]], torch.tensor(scales), rtol=1e-6, atol=0)
+    assert wide.sum() == total                     # exact: sums of multiples of 2^-9
+    assert (wide.flatten() * torch.arange(1, 200 * 192 + 1)).sum() == weighted
+    assert wide[5, 7] == 448 and wide[-1, -8:].tolist() == last
+
+
 def test_rounding_is_half_to_even_and_ends_at_448():
     """Oracle: neighbours of E4M3 by hand; amax 448 makes the scale 1."""
     x = torch.tensor([[448.0, 17, 19, 20, 21, 248, 2.0**-10, 2.0**-9, -17]])
@@ -96,6 +121,37 @@ def test_these_oracles_notice(monkeypatch, broken):
     monkeypatch.setitem(globals(), "dequantize", wrong[broken])
     with pytest.raises(AssertionError):
         test_every_tile_has_its_own_scale((130, 257), TILE)
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2, fp8.E5M6])
+@pytest.mark.parametrize("tile", [TILE, BLOCK, (128, 1), None])
+@pytest.mark.parametrize("power_of_two", [False, True])
+def test_rounded_is_what_the_codes_give_back(kind, tile, power_of_two):
+    """Oracle: quantize and dequantize, bit for bit, over 60 powers of two and ragged edges."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 257, generator=generator)
+    x *= torch.exp2(torch.randint(-30, 30, x.shape, generator=generator).float())
+    expected = dequantize(*quantize(x, tile, kind, power_of_two), tile)
+    assert torch.equal(fp8.rounded(x, tile, kind, power_of_two), expected)
+    assert torch.equal(fp8.rounded(x.T, tile, kind), fp8.rounded(x.T.contiguous(), tile, kind))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_all_256_codes_are_decoded_as_torch_does(dtype):
+    """Oracle: torch's cast; NaN and E5M2's infinities included."""
+    codes = torch.arange(256, dtype=torch.uint8).view(dtype).view(2, 128)
+    got = dequantize(codes, torch.ones(2, 1))
+    assert torch.equal(got.nan_to_num(nan=-1), codes.float().nan_to_num(nan=-1))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_stays_so(bad):
+    """Oracle: its tile alone has no finite scale, and nothing of it comes back as a number."""
+    x = torch.ones(2, 256)
+    x[1, 130] = bad
+    scale = quantize(x)[1]
+    assert scale.isfinite().tolist() == [[True, True], [True, False]]
+    assert not fp8.rounded(x)[1, 128:].isfinite().any() and fp8.rounded(x)[0].isfinite().all()
 
 
 @pytest.mark.parametrize("call, words", [

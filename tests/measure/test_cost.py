@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from minidsv3 import DeepSeekV3, ModelConfig
 from minidsv3.measure import cost
+from minidsv3.measure.memory import bytes_kept
 from minidsv3.model import mla
 from minidsv3.model.rope import rope_table
 
@@ -80,22 +81,6 @@ class FusedNorm(torch.autograd.Function):
         scale = (x.square().mean(-1, keepdim=True) + eps).rsqrt()
         ctx.save_for_backward(x, weight, scale)
         return x * scale * weight
-
-
-def bytes_kept(model, function):
-    """Memory of all storages that autograd keeps for the backward pass, the parameters' apart."""
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage          # held, so that no address comes twice
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        function()
-    return sum(storage.nbytes() for storage in kept.values())
 
 
 def make(config, dtype, window, batch):

@@ -12,7 +12,7 @@ NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
 @pytest.fixture(scope="session")
 def check():
-    """notebooks/check.py, found as a notebook's first cell finds it."""
+    """notebooks/check, found as a notebook's first cell finds it."""
     sys.path.insert(0, str(NOTEBOOKS))
     try:
         return importlib.import_module("check")

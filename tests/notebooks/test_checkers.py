@@ -50,7 +50,7 @@ def test_the_solution_passes(exercise, check, capsys):
 
 
 def test_no_checker_and_no_solution_is_left_over(check):
-    """Names in check.py, in the solutions and in the notebooks are the same set."""
+    """Names in the files of check, in the solutions and in the notebooks are the same set."""
     from tests.notebooks.conftest import exercises, read
     asked = {(path.stem, name) for path in NOTEBOOKS.glob("*.ipynb")
              for name, _ in exercises(read(path))}
@@ -58,20 +58,25 @@ def test_no_checker_and_no_solution_is_left_over(check):
               for node in ast.parse(path.read_text(encoding="utf-8")).body
               if isinstance(node, ast.FunctionDef)}
     framework = {"machine", "compare", "judge", "numbers", "normal"}
-    checkers = {node.name for node in ast.parse(Path(check.__file__).read_text("utf-8")).body
-                if isinstance(node, ast.FunctionDef)} - framework
+    checkers = [node.name for path in Path(check.__file__).parent.glob("*.py")
+                for node in ast.parse(path.read_text(encoding="utf-8")).body
+                if isinstance(node, ast.FunctionDef) and node.name not in framework]
     assert asked == solved
     assert sorted(name for _, name in asked) == sorted(checkers)
+    assert all(callable(getattr(check, name)) for name in checkers)
 
 
 @pytest.mark.parametrize("name", ["check", "oracles"])
 def test_oracles_are_not_our_own_code(name):
     """A mistake shared with the package or with a solution would pass unseen."""
-    tree = ast.parse((NOTEBOOKS / f"{name}.py").read_text(encoding="utf-8"))
-    imported = {alias.name.split(".")[0] for node in ast.walk(tree)
+    files = list((NOTEBOOKS / name).glob("*.py"))
+    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text("utf-8")))]
+    imported = {alias.name.split(".")[0] for node in nodes
                 if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    siblings = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    assert all(node.level == 1 for node in nodes if isinstance(node, ast.ImportFrom))
     assert imported <= {"copy", "platform", "math", "matplotlib", "numpy", "torch", "oracles"}
+    assert siblings < {path.stem for path in files}
 
 
 def double(x):

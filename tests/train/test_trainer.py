@@ -96,8 +96,11 @@ def test_resume_at_every_step_is_bit_identical(finished_run, miniature, tmp_path
         assert (folder / name).read_bytes() == (finished_run / name).read_bytes()
 
 
-def test_a_run_in_eight_bits_resumes_bit_for_bit(miniature, tmp_path, monkeypatch):
-    """Oracle: the same run without a break; moments in bfloat16 survive the saved state."""
+def test_a_run_in_eight_bits_resumes_bit_for_bit(miniature, tmp_path, monkeypatch, capsys):
+    """Oracle: the same run without a break; moments in bfloat16 survive the saved state.
+
+    And its last lines tell what it saves: half of the moments, since all are AdamW's.
+    """
     arguments = [*miniature, "--precision", "fp8", "--optimizer", "adamw"]
     assert train_tiny.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
     real = Trainer.train_step
@@ -114,7 +117,27 @@ def test_a_run_in_eight_bits_resumes_bit_for_bit(miniature, tmp_path, monkeypatc
     assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "broken")]
     assert weights[0] == weights[1]
-    assert json.loads((tmp_path / "whole" / "summary.json").read_bytes())["dtype"] == "fp8"
+    summary = json.loads((tmp_path / "whole" / "summary.json").read_bytes())
+    assert summary["dtype"] == "fp8"
+    memory = summary["memory"]
+    assert 2 * memory["moments"] == memory["moments_in_fp32"]
+    assert f"keeps {memory['kept']:,} bytes (bfloat16: {memory['kept_in_bf16']:,})" in (
+        capsys.readouterr().out)
+
+
+def test_a_layer_with_no_finite_input_ends_a_run_in_eight_bits(miniature, tmp_path, monkeypatch,
+                                                               capsys):
+    """Oracle: the layer that a broken weight feeds, named in one line; exit code 1."""
+    real = Trainer.train_step
+
+    def broken(self):
+        self.model.layers[0].self_attn.q_a_layernorm.weight.data[0] = math.inf
+        return real(self)
+
+    monkeypatch.setattr(Trainer, "train_step", broken)
+    arguments = [*miniature, "--precision", "fp8", "--out", str(tmp_path / "run")]
+    assert train_tiny.main(arguments) == 1
+    assert "error: the input of layers.0.self_attn.q_b_proj holds" in capsys.readouterr().err
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(miniature, tmp_path, monkeypatch, capsys):

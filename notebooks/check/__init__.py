@@ -1,0 +1,56 @@
+"""Tell a student whether a function is right: every notebook's exercises end in one call of here.
+
+    check.rms_norm(rms_norm)         open | not yet: what differs, and a hint | passed
+
+A checker tries a case small enough to work out by hand, then random ones, against an oracle that
+is never our own module: a plain loop in float64 or a formula of the report (`oracles`). None
+of them raises, so that an unsolved notebook still runs to its end.
+"""
+
+import platform
+
+import matplotlib
+import numpy
+import torch
+
+from .balance import bias_step as bias_step
+from .balance import max_violation as max_violation
+from .balance import sequence_balance as sequence_balance
+from .balance import update_once as update_once
+from .balance import worst_violation as worst_violation
+from .cache import absorb_query as absorb_query
+from .cache import absorbed_attention as absorbed_attention
+from .cache import break_even as break_even
+from .cache import cache_bytes_per_token as cache_bytes_per_token
+from .cache import keys_of_heads as keys_of_heads
+from .experts import choose_experts as choose_experts
+from .experts import gates as gates
+from .experts import group_scores as group_scores
+from .experts import moe_output as moe_output
+from .network import active_parameters as active_parameters
+from .network import bits_a_byte as bits_a_byte
+from .network import mtp_pairs as mtp_pairs
+from .network import rms_norm as rms_norm
+from .network import swiglu as swiglu
+from .position import angles as angles
+from .position import frequencies as frequencies
+from .position import rotate as rotate
+from .position import turns as turns
+from .position import yarn_frequencies as yarn_frequencies
+from .prediction import joined_tokens as joined_tokens
+from .prediction import mtp_loss as mtp_loss
+from .prediction import replacement as replacement
+from .prediction import tokens_per_step as tokens_per_step
+from .prediction import verify_greedy as verify_greedy
+from .verdict import compare as compare
+from .verdict import normal as normal
+
+
+def machine(minutes):
+    """Print what this notebook runs on, and how long it takes there and about."""
+    print(f"Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}, "
+          f"numpy {numpy.__version__}, matplotlib {matplotlib.__version__}, "
+          f"{platform.system()} {platform.machine()}")
+    threads = torch.get_num_threads()
+    print(f"device cpu, {threads} {'thread' if threads == 1 else 'threads'}; "
+          f"about {minutes:g} min on two cores")

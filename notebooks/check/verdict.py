@@ -1,0 +1,54 @@
+"""Run a student's function beside an oracle, and say what differs."""
+
+import copy
+
+import torch
+
+
+def compare(student, inputs, oracle, hint):
+    """Run a student's function beside an oracle, print the verdict, never raise -> solved.
+
+    inputs: one tuple of arguments, or a list of such tuples, tried until one fails.
+    """
+    cases = inputs if isinstance(inputs, list) else [inputs]
+    verdict = next((text for case in cases if (text := judge(student, case, oracle, hint))),
+                   "passed")
+    print(verdict)
+    return verdict == "passed"
+
+
+def judge(student, inputs, oracle, hint):
+    """What is wrong with a function on one case, in a line; an empty text if nothing is."""
+    expected = torch.as_tensor(oracle(*copy.deepcopy(inputs))).double()
+    try:
+        got = student(*copy.deepcopy(inputs))
+        if got is None:
+            return f"not yet: your function returned nothing; is a return missing? {hint}"
+        if isinstance(got, list | tuple) and any(torch.is_tensor(part) for part in got):
+            got = torch.stack(list(got))
+        got = torch.as_tensor(got).double()
+    except NotImplementedError:
+        return "open: write the function, then run this cell again"
+    except Exception as error:                       # a slip must not end the notebook
+        slip = f"{type(error).__name__}: {error}".rstrip(".")
+        return f"not yet: your function ended in {slip}. {hint}"
+    if got.shape != expected.shape:
+        return (f"not yet: expected shape {tuple(expected.shape)}, got {tuple(got.shape)}. "
+                f"{hint}")
+    gap = (got - expected).abs().max().item()
+    if gap <= 1e-5 * max(1, expected.abs().max().item()):              # a NaN is not
+        return ""
+    if expected.numel() <= 8:                        # small enough to compare by eye
+        return f"not yet: expected {numbers(expected)}, got {numbers(got)}. {hint}"
+    return f"not yet: right shape, values off by up to {gap:.2g}. {hint}"
+
+
+def numbers(values):
+    """A few numbers as a reader wants them: 0.731, or [1, 0.5, -2]."""
+    texts = [f"{value:.7g}" for value in values.flatten().tolist()]
+    return texts[0] if values.dim() == 0 else f"[{', '.join(texts)}]"
+
+
+def normal(*shape, seed):
+    """Random numbers, the same every time."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

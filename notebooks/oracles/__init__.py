@@ -1,0 +1,37 @@
+"""What the checkers compare with: each equation once more, as plain as it can be written.
+
+Loops over single numbers, in float64, straight from the report; slow on purpose, and independent
+of the package and of every solution.
+"""
+
+from .balance import bias_step as bias_step
+from .balance import biased_gates as biased_gates
+from .balance import max_violation as max_violation
+from .balance import sequence_balance as sequence_balance
+from .balance import update_once as update_once
+from .balance import worst_violation as worst_violation
+from .cache import absorb_query as absorb_query
+from .cache import break_even as break_even
+from .cache import cache_bytes_per_token as cache_bytes_per_token
+from .cache import expanded_attention as expanded_attention
+from .cache import keys_of_heads as keys_of_heads
+from .experts import choose_experts as choose_experts
+from .experts import gates as gates
+from .experts import group_scores as group_scores
+from .experts import moe_output as moe_output
+from .network import active_parameters as active_parameters
+from .network import bits_a_byte as bits_a_byte
+from .network import mtp_pairs as mtp_pairs
+from .network import rms_norm as rms_norm
+from .network import swiglu as swiglu
+from .position import angles as angles
+from .position import frequencies as frequencies
+from .position import rotate as rotate
+from .position import turns as turns
+from .position import yarn_frequencies as yarn_frequencies
+from .prediction import joined_tokens as joined_tokens
+from .prediction import mtp_loss as mtp_loss
+from .prediction import outcome as outcome
+from .prediction import replacement as replacement
+from .prediction import tokens_per_step as tokens_per_step
+from .prediction import verify_greedy as verify_greedy

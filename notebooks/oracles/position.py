@@ -1,0 +1,49 @@
+"""Oracles of notebook 03: how does it know the order of the words?"""
+
+import math
+
+import torch
+
+
+def frequencies(width, base):
+    """Angle a token of pair m: base^(-2m / width), one pair after the other -> (width/2,)."""
+    return torch.tensor([float(base) ** (-2 * m / width) for m in range(width // 2)],
+                        dtype=torch.float64)
+
+
+def turns(window, theta):
+    """How often each pair goes round within a window: window / wavelength -> (Dr/2,)."""
+    return torch.tensor([window / (2 * math.pi / angle) for angle in theta.tolist()],
+                        dtype=torch.float64)
+
+
+def rotate(x, position, theta):
+    """Neighbouring channels (2m, 2m+1) turned by position * theta_m, with cosine and sine."""
+    turned = []
+    for m, angle in enumerate(theta.tolist()):
+        a, b = x[2 * m].item(), x[2 * m + 1].item()
+        cos, sin = math.cos(position * angle), math.sin(position * angle)
+        turned += [a * cos - b * sin, a * sin + b * cos]
+    return torch.tensor(turned, dtype=torch.float64)
+
+
+def angles(theta, new, cached):
+    """Angles of the tokens cached, cached + 1, ..., cached + new - 1 -> (new, Dr/2)."""
+    return torch.tensor([[position * angle for angle in theta.tolist()]
+                         for position in range(cached, cached + new)], dtype=torch.float64)
+
+
+def yarn_frequencies(width, base, factor, window, beta_fast=32, beta_slow=1):
+    """YaRN as released: a ramp in the pair's index between two numbers of turns -> (width/2,)."""
+    def pair_that_turns(times):
+        return width * math.log(window / (times * 2 * math.pi)) / (2 * math.log(base))
+
+    low = max(math.floor(pair_that_turns(beta_fast)), 0)
+    high = min(math.ceil(pair_that_turns(beta_slow)), width - 1)
+    high = high if high > low else low + 0.001
+    blended = []
+    for m in range(width // 2):
+        plain = float(base) ** (-2 * m / width)
+        ramp = min(max((m - low) / (high - low), 0), 1)
+        blended.append((1 - ramp) * plain + ramp * plain / factor)
+    return torch.tensor(blended, dtype=torch.float64)
