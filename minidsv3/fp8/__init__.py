@@ -1,5 +1,5 @@
-"""Eight bits: tiles and blocks (quantize), the three products of a linear layer (linear), sums in
-few bits (accumulate), the cache (cache).
+"""Eight bits: tiles and blocks (quantize), the three products of a linear layer (linear), the same
+on a GPU that has them (tensor_cores), sums in few bits (accumulate), the cache (cache).
 
 Report, section 3.3. All of it attaches to a finished model from outside; the model does not know.
 """

@@ -7,8 +7,9 @@
 A tile runs along the dimension that is summed over, so that its scale can be taken out of a partial
 sum; that is why Wgrad needs tiles of its own. x is kept for it in FP8, a byte a number, and tiled
 anew. All is simulated: numbers are rounded to the format and multiplied in float32, which equals
-the sum, tile by tile, of FP8 products times their two scales. Weights stay float32 masters, and
-their gradients are float32. What limited sums would add is in `accumulate.py`.
+the sum, tile by tile, of FP8 products times their two scales; where a GPU has tensor cores for it,
+those do the same (`tensor_cores.py`). Weights stay float32 masters, and their gradients are
+float32. What limited sums would add is in `accumulate.py`.
 
 Three places are special (report, section 3.3.3). What feeds the linear after attention is kept in
 E5M6, twelve bits, since the backward pass of attention needs it too. What is sent to the experts of
@@ -28,6 +29,7 @@ import torch.nn.functional as F
 
 from ..model.layers import Linear, SwiGLU, at_least_float32
 from ..model.moe import Experts, MoE, Router, grouped_linear
+from . import tensor_cores
 from .quantize import BLOCK, E5M6, TILE, dequantize, quantize, rounded
 
 COLUMN = (128, 1)                                # of Wgrad: 128 tokens, one channel
@@ -60,6 +62,10 @@ class Layer(NamedTuple):
     keep: object = E4M3                          # format in which x is kept
     receives: bool = False                       # x comes in scales of powers of two
     returns: bool = False                        # dy comes in FP8, in scales of powers of two
+
+    def on_tensor_cores(self, device):
+        """Whether this recipe and device allow real products in place of simulated ones."""
+        return self.recipe == RECIPES["deepseek-v3"] and tensor_cores.usable(device)
 
 
 def convert(model, recipe="deepseek-v3"):
@@ -207,20 +213,29 @@ def swiglu(hidden):
 
 def fprop(x, weight, counts, layer):
     """x W^T of what is rounded already and weights that are not: (N, K) -> (N, O) float32."""
+    if layer.on_tensor_cores(x.device):
+        return tensor_cores.grouped_product(x, weight, counts, layer.receives)
     return grouped_linear(x, rounded_stack(weight, layer.recipe.weight), counts)
 
 
 def gradients(dy, x, weight, counts, layer):
     """Dgrad and Wgrad: dy (N, O), x (N, K), weight (E, O, K) -> dx (N, K), dW (E, O, K) float32."""
-    recipe, kind = layer.recipe, layer.recipe.backward
+    recipe, kind, real = layer.recipe, layer.recipe.backward, layer.on_tensor_cores(dy.device)
     dy_row = rounded(dy, recipe.gradient, kind, layer.returns)
     require_finite(dy_row, "gradient", layer)
-    stack = rounded_stack(weight, recipe.weight)
-    dx = grouped_linear(dy_row, stack.mT.contiguous(), counts)         # Dgrad
+    if real:
+        dx = tensor_cores.grouped_product(dy_row, weight.mT, counts, layer.returns)
+    else:
+        stack = rounded_stack(weight, recipe.weight).mT.contiguous()   # (E, K, O)
+        dx = grouped_linear(dy_row, stack, counts)                     # Dgrad
     dy = dy_row if layer.returns else dy         # of what came in FP8 there is nothing else
-    dW, sizes = torch.zeros_like(stack), counts.tolist()
+    dW, sizes = torch.zeros_like(weight, dtype=torch.float32), counts.tolist()
     for g, rows, out in zip(dy.split(sizes), x.split(sizes), dW, strict=True):
-        if len(rows):
+        if not len(rows):                        # an idle expert
+            continue
+        if real:
+            out.copy_(tensor_cores.product(g.T, rows.T, TILE, layer.returns, layer.receives))
+        else:
             g = rounded(g, recipe.column, kind, layer.returns)
             rows = rounded(rows, recipe.column, E4M3, layer.receives)
             torch.mm(g.T, rows, out=out)                               # Wgrad

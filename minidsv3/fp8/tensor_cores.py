@@ -1,0 +1,75 @@
+"""The same products on FP8 tensor cores: torch's scaled products by tile, where there are any.
+
+That is on Hopper GPUs, with CUDA 12.9 and torch 2.10 or later. Both operands lie with K, the
+dimension summed over, last: A (M, K) in tiles 1 x 128, B (N, K) in the same or in blocks 128 x 128.
+cuBLAS sums 128 products in the tensor core, multiplies by both scales and adds in float32, which is
+the promotion of the report's section 3.3.2. With L = K / 128 it wants the scales
+
+    of tiles     (M, L)                             column after column
+    of blocks    (L rounded up to 4, N / 128)       column after column
+
+Whatever is ragged is filled with zeros, which change no sum. Nothing of this is believed on sight:
+`usable` compares two products with the simulation before the first one that counts.
+"""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+
+from .quantize import BLOCK, TILE, quantize, rounded
+
+TOLERANCE = 1e-3                                 # relative; tensor cores cut sums to 14 bits
+
+
+@functools.cache
+def usable(device):
+    """Whether the device has these products, and they agree with the simulation; found out once."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(rows, 400, generator=generator).to(device) for rows in (136, 200))
+    try:
+        return all(close(product(a, b, tile), rounded(a) @ rounded(b, tile).T)
+                   for tile in (TILE, BLOCK))
+    except (AttributeError, RuntimeError, ValueError):       # an older torch or CUDA
+        return False
+
+
+def close(real, simulated):
+    """Whether two products are equal up to the sums of a tensor core."""
+    return bool((real - simulated).norm() <= TOLERANCE * simulated.norm())
+
+
+def grouped_product(rows, weight, counts, power_of_two):
+    """Each run of rows times its own matrix: rows (N, K), weight (E, O, K) -> (N, O) float32."""
+    parts = zip(rows.split(counts.tolist()), weight, strict=True)
+    return torch.cat([product(part, matrix, BLOCK, power_of_two) for part, matrix in parts
+                      if len(part)])
+
+
+def product(a, b, tile, power_of_two=False, power_of_two_b=False):
+    """a (M, K) in tiles 1 x 128 times b (N, K)^T in such tiles or in blocks -> (M, N) float32."""
+    M, N = len(a), len(b)
+    # cuBLAS: 16 bytes a row and an output of whole rows of that; blocks want to be whole.
+    a, b = fill(a, 16, 128), fill(b, 128, 128)
+    codes_a, scale_a = quantize(a, TILE, power_of_two=power_of_two)
+    codes_b, scale_b = quantize(b, tile, power_of_two=power_of_two_b)
+    kinds, kind_b = F.ScalingType, F.ScalingType.BlockWise1x128
+    if tile == BLOCK:
+        kind_b, scale_b = kinds.BlockWise128x128, fill(scale_b, 1, 4).T    # (L4, N/128)
+    else:
+        scale_b = by_columns(scale_b)
+    y = F.scaled_mm(codes_a, codes_b.T, by_columns(scale_a), kinds.BlockWise1x128, scale_b, kind_b,
+                    output_dtype=torch.float32)
+    return y[:M, :N]
+
+
+def fill(x, rows, columns):
+    """Zeros below and to the right, up to multiples of rows and columns."""
+    return F.pad(x, (0, -x.size(1) % columns, 0, -x.size(0) % rows)).contiguous()
+
+
+def by_columns(x):
+    """The same matrix, its columns one after the other in memory."""
+    return x.T.contiguous().T
