@@ -4,23 +4,25 @@
     python -m minidsv3.study.fp8 --steps 100 --seeds 1     a look, in some minutes
 
 Matched runs of the tiny preset: for each seed the same first weights and the same batches in every
-arm; only the arithmetic differs. The report's own optimiser, AdamW, since its moments are a part of
-the recipe. What is compared, as in the report, is the relative loss error
+arm; only the arithmetic differs. What is compared, as in the report, is the relative loss error
 
     (EMA of the arm's loss - EMA of bfloat16's) / EMA of bfloat16's             smoothed with 0.9
 
 Training amplifies any difference, however small, so one arm is bfloat16 once more, its first
 weights moved by one part in a million: what it differs by is what *no* difference looks like. Each
-run is a file in OUT/runs; those already there are kept, so an interrupted study goes on.
+run is a file in OUT/runs; those already there are kept, so an interrupted study goes on, and the
+table is made of all that are there.
 """
 
 import json
+import math
 import multiprocessing
 import platform
 import statistics
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -33,16 +35,14 @@ from ..device import choose_device
 from ..hf import write_text
 from ..measure import plots
 from ..train.recipe import TrainConfig
-from ..train.trainer import Trainer
+from ..train.trainer import Diverged, Trainer
 
 BASELINE, TWIN = "bf16", "bf16-nudged"
 ARMS = {BASELINE: "bf16", TWIN: "bf16", "fp32": "fp32", **dict.fromkeys(fp8.RECIPES, "fp8")}
 NUDGE = 1e-6                                     # relative change of the twin's first weights
 SMOOTHING = 0.9                                  # of the EMA, the report's
 CLAIM = 0.0025                                   # the report: below 0.25 %
-COLOURS = {TWIN: plots.BLACK, "fp32": plots.PURPLE, "deepseek-v3": plots.BLUE,
-           "per-tensor": plots.VERMILLION, "block-activations": plots.GREEN,
-           "e5m2-backward": plots.ORANGE}
+COLOURS = (plots.BLUE, plots.VERMILLION, plots.GREEN)    # of the seeds
 
 
 def parse_arguments(arguments=None):
@@ -52,6 +52,8 @@ def parse_arguments(arguments=None):
     parser.add_argument("--steps", type=int, default=1000, help="optimiser steps a run [1000]")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM",
                         help=f"beside {BASELINE}: some of {', '.join(ARMS)} [all]")
+    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon",
+                        help="muon is the preset's, adamw the report's [muon]")
     parser.add_argument("--data", default="python-stdlib", help="as of train_tiny.py")
     parser.add_argument("--out", type=Path, default=Path("studies/fp8"), help="[studies/fp8]")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each [1]")
@@ -68,26 +70,30 @@ def parse_arguments(arguments=None):
     return arguments
 
 
-def train(arm, seed, steps, data, device):
+def train(arm, seed, steps, optimizer, data, device):
     """One run -> its figures: losses (steps,) in nats, validation, seconds, and what it ran on."""
     torch.set_num_threads(1)
-    recipe = TrainConfig.preset("tiny").replace(optimizer="adamw", precision=ARMS[arm], seed=seed,
-                                                steps=steps, data=data)
+    recipe = TrainConfig.preset("tiny").replace(optimizer=optimizer, precision=ARMS[arm],
+                                                seed=seed, steps=steps, data=data)
     trainer = Trainer(ModelConfig.preset("tiny"), recipe, None, choose_device(device))
     if arm in fp8.RECIPES:
         fp8.convert(trainer.model, arm)
     if arm == TWIN:
         nudge(trainer.model, seed)
-    losses, seconds = [], []
-    for _ in tqdm(range(steps), desc=f"{arm}, seed {seed}", leave=False):
-        begin = time.perf_counter()
-        losses.append(round(trainer.train_step()[0]["loss"], 6))
-        seconds.append(time.perf_counter() - begin)
-    data = trainer.data
-    result = trainer.evaluate(data.inputs, data.targets, data.validation_bytes)
-    return {"arm": arm, "seed": seed, "steps": steps, "corpus_sha256": data.sha256,
-            "val_bits_per_byte": round(result.bits_per_byte, 6),
-            "seconds_a_step": round(statistics.median(seconds), 4),
+    losses, seconds, data = [], [], trainer.data
+    try:
+        for _ in tqdm(range(steps), desc=f"{arm}, seed {seed}", leave=False):
+            begin = time.perf_counter()
+            losses.append(round(trainer.train_step()[0]["loss"], 6))
+            seconds.append(time.perf_counter() - begin)
+        score = trainer.evaluate(data.inputs, data.targets, data.validation_bytes).bits_per_byte
+    except Diverged:                             # a result like others: no number from here on
+        losses += [math.nan] * (steps - len(losses))
+        score = math.nan
+    return {"arm": arm, "seed": seed, "steps": steps, "optimizer": optimizer,
+            "corpus_sha256": data.sha256,
+            "val_bits_per_byte": round(score, 6),
+            "seconds_a_step": round(statistics.median(seconds or [math.nan]), 4),
             "flow": str(trainer.model.activation_dtype or torch.float32).removeprefix("torch."),
             "device": str(trainer.device), "torch": torch.__version__,
             "python": platform.python_version(), "losses": losses}
@@ -102,32 +108,42 @@ def nudge(model, seed):
         weight.mul_(1 + NUDGE * sign.to(weight))
 
 
-def runs(arguments):
-    """Make what is missing, some at a time -> {(arm, seed): figures}."""
-    found, missing = {}, []
+def make_missing(arguments):
+    """Make the runs that are asked for and not there, some at a time."""
+    missing = []
     for seed in range(arguments.seeds):
         for arm in arguments.arms:
             path = arguments.out / "runs" / f"{arm}-{seed}.json"
-            if path.exists() and not arguments.overwrite:
-                found[arm, seed] = json.loads(path.read_text(encoding="utf-8"))
-                if found[arm, seed]["steps"] != arguments.steps:
-                    raise ValueError(f"{path} has {found[arm, seed]['steps']} steps, not "
-                                     f"{arguments.steps}; use another --out, or --overwrite.")
-            else:
+            if not path.exists() or arguments.overwrite:
                 missing.append((arm, seed))
     spawn = multiprocessing.get_context("spawn")
     with (ProcessPoolExecutor(arguments.jobs, mp_context=spawn) as pool,
           tqdm(total=len(missing), unit="run", disable=not missing) as bar):
-        under_way = [pool.submit(train, arm, seed, arguments.steps, arguments.data,
-                                 arguments.device) for arm, seed in missing]
+        under_way = [pool.submit(train, arm, seed, arguments.steps, arguments.optimizer,
+                                 arguments.data, arguments.device) for arm, seed in missing]
         for done in as_completed(under_way):
             run = done.result()
-            found[run["arm"], run["seed"]] = run
             path = arguments.out / "runs" / f"{run['arm']}-{run['seed']}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(run) + "\n")
             bar.update()
-    return found
+
+
+def load(folder, steps=None, optimizer=None):
+    """All finished runs of a study: {(arm, seed): figures}, arms in their order.
+
+    Raises ValueError for one that was made with other steps or another optimiser, if given.
+    """
+    found = {}
+    for path in sorted((folder / "runs").glob("*.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        for name, wanted in (("steps", steps), ("optimizer", optimizer)):
+            if wanted is not None and run[name] != wanted:
+                raise ValueError(f"{path} was made with {name} {run[name]}, not {wanted}; use "
+                                 "another --out, or --overwrite.")
+        found[run["arm"], run["seed"]] = run
+    return {(arm, seed): found[arm, seed] for arm in ARMS for seed in sorted(
+        seed for other, seed in found if other == arm) if (BASELINE, seed) in found}
 
 
 def smooth(losses):
@@ -145,67 +161,72 @@ def relative_error(run, baseline):
     return (ours - theirs) / theirs
 
 
-def summarise(found, arms, seeds):
-    """{arm: figures}; each figure is (mean, standard deviation) over the seeds.
+def summarise(found):
+    """{arm: figures}; each figure is (mean, standard deviation) over the seeds that there are.
 
     error: mean of |relative error| after the first tenth of the steps; largest: its maximum there;
     last: the signed mean over the last tenth. Against bf16 of the same seed; all are fractions.
     """
-    table = {}
-    for arm in arms:
-        of_seeds = {"error": [], "largest": [], "last": [], "val_bits_per_byte": [],
-                    "seconds_a_step": []}
-        for seed in range(seeds):
-            run = found[arm, seed]
-            error = relative_error(run, found[BASELINE, seed])
-            tenth = max(1, len(error) // 10)
-            of_seeds["error"].append(error[tenth:].abs().mean().item())
-            of_seeds["largest"].append(error[tenth:].abs().max().item())
-            of_seeds["last"].append(error[-tenth:].mean().item())
-            for name in ("val_bits_per_byte", "seconds_a_step"):
-                of_seeds[name].append(run[name])
-        table[arm] = {name: (statistics.fmean(values),
-                             statistics.stdev(values) if seeds > 1 else float("nan"))
-                      for name, values in of_seeds.items()}
-    return table
+    figures = {}
+    for (arm, seed), run in found.items():
+        error = relative_error(run, found[BASELINE, seed])
+        tenth = max(1, len(error) // 10)
+        late, last = error[tenth:].abs(), error[-tenth:]
+        values = figures.setdefault(arm, {})
+        for name, value in (("error", late.mean().item()), ("largest", late.max().item()),
+                            ("last", last.mean().item()),
+                            ("val_bits_per_byte", run["val_bits_per_byte"]),
+                            ("seconds_a_step", run["seconds_a_step"])):
+            values.setdefault(name, []).append(value)
+    return {arm: {"seeds": len(values["error"])} | {
+        name: (statistics.fmean(each), statistics.stdev(each) if len(each) > 1 else math.nan)
+        for name, each in values.items()} for arm, values in figures.items()}
 
 
-def seed_error(found, seeds):
+def seed_error(found):
     """Mean |relative error| between the baselines of two seeds, over all pairs; None for one."""
-    pairs = [(one, other) for one in range(seeds) for other in range(one)]
-    errors = [relative_error(found[BASELINE, one], found[BASELINE, other]) for one, other in pairs]
+    baselines = [run for (arm, _), run in found.items() if arm == BASELINE]
+    errors = [relative_error(one, other) for one, other in combinations(baselines, 2)]
     means = [error[max(1, len(error) // 10):].abs().mean().item() for error in errors]
     return statistics.fmean(means) if means else None
 
 
 def as_markdown(table):
     """The table for people."""
-    lines = ["| arm | mean error | largest | last tenth | validation [bits/byte] | s a step |",
-             "|---|---|---|---|---|---|"]
+    lines = ["| arm | seeds | mean error | largest | last tenth | validation [bits/byte] "
+             "| s a step |", "|---|---|---|---|---|---|---|"]
     for arm, figures in table.items():
-        cells = [f"{100 * mean:{sign}.2f} ± {100 * spread:.2f} %" for sign, (mean, spread) in
+        cells = [f"{100 * mean:{sign}.2f}{spread_of(100 * spread, 2)} %" for sign, (mean, spread) in
                  (("", figures["error"]), ("", figures["largest"]), ("+", figures["last"]))]
         mean, spread = figures["val_bits_per_byte"]
-        lines.append(f"| {arm} | {' | '.join(cells if arm != BASELINE else ['-'] * 3)} | "
-                     f"{mean:.4f} ± {spread:.4f} | {figures['seconds_a_step'][0]:.2f} |")
+        lines.append(f"| {arm} | {figures['seeds']} | "
+                     f"{' | '.join(cells if arm != BASELINE else ['-'] * 3)} | "
+                     f"{mean:.4f}{spread_of(spread, 4)} | {figures['seconds_a_step'][0]:.2f} |")
     return "\n".join(lines)
 
 
+def spread_of(spread, digits):
+    """" ± " and a standard deviation; nothing where one seed has none."""
+    return "" if math.isnan(spread) else f" ± {spread:.{digits}f}"
+
+
 @plots.style()
-def picture(found, arms, seeds, window=50):
-    """Relative loss error over training, mean over the seeds, once more averaged over a window."""
-    arms = [arm for arm in arms if arm != BASELINE]
-    rows = -(-len(arms) // 2)
+def picture(found):
+    """Relative loss error over training, one panel an arm, one line a seed; a common scale."""
+    arms = [arm for arm in ARMS if arm != BASELINE and any(arm == other for other, _ in found)]
+    errors = {key: 100 * relative_error(run, found[BASELINE, key[1]]) for key, run in found.items()
+              if key[0] != BASELINE}
+    rows, steps = -(-len(arms) // 2), len(next(iter(errors.values())))
+    limit = max(3 * 100 * CLAIM, *(error[steps // 10:].abs().max() for error in errors.values()))
     figure, axes = plots.canvas(rows, 2, size=(10, 1 + 2.6 * rows), sharex=True, sharey=True,
                                 squeeze=False)
     for ax, arm in zip(axes.flat, arms):
-        for seed in range(seeds):
-            error = 100 * relative_error(found[arm, seed], found[BASELINE, seed])
-            ax.plot(range(1, len(error) + 1), error, color=COLOURS[arm], linewidth=1,
-                    alpha=1 if seeds == 1 else 0.6)
+        for (other, seed), error in errors.items():
+            if other == arm:
+                ax.plot(range(1, steps + 1), error, color=COLOURS[seed % 3], linewidth=1)
         ax.axhspan(-100 * CLAIM, 100 * CLAIM, color="#CCCCCC", zorder=0)
         ax.set_title(arm, loc="left")
-        ax.set_ylim(-3, 3)
+        ax.set_ylim(-limit, limit)
     for unused in axes.flat[len(arms):]:
         unused.set_visible(False)
     figure.supxlabel("training progress [steps]")
@@ -216,13 +237,14 @@ def picture(found, arms, seeds, window=50):
 
 def run(arguments):
     """Train, print the table, write the results -> exit code."""
-    found = runs(arguments)
-    table = summarise(found, arguments.arms, arguments.seeds)
-    noise = seed_error(found, arguments.seeds)
+    load(arguments.out, None if arguments.overwrite else arguments.steps, arguments.optimizer)
+    make_missing(arguments)
+    found = load(arguments.out)
+    table, noise = summarise(found), seed_error(found)
     print(as_markdown(table))
     if noise is not None:
         print(f"\nbf16 of one seed against bf16 of another: {100 * noise:.2f} %")
-    plots.save(picture(found, arguments.arms, arguments.seeds), arguments.out / "loss_error.png")
+    plots.save(picture(found), arguments.out / "loss_error.png")
     write_text(arguments.out / "summary.json",
                json.dumps({"arms": table, "between_seeds": noise}, indent=1) + "\n")
     print(f"wrote {arguments.out}: summary.json, loss_error.png, runs/")

@@ -15,6 +15,13 @@ from .cache import break_even as break_even
 from .cache import cache_bytes_per_token as cache_bytes_per_token
 from .cache import expanded_attention as expanded_attention
 from .cache import keys_of_heads as keys_of_heads
+from .eight_bits import block_weights as block_weights
+from .eight_bits import e4m3_value as e4m3_value
+from .eight_bits import round_bits as round_bits
+from .eight_bits import scaled_product as scaled_product
+from .eight_bits import through_e4m3 as through_e4m3
+from .eight_bits import tile_scales as tile_scales
+from .eight_bits import truncated_sum as truncated_sum
 from .experts import choose_experts as choose_experts
 from .experts import gates as gates
 from .experts import group_scores as group_scores

@@ -1,0 +1,143 @@
+"""The study's arithmetic against loops and sums by hand; one small study, run and gone on with."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from minidsv3 import DeepSeekV3, ModelConfig
+from minidsv3.study import fp8 as study
+from minidsv3.train.trainer import Diverged, Trainer
+
+STUDIES = Path(__file__).resolve().parents[2] / "studies"
+
+
+def a_run(arm, seed, losses, score=1.5, seconds=0.5):
+    """What train() returns, of it what the summary reads."""
+    return {"arm": arm, "seed": seed, "losses": losses, "val_bits_per_byte": score,
+            "seconds_a_step": seconds}
+
+
+def test_the_error_is_that_of_two_smoothed_curves():
+    """Oracle: the moving average as a sum of powers of 0.9, in plain Python."""
+    ours, theirs = [5.0, 4.0, 3.5, 3.0], [5.0, 4.1, 3.3, 3.1]
+
+    def average(losses, t):
+        return 0.9 ** (t + 1) * losses[0] + sum(0.1 * 0.9 ** (t - i) * losses[i]
+                                                for i in range(t + 1))
+
+    expected = [(average(ours, t) - average(theirs, t)) / average(theirs, t) for t in range(4)]
+    got = study.relative_error(a_run("a", 0, ours), a_run("b", 0, theirs))
+    assert got.tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_table_is_mean_and_spread_over_the_seeds():
+    """Oracle: constant curves, whose errors are known: 1 % and 3 % above the baseline's."""
+    found = {}
+    for seed, factor in ((0, 1.01), (1, 1.03)):
+        level = 2.0 + seed                           # baselines of the two seeds: 2 and 3
+        found["bf16", seed] = a_run("bf16", seed, [level] * 40)
+        found["fp32", seed] = a_run("fp32", seed, [level * factor] * 40, 1.0 + seed)
+    found["per-tensor", 0] = a_run("per-tensor", 0, [1.98] * 40)
+    table = study.summarise(found)
+    for name in ("error", "largest", "last"):
+        assert table["bf16"][name] == (0, 0)
+        assert table["fp32"][name] == pytest.approx((0.02, 0.02 / 2**0.5))
+    assert table["fp32"]["val_bits_per_byte"] == pytest.approx((1.5, 0.5**0.5))
+    assert [figures["seeds"] for figures in table.values()] == [2, 2, 1]
+    assert study.seed_error(found) == pytest.approx((1 / 2 + 1 / 3) / 2, abs=0.2)
+    assert study.seed_error({key: run for key, run in found.items() if not key[1]}) is None
+    text = study.as_markdown(table)
+    assert "| bf16 | 2 | - | - | - | 1.5000 ± 0.0000 | 0.50 |" in text
+    assert ("| fp32 | 2 | 2.00 ± 1.41 % | 2.00 ± 1.41 % | +2.00 ± 1.41 % | 1.5000 ± 0.7071 | 0.50 |"
+            in text)
+    assert "| per-tensor | 1 | 1.00 % | 1.00 % | -1.00 % | 1.5000 | 0.50 |" in text
+
+
+def test_the_first_tenth_is_left_out():
+    """Oracle: an error that is there in the first tenth alone, long forgotten by the average."""
+    base = a_run("bf16", 0, [2.0] * 2000)
+    found = {("bf16", 0): base, ("fp32", 0): a_run("fp32", 0, [3.0] * 20 + [2.0] * 1980)}
+    assert study.summarise(found)["fp32"]["largest"][0] < 1e-6
+
+
+def test_the_twin_moves_every_weight_by_a_millionth():
+    """Oracle: the weights before; both signs occur, and the seed decides which."""
+    model = DeepSeekV3(ModelConfig.preset("tiny").replace(num_hidden_layers=2, vocab_size=97))
+    before = [p.detach().double() for p in model.parameters()]
+    study.nudge(model, 0)
+    for old, new in zip(before, model.parameters(), strict=True):
+        change = (new.double() / old)[old != 0] - 1
+        assert (change.abs() - 1e-6).abs().max() < 1.3e-7              # float32 holds 1.2e-7
+        assert change.min() < 0 < change.max()
+
+
+def test_a_run_that_diverges_is_a_result(monkeypatch, tmp_path):
+    """Oracle: two losses, then no numbers; no error of the program."""
+    (tmp_path / "a.txt").write_text("words " * 4000, encoding="utf-8")
+    (tmp_path / "b.txt").write_text("letters " * 4000, encoding="utf-8")
+    steps = iter([3.0, 2.0])
+
+    def step(self):
+        try:
+            return {"loss": next(steps)}, None
+        except StopIteration:
+            raise Diverged("the loss is nan") from None
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    run = study.train("per-tensor", 0, 4, "adamw", str(tmp_path), "cpu")
+    assert run["losses"][:2] == [3.0, 2.0] and all(map(math.isnan, run["losses"][2:]))
+    assert math.isnan(run["val_bits_per_byte"]) and run["arm"] == "per-tensor"
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--seeds", "0"], "--seeds 0 must be at least 1"),
+    (["--jobs", "-1"], "--jobs -1 must be at least 1"),
+    (["--steps", "5"], "--steps 5 are too few"),
+    (["--arms", "fp4"], "invalid choice: 'fp4'"),
+    (["--device", "tpu"], "device 'tpu' is unknown")])
+def test_bad_input_ends_in_one_line(arguments, words, capsys):
+    """Oracle: exit code 2, the value, and no traceback."""
+    assert study.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+@pytest.mark.multi
+def test_a_small_study_runs_and_goes_on(tmp_path, capsys):
+    """Oracle: the files; a second call makes nothing anew, one with other steps is refused."""
+    text = tmp_path / "text"
+    text.mkdir()
+    for name in "ab":
+        (text / f"{name}.txt").write_text(f"{name} few words of it " * 3000, encoding="utf-8")
+    out = tmp_path / "out"
+    arguments = ["--seeds", "1", "--steps", "20", "--arms", "bf16-nudged", "--data", str(text),
+                 "--out", str(out), "--jobs", "2", "--device", "cpu"]
+    assert study.main(arguments) == 0
+    table = capsys.readouterr().out
+    files = {path: path.read_bytes() for path in sorted((out / "runs").iterdir())}
+    assert [path.name for path in files] == ["bf16-0.json", "bf16-nudged-0.json"]
+    runs = [json.loads(content) for content in files.values()]
+    assert runs[0]["losses"][0] == pytest.approx(runs[1]["losses"][0], abs=1e-3)
+    assert runs[0]["losses"] != runs[1]["losses"] and len(runs[0]["losses"]) == 20
+    assert (out / "loss_error.png").stat().st_size > 10_000
+    assert study.main(arguments) == 0
+    assert capsys.readouterr().out == table
+    assert {path: path.read_bytes() for path in sorted((out / "runs").iterdir())} == files
+    assert study.main([*arguments[:3], "40", *arguments[4:]]) == 2
+    assert "was made with steps 20, not 40; use another --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", ["fp8", "fp8/adamw"])
+def test_the_committed_tables_are_those_of_the_committed_runs(folder):
+    """Oracle: summary and README, made anew from the losses of every run."""
+    found = study.load(STUDIES / folder, steps=1000)
+    seeds = {arm: [seed for other, seed in found if other == arm] for arm in study.ARMS}
+    assert len(seeds["deepseek-v3"]) >= (3 if folder == "fp8" else 2)
+    table, noise = study.summarise(found), study.seed_error(found)
+    text = (STUDIES / "fp8" / "README.md").read_text(encoding="utf-8")
+    assert study.as_markdown(table) in text and f"{100 * noise:.2f} %" in text
+    stored = json.loads((STUDIES / folder / "summary.json").read_text(encoding="utf-8"))
+    assert stored["between_seeds"] == noise
+    assert json.dumps(stored["arms"]) == json.dumps(table)             # NaN is not equal to itself
