@@ -27,8 +27,15 @@ def choose_device(name="auto"):
 def choose_precision(name, device):
     """The dtype of activations: "fp32", "bf16", or "auto", bf16 where its products are fast.
 
-    "fp8" is a matter of products; what flows between them has the dtype of "auto".
+    "fp8" is a matter of products; what flows between them has the dtype of "auto". Raises
+    ValueError for an unknown name, and for "fp8" where torch has no such numbers.
     """
+    if name == "fp8":
+        try:
+            torch.zeros(1, dtype=torch.float8_e4m3fn, device=device)
+        except (TypeError, RuntimeError):
+            raise ValueError(f"precision 'fp8': torch has no 8-bit floats on {device}; add "
+                             "--device cpu.") from None
     known = {"fp32": torch.float32, "bf16": torch.bfloat16}
     if name in ("auto", "fp8"):
         return torch.bfloat16 if has_fast_bf16(device) else torch.float32

@@ -70,3 +70,13 @@ def test_precision_by_name():
     assert choose_precision("bf16", cpu) == torch.bfloat16
     with pytest.raises(ValueError, match="'fp4' is unknown; choose auto, fp32, bf16, fp8"):
         choose_precision("fp4", cpu)
+
+
+def test_a_device_without_eight_bit_floats_is_refused(monkeypatch):
+    """Oracle: the line that a Mac's user would need; torch there raises TypeError."""
+    def refuse(*size, dtype, device):
+        raise TypeError("Trying to convert Float8_e4m3fn to the MPS backend")
+
+    monkeypatch.setattr(torch, "zeros", refuse)
+    with pytest.raises(ValueError, match="no 8-bit floats on mps; add --device cpu"):
+        choose_precision("fp8", torch.device("mps"))
