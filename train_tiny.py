@@ -14,7 +14,7 @@ from minidsv3.device import choose_device
 from minidsv3.measure.accounting import count_parameters
 from minidsv3.train.checkpoint import RunFolder
 from minidsv3.train.recipe import TrainConfig
-from minidsv3.train.trainer import Diverged, Trainer
+from minidsv3.train.trainer import Trainer
 
 # Options that are fields of TrainConfig under a shorter name.
 RECIPE = ("data", "start", "steps", "seed", "precision", "optimizer", "save_every")
@@ -120,7 +120,7 @@ def run(arguments):
     except KeyboardInterrupt:
         print("\nstopped at once; --resume goes on from the last checkpoint")
         return 130
-    except Diverged as error:
+    except FloatingPointError as error:   # Diverged, or a layer in 8 bits
         print(f"error: {error}", file=sys.stderr)
         return 1
     if summary is None:

@@ -46,6 +46,8 @@ def parse_arguments(arguments=None):
     for name in ("rounds", "steps"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}.")
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise ValueError(f"--out {arguments.out} is a file; name a folder.")
     return arguments
 
 
@@ -103,6 +105,7 @@ def figures(times):
 def run(arguments):
     """Measure, print and write -> exit code."""
     device = choose_device(arguments.device)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     rows = {f"a step of {arguments.preset}": figures(step_times(arguments, device))}
     for size in SIZES.get(device.type, SIZES["cpu"]):
         name = "a layer, {:,} tokens, {:,} to {:,}".format(*size)
@@ -113,7 +116,6 @@ def run(arguments):
     for name, row in rows.items():
         print(f"| {name} | " + " | ".join(f"{row[p]['ms']:.1f}" for p in PRECISIONS)
               + f" | {row['bf16']['to_fp32']:.2f} | {row['fp8']['to_fp32']:.2f} |")
-    arguments.out.mkdir(parents=True, exist_ok=True)
     results = {"machine": machine(device), "command": " ".join(sys.argv), "fp8": kind, "rows": rows}
     write_text(arguments.out / "precision.json", json.dumps(results, indent=2) + "\n")
     print(f"wrote {arguments.out / 'precision.json'}")

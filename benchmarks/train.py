@@ -36,7 +36,6 @@ from minidsv3.device import choose_device, choose_precision
 from minidsv3.measure import plots
 from minidsv3.model.transformer import DeepSeekV3
 from minidsv3.train.recipe import TrainConfig
-from minidsv3.train.trainer import Diverged
 
 # The dense model's own best; ours is in minidsv3/train/recipe.py. All else is the same for both.
 DENSE_OPTIMIZER = "muon"
@@ -266,7 +265,7 @@ def main(arguments=None):
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except Diverged as error:
+    except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 

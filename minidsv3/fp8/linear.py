@@ -14,8 +14,8 @@ float32. What limited sums would add is in `accumulate.py`.
 Three places are special (report, section 3.3.3). What feeds the linear after attention is kept in
 E5M6, twelve bits, since the backward pass of attention needs it too. What is sent to the experts of
 other machines, and the gradients that come back for their outputs, travel in FP8. In both, scales
-are powers of two, so that tiling anew moves exponents and adds no error. And of an MoE layer's
-SwiGLU the inputs are kept, in FP8; its output is formed again in the backward pass.
+are powers of two, so that tiling anew moves exponents: it adds no error but to subnormals. And of
+an MoE layer's SwiGLU the inputs are kept, in FP8; its output is formed again in the backward pass.
 
 Embedding, head, gate, norms and the attention itself stay as they are, and so does eh_proj, as in
 the released checkpoint.
@@ -74,6 +74,7 @@ def convert(model, recipe="deepseek-v3"):
     Parameters, their names and the optimiser's hold on them stay. Raises ValueError for an unknown
     recipe. On a CPU, an input or gradient that is not finite raises FloatingPointError with the
     name of its layer; a GPU would have to be waited for at every layer, so there the loss tells.
+    Decoding over a cache, absorbed attention multiplies the master of kv_b_proj as it is.
     """
     if recipe not in RECIPES:
         raise ValueError(f"FP8 recipe {recipe!r} is unknown; choose one of {', '.join(RECIPES)}.")
@@ -133,7 +134,7 @@ class FP8Experts(Experts):
     """The routed experts: each its own matrices, and its own tokens in Wgrad."""
 
     def forward(self, x, weights, experts):
-        """One path, however few tokens there are."""
+        """One path, however few tokens there are; no spare rows, which would share in tiles."""
         return self.in_groups(x, weights, experts)
 
     def feed_forward(self, rows, counts):
@@ -142,7 +143,10 @@ class FP8Experts(Experts):
 
 
 def feed_forward(rows, gate_up, down, counts, module):
-    """SwiGLU of stacked experts: rows (M, C), gate_up (E, 2F, C), down (E, C, F) -> (M, C)."""
+    """SwiGLU of stacked experts: rows (M, C), gate_up (E, 2F, C), down (E, C, F) -> (M, C).
+
+    Gate and up are one matrix to the tiles, as in a fused kernel; at F = 2048 that is no matter.
+    """
     hidden = FP8Product.apply(rows, gate_up, counts, module.up)        # (M, 2F)
     return FP8ProductOfSwiGLU.apply(hidden, down, counts, module.down)
 
@@ -164,7 +168,7 @@ class FP8Product(torch.autograd.Function):
         codes, scale = quantize(x, tile, layer.keep, layer.receives)
         require_finite(scale, "input", layer)
         # Fprop sees eight bits whatever is kept; every number of E5M6 is one of float16.
-        if layer.keep is E5M6:
+        if layer.keep == E5M6:
             codes, operand = codes.half(), rounded(x, tile, E4M3, layer.receives)
         else:
             operand = dequantize(codes, scale, tile)

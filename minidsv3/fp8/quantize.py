@@ -37,8 +37,9 @@ def quantize(x, tile=TILE, dtype=torch.float8_e4m3fn, power_of_two=False):
     dtype: torch.float8_e4m3fn, torch.float8_e5m2, or a Format, whose codes are float32 numbers that
     it could hold. Tiles at the edges may be smaller; None is one tile for the whole matrix. A tile
     of zeros has scale 1, one with NaN or infinity a scale that is not finite. power_of_two rounds
-    the scale up to a power of two, so that scaling only moves exponents (report, section 3.3.3).
-    Raises ValueError for x that is not a matrix.
+    the scale up to a power of two, so that scaling only moves exponents (report, section 3.3.3);
+    what lies within 4 % of float32's largest number may then come back as infinity. Raises
+    ValueError for x that is not a matrix.
     """
     tiles, scale = scaled_tiles(x, tile, dtype, power_of_two)
     codes = out_of_tiles(tiles, x.shape)
@@ -46,7 +47,7 @@ def quantize(x, tile=TILE, dtype=torch.float8_e4m3fn, power_of_two=False):
 
 
 def rounded(x, tile=TILE, dtype=torch.float8_e4m3fn, power_of_two=False):
-    """x (R, C) float32 as its codes would give it back, bit for bit; quicker, as none are made."""
+    """x (R, C) float32 as its codes would give it back, exactly; quicker, as none are made."""
     tiles, scale = scaled_tiles(x, tile, dtype, power_of_two)
     tiles = round_to(tiles, FORMATS.get(dtype, dtype)).mul_(scale[:, None, :, None])
     return out_of_tiles(tiles, x.shape)
@@ -58,10 +59,11 @@ def scaled_tiles(x, tile, dtype, power_of_two):
     tiles = into_tiles(x.float(), tile)
     amax = tiles.abs().amax(dim=(1, 3))                                # (R', C')
     scale = amax / largest
-    if power_of_two:
-        scale = scale.log2().ceil().exp2()
     # A scale may underflow to 0 where amax does not; 1 then serves as for zeros.
     scale = scale.masked_fill(scale == 0, 1.0)
+    if power_of_two:
+        mantissa = scale.frexp().mantissa                              # 0.5 <= mantissa < 1
+        scale = torch.where(mantissa == 0.5, scale, scale / mantissa)
     # Casts beyond the largest number differ between machines: clamp first.
     return (tiles / scale[:, None, :, None]).clamp_(-largest, largest), scale
 

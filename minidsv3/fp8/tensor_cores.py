@@ -43,9 +43,11 @@ def close(real, simulated):
 
 def grouped_product(rows, weight, counts, power_of_two):
     """Each run of rows times its own matrix: rows (N, K), weight (E, O, K) -> (N, O) float32."""
-    parts = zip(rows.split(counts.tolist()), weight, strict=True)
-    return torch.cat([product(part, matrix, BLOCK, power_of_two) for part, matrix in parts
-                      if len(part)])
+    y, sizes = rows.new_zeros(len(rows), weight.size(1), dtype=torch.float32), counts.tolist()
+    for part, matrix, out in zip(rows.split(sizes), weight, y.split(sizes), strict=True):
+        if len(part):
+            out.copy_(product(part, matrix, BLOCK, power_of_two))
+    return y
 
 
 def product(a, b, tile, power_of_two=False, power_of_two_b=False):

@@ -6,7 +6,10 @@ from .. import fp8
 
 
 def bytes_kept(model, function):
-    """Memory of all storages that autograd keeps while function() runs, the parameters' apart."""
+    """Memory of all storages that autograd keeps while function() runs, the parameters' apart.
+
+    Copies of weights that the step itself makes, to cast or to join them, are counted.
+    """
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
 
@@ -31,14 +34,17 @@ def saved_by_eight_bits(model, tokens, optimizers):
     def step():
         model.loss(tokens)
 
-    was_training, flow = model.training, model.activation_dtype
+    was = model.training, model.activation_dtype, model.recompute
     model.eval()                                        # in which loads are not counted
-    sizes = {"kept": bytes_kept(model, step)}
-    with fp8.suspended(model):
-        model.activation_dtype = torch.bfloat16
-        sizes["kept_in_bf16"] = bytes_kept(model, step)
-    model.activation_dtype = flow
-    model.train(was_training)
+    model.recompute = False                             # or blocks would hide what they keep
+    try:
+        sizes = {"kept": bytes_kept(model, step)}
+        with fp8.suspended(model):
+            model.activation_dtype = torch.bfloat16
+            sizes["kept_in_bf16"] = bytes_kept(model, step)
+    finally:
+        training, model.activation_dtype, model.recompute = was
+        model.train(training)
     states = [tensor for optimizer in optimizers for state in optimizer.state.values()
               for tensor in state.values() if torch.is_tensor(tensor)]
     sizes["moments"] = sum(tensor.nbytes for tensor in states)

@@ -98,13 +98,14 @@ class Experts(nn.Module):
 
     def forward(self, x, weights, experts):
         """x (N, C), weights (N, K), experts (N, K) -> sum over K of weight * expert(x), (N, C)."""
-        few = 0 < len(x) <= 3 and x.device.type == "cpu"
-        return (self.one_by_one if few else self.in_groups)(x, weights, experts)
+        if 0 < len(x) <= 3 and x.device.type == "cpu":
+            return self.one_by_one(x, weights, experts)
+        return self.in_groups(x, weights, experts, row_multiple(x))
 
-    def in_groups(self, x, weights, experts):
-        """All tokens of an expert at once, by products over rows sorted by expert."""
+    def in_groups(self, x, weights, experts, multiple=1):
+        """All tokens of an expert at once; its rows are filled up to a multiple of so many."""
         top_k = experts.size(-1)
-        slots, counts = assign_slots(experts.flatten(), len(self.down_proj), row_multiple(x))
+        slots, counts = assign_slots(experts.flatten(), len(self.down_proj), multiple)
         tokens = slots.new_zeros(counts.sum())                         # (M,)  spare rows: token 0
         tokens[slots] = torch.arange(len(slots), device=x.device) // top_k
         rows = x.index_select(0, tokens)                               # (M, C)  dispatch

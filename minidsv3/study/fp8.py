@@ -4,7 +4,8 @@
     python -m minidsv3.study.fp8 --steps 100 --seeds 1     a look, in some minutes
 
 Matched runs of the tiny preset: for each seed the same first weights and the same batches in every
-arm; only the arithmetic differs. What is compared, as in the report, is the relative loss error
+arm; only the arithmetic differs, in FP8 that of AdamW's short moments too. What is compared, as in
+the report, is the relative loss error
 
     (EMA of the arm's loss - EMA of bfloat16's) / EMA of bfloat16's             smoothed with 0.9
 
@@ -22,6 +23,7 @@ import statistics
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from itertools import combinations
 from pathlib import Path
 
@@ -31,11 +33,12 @@ from tqdm import tqdm
 from .. import fp8
 from ..command import Parser, answer
 from ..config import ModelConfig
+from ..data import corpus
 from ..device import choose_device
 from ..hf import write_text
 from ..measure import plots
 from ..train.recipe import TrainConfig
-from ..train.trainer import Diverged, Trainer
+from ..train.trainer import Trainer
 
 BASELINE, TWIN = "bf16", "bf16-nudged"
 ARMS = {BASELINE: "bf16", TWIN: "bf16", "fp32": "fp32", **dict.fromkeys(fp8.RECIPES, "fp8")}
@@ -67,6 +70,8 @@ def parse_arguments(arguments=None):
         raise ValueError(f"--steps {arguments.steps} are too few to smooth; take 20 or more.")
     arguments.arms = [arm for arm in ARMS if arm in {BASELINE, *arguments.arms}]
     choose_device(arguments.device)
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise ValueError(f"--out {arguments.out} is a file; name a folder.")
     return arguments
 
 
@@ -87,7 +92,7 @@ def train(arm, seed, steps, optimizer, data, device):
             losses.append(round(trainer.train_step()[0]["loss"], 6))
             seconds.append(time.perf_counter() - begin)
         score = trainer.evaluate(data.inputs, data.targets, data.validation_bytes).bits_per_byte
-    except Diverged:                             # a result like others: no number from here on
+    except FloatingPointError:                   # a result like others: no number from here on
         losses += [math.nan] * (steps - len(losses))
         score = math.nan
     return {"arm": arm, "seed": seed, "steps": steps, "optimizer": optimizer,
@@ -108,42 +113,71 @@ def nudge(model, seed):
         weight.mul_(1 + NUDGE * sign.to(weight))
 
 
+def train_and_store(path, *what):
+    """One run, written as it ends, so that it is kept whatever happens to the others."""
+    write_text(path, json.dumps(train(*what)) + "\n")
+
+
 def make_missing(arguments):
-    """Make the runs that are asked for and not there, some at a time."""
-    missing = []
-    for seed in range(arguments.seeds):
-        for arm in arguments.arms:
-            path = arguments.out / "runs" / f"{arm}-{seed}.json"
-            if not path.exists() or arguments.overwrite:
-                missing.append((arm, seed))
+    """Make the runs that are asked for and not there, some at a time.
+
+    Raises ValueError if one that is there and stays does not match what is asked for.
+    """
+    wanted = {"steps": arguments.steps, "optimizer": arguments.optimizer,
+              "corpus_sha256": corpus.load(arguments.data).sha256}
+    asked = {(arm, seed): run_path(arguments.out, arm, seed)
+             for seed in range(arguments.seeds) for arm in arguments.arms}
+    missing = {key: path for key, path in asked.items()
+               if arguments.overwrite or not path.exists()}
+    for path in sorted(set((arguments.out / "runs").glob("*.json")) - set(missing.values())):
+        run = read(path)
+        for name, value in wanted.items():
+            if run[name] != value:
+                raise ValueError(f"{path} was made with {name} {run[name]}, not {value}; use "
+                                 "another --out" + (", or --overwrite." if (
+                                     run["arm"], run["seed"]) in asked else "."))
+    (arguments.out / "runs").mkdir(parents=True, exist_ok=True)
     spawn = multiprocessing.get_context("spawn")
     with (ProcessPoolExecutor(arguments.jobs, mp_context=spawn) as pool,
           tqdm(total=len(missing), unit="run", disable=not missing) as bar):
-        under_way = [pool.submit(train, arm, seed, arguments.steps, arguments.optimizer,
-                                 arguments.data, arguments.device) for arm, seed in missing]
-        for done in as_completed(under_way):
-            run = done.result()
-            path = arguments.out / "runs" / f"{run['arm']}-{run['seed']}.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(run) + "\n")
-            bar.update()
+        under_way = [pool.submit(train_and_store, path, *key, arguments.steps,
+                                 arguments.optimizer, arguments.data, arguments.device)
+                     for key, path in missing.items()]
+        try:
+            for done in as_completed(under_way):
+                done.result()
+                bar.update()
+        except BrokenProcessPool:
+            raise ValueError("a run's process was killed; if memory was short, take fewer --jobs. "
+                             "Finished runs are kept; the same command goes on.") from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)             # after Ctrl-C: no more runs
 
 
-def load(folder, steps=None, optimizer=None):
-    """All finished runs of a study: {(arm, seed): figures}, arms in their order.
+def run_path(folder, arm, seed):
+    """Where a run lies."""
+    return folder / "runs" / f"{arm}-{seed}.json"
 
-    Raises ValueError for one that was made with other steps or another optimiser, if given.
-    """
-    found = {}
-    for path in sorted((folder / "runs").glob("*.json")):
+
+def read(path):
+    """One stored run. Raises ValueError for what is none."""
+    try:
         run = json.loads(path.read_text(encoding="utf-8"))
-        for name, wanted in (("steps", steps), ("optimizer", optimizer)):
-            if wanted is not None and run[name] != wanted:
-                raise ValueError(f"{path} was made with {name} {run[name]}, not {wanted}; use "
-                                 "another --out, or --overwrite.")
-        found[run["arm"], run["seed"]] = run
-    return {(arm, seed): found[arm, seed] for arm in ARMS for seed in sorted(
-        seed for other, seed in found if other == arm) if (BASELINE, seed) in found}
+        if run["arm"] in ARMS and len(run["losses"]) == run["steps"] and {
+                "seed", "optimizer", "corpus_sha256", "val_bits_per_byte"} <= set(run):
+            return run
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"{path} is no run of this study; remove it, or use another --out.")
+
+
+def load(folder):
+    """All runs of a study whose baseline is there: {(arm, seed): figures}, arms in their order."""
+    found = {(run["arm"], run["seed"]): run
+             for run in map(read, sorted((folder / "runs").glob("*.json")))}
+    return {(arm, seed): run for (arm, seed), run in sorted(
+        found.items(), key=lambda item: (list(ARMS).index(item[0][0]), item[0][1]))
+        if (BASELINE, seed) in found}
 
 
 def smooth(losses):
@@ -164,8 +198,9 @@ def relative_error(run, baseline):
 def summarise(found):
     """{arm: figures}; each figure is (mean, standard deviation) over the seeds that there are.
 
-    error: mean of |relative error| after the first tenth of the steps; largest: its maximum there;
-    last: the signed mean over the last tenth. Against bf16 of the same seed; all are fractions.
+    first: mean of |relative error| over the first tenth of the steps, where nothing is amplified
+    yet; error: over all others; largest: the maximum there; last: the signed mean over the last
+    tenth. Against bf16 of the same seed; all are fractions.
     """
     figures = {}
     for (arm, seed), run in found.items():
@@ -173,13 +208,14 @@ def summarise(found):
         tenth = max(1, len(error) // 10)
         late, last = error[tenth:].abs(), error[-tenth:]
         values = figures.setdefault(arm, {})
-        for name, value in (("error", late.mean().item()), ("largest", late.max().item()),
+        for name, value in (("first", error[:tenth].abs().mean().item()),
+                            ("error", late.mean().item()), ("largest", late.max().item()),
                             ("last", last.mean().item()),
                             ("val_bits_per_byte", run["val_bits_per_byte"]),
                             ("seconds_a_step", run["seconds_a_step"])):
             values.setdefault(name, []).append(value)
     return {arm: {"seeds": len(values["error"])} | {
-        name: (statistics.fmean(each), statistics.stdev(each) if len(each) > 1 else math.nan)
+        name: (statistics.fmean(each), statistics.stdev(each) if len(each) > 1 else None)
         for name, each in values.items()} for arm, values in figures.items()}
 
 
@@ -193,21 +229,22 @@ def seed_error(found):
 
 def as_markdown(table):
     """The table for people."""
-    lines = ["| arm | seeds | mean error | largest | last tenth | validation [bits/byte] "
-             "| s a step |", "|---|---|---|---|---|---|---|"]
+    lines = ["| arm | seeds | error, first tenth | then | largest | last tenth, signed "
+             "| validation [bits/byte] | s a step |", "|---|---|---|---|---|---|---|---|"]
     for arm, figures in table.items():
-        cells = [f"{100 * mean:{sign}.2f}{spread_of(100 * spread, 2)} %" for sign, (mean, spread) in
-                 (("", figures["error"]), ("", figures["largest"]), ("+", figures["last"]))]
+        cells = [f"{100 * mean:{sign}.2f}{spread_of(spread, 2, 100)} %" for sign, (mean, spread) in
+                 (("", figures["first"]), ("", figures["error"]), ("", figures["largest"]),
+                  ("+", figures["last"]))]
         mean, spread = figures["val_bits_per_byte"]
         lines.append(f"| {arm} | {figures['seeds']} | "
-                     f"{' | '.join(cells if arm != BASELINE else ['-'] * 3)} | "
+                     f"{' | '.join(cells if arm != BASELINE else ['-'] * 4)} | "
                      f"{mean:.4f}{spread_of(spread, 4)} | {figures['seconds_a_step'][0]:.2f} |")
     return "\n".join(lines)
 
 
-def spread_of(spread, digits):
+def spread_of(spread, digits, factor=1):
     """" ± " and a standard deviation; nothing where one seed has none."""
-    return "" if math.isnan(spread) else f" ± {spread:.{digits}f}"
+    return "" if spread is None else f" ± {factor * spread:.{digits}f}"
 
 
 @plots.style()
@@ -237,17 +274,17 @@ def picture(found):
 
 def run(arguments):
     """Train, print the table, write the results -> exit code."""
-    load(arguments.out, None if arguments.overwrite else arguments.steps, arguments.optimizer)
     make_missing(arguments)
     found = load(arguments.out)
     table, noise = summarise(found), seed_error(found)
     print(as_markdown(table))
     if noise is not None:
         print(f"\nbf16 of one seed against bf16 of another: {100 * noise:.2f} %")
-    plots.save(picture(found), arguments.out / "loss_error.png")
+    if len(table) > 1:
+        plots.save(picture(found), arguments.out / "loss_error.png")
     write_text(arguments.out / "summary.json",
                json.dumps({"arms": table, "between_seeds": noise}, indent=1) + "\n")
-    print(f"wrote {arguments.out}: summary.json, loss_error.png, runs/")
+    print(f"wrote {arguments.out}: runs/, summary.json, loss_error.png")
     return 0
 
 

@@ -32,7 +32,7 @@ from .recipe import batch_size_at, gamma_at, learning_rate_factor, mtp_weight_at
 SAMPLE_PROMPT = "def "
 
 
-class Diverged(Exception):
+class Diverged(FloatingPointError):
     """The loss is no finite number any more."""
 
 

@@ -7,8 +7,9 @@ from .verdict import compare, normal
 
 
 def e4m3_value(student):
-    """By hand: 0 0111 000 is 1, 0 0000 011 three times the smallest, 1 1001 010 is -5."""
-    cases = [(code,) for code in (0b0_0111_000, 0b0_0000_011, 0b1_1001_010, 0, 126, 0b1_0000_111)]
+    """By hand: 0 0111 000 is 1, 0 0000 011 three times the smallest, 1 1001 010 is -5; then all."""
+    by_hand = [0b0_0111_000, 0b0_0000_011, 0b1_1001_010]
+    cases = [(code,) for code in (*by_hand, *range(127), *range(128, 255))]
     return compare(student, cases, oracles.e4m3_value,
                    "Exponent 0 has no leading one: there the number is 2^-6 times M/8.")
 
@@ -16,6 +17,7 @@ def e4m3_value(student):
 def round_bits(student):
     """By hand: 17, 19 and 21 with three bits behind the leading one."""
     cases = [(torch.tensor([17.0, 19, 21, -17, 16.5, 0]), 3),
+             (torch.tensor([1000.0, -75_000]), 3), (torch.tensor([2.54e-3, -1.2e-3]), 3),
              (torch.arange(1, 400).float() / 64, 2), (normal(5, 7, seed=1) * 1000, 6)]
     return compare(student, cases, oracles.round_bits,
                    "A tie goes to the even neighbour: 17 lies between 16 and 18, which are 8 and 9 "
@@ -26,7 +28,8 @@ def tile_scales(student):
     """By hand: two tiles a row, the second one ragged, one of them all zeros."""
     by_hand = torch.tensor([[448.0, -896, 0], [1, 2, -3]])
     ragged = normal(5, 7, seed=1) * normal(5, 1, seed=2).exp() * 1000
-    cases = [(by_hand, 1, 2), (ragged, 1, 4), (ragged, 2, 3), (ragged, 4, 1)]
+    cases = [(by_hand, 1, 2), (ragged, 1, 4), (ragged, 2, 3), (ragged, 4, 1),
+             (ragged / 1e6, 1, 4)]
     return compare(student, cases, oracles.tile_scales,
                    "A tile of zeros has scale 1, or else it would be 0/0; and the last tiles may "
                    "be smaller, but they count.")

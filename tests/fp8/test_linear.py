@@ -1,5 +1,7 @@
 """The three products against tiles rounded one by one, and against what must not matter."""
 
+import copy
+import io
 import math
 
 import pytest
@@ -16,6 +18,7 @@ from minidsv3.fp8.linear import (
     FP8SwiGLU,
     Layer,
     all_rows,
+    require_finite,
 )
 from minidsv3.model.layers import Linear
 from minidsv3.model.moe import Experts, MoE
@@ -90,21 +93,23 @@ def test_the_input_after_attention_is_kept_in_twelve_bits():
     assert (kept - x).norm() < 0.3 * (fp8.dequantize(*fp8.quantize(x)) - x).norm()
 
 
-def test_of_an_experts_swiglu_gate_and_up_are_kept_in_eight_bits():
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_of_an_experts_swiglu_gate_and_up_are_kept_in_eight_bits(recipe):
     """Oracle: y from exact inputs; gradients at rounded ones, by the derivative of silu by hand."""
     torch.manual_seed(0)
     N, K, O = 140, 150, 20
+    plan = RECIPES[recipe]
     hidden, dy = torch.randn(N, 2 * K, requires_grad=True), torch.randn(N, O)
     weight = torch.randn(1, O, K, requires_grad=True)
-    layer = Layer("down", RECIPES["deepseek-v3"], returns=True)
+    layer = Layer("down", plan, returns=True)
     y = FP8ProductOfSwiGLU.apply(hidden, weight, torch.tensor([N]), layer)
     dhidden, dW = torch.autograd.grad(y, (hidden, weight), dy)
-    W = by_tiles(weight[0].detach(), (128, 128))
-    assert near(y, by_tiles(silu_times(hidden.detach()), (1, 128)) @ W.T)
-    sent = by_tiles(dy, (1, 128), power_of_two=True)
-    kept = by_tiles(hidden.detach(), (1, 128)).float()
-    column = by_tiles(sent, (128, 1), power_of_two=True)
-    assert near(dW[0], column.T @ by_tiles(silu_times(kept), (128, 1)))
+    W = by_tiles(weight[0].detach(), plan.weight)
+    assert near(y, by_tiles(silu_times(hidden.detach()), plan.activation) @ W.T)
+    sent = by_tiles(dy, plan.gradient, plan.backward, power_of_two=True)
+    kept = by_tiles(hidden.detach(), plan.activation).float()
+    column = by_tiles(sent, plan.column, plan.backward, power_of_two=True)
+    assert near(dW[0], column.T @ by_tiles(silu_times(kept), plan.column))
     gate, up = kept.double().chunk(2, dim=1)
     dx, sigmoid = sent @ W, 1 / (1 + (-gate).exp())
     dgate = dx * up * sigmoid * (1 + gate * (1 - sigmoid))
@@ -154,8 +159,8 @@ def test_what_is_sent_to_experts_has_scales_of_powers_of_two():
     model = fp8.convert(DeepSeekV3(TINY))
     layers = [layer for module in model.modules() for layer in vars(module).values()
               if isinstance(layer, Layer)]
-    kinds = {(layer.name.rpartition(".")[2], layer.keep is fp8.E5M6, layer.receives, layer.returns)
-             for layer in layers if layer.keep is fp8.E5M6 or layer.receives or layer.returns}
+    kinds = {(layer.name.rpartition(".")[2], layer.keep == fp8.E5M6, layer.receives, layer.returns)
+             for layer in layers if layer.keep == fp8.E5M6 or layer.receives or layer.returns}
     assert kinds == {("o_proj", True, True, False), ("gate_up_proj", False, True, False),
                      ("down_proj", False, False, True)}
     assert {layer.name.rpartition("mlp.")[2] for layer in layers if layer.returns} == {
@@ -178,6 +183,77 @@ def test_the_layer_whose_input_or_gradient_is_not_finite_is_named(bad):
     with pytest.raises(FloatingPointError, match="input of layers.1.mlp.experts.down_proj"):
         FP8ProductOfSwiGLU.apply(hidden, experts.down_proj, torch.tensor([3] + [0] * 15),
                                  experts.down)
+
+
+def test_the_recipes_are_these():
+    """Oracle: the tiles and formats of the report (section 3.3.2, appendix B.2), written out."""
+    tile, block, column = (1, 128), (128, 128), (128, 1)
+    assert {name: tuple(recipe) for name, recipe in RECIPES.items()} == {
+        "deepseek-v3": (tile, block, tile, column, E4M3),
+        "per-tensor": (None, None, None, None, E4M3),
+        "block-activations": (tile, block, block, column, E4M3),
+        "e5m2-backward": (tile, block, tile, column, E5M2)}
+
+
+def test_each_expert_s_matrix_has_its_own_scale_per_tensor():
+    """Oracle: its matrix rounded alone; the other is a thousand times larger."""
+    torch.manual_seed(0)
+    stack = torch.randn(2, 20, 30) * torch.tensor([1.0, 1000.0])[:, None, None]
+    rows, counts = torch.randn(4, 30), torch.tensor([4, 0])
+    y = FP8Product.apply(rows, stack, counts, Layer("", RECIPES["per-tensor"]))
+    assert near(y, by_tiles(rows, None) @ by_tiles(stack[0], None).T)
+
+
+def test_a_copy_of_a_converted_model_computes_the_same():
+    """Oracle: logits and gradients of the one that was copied, or saved whole and loaded."""
+    torch.manual_seed(0)
+    model, tokens = fp8.convert(DeepSeekV3(TINY)), torch.randint(97, (2, 20))
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    expected = losses_and_gradients(model, tokens)
+    for other in (copy.deepcopy(model), torch.load(file, weights_only=False)):
+        for got, right in zip(losses_and_gradients(other, tokens), expected, strict=True):
+            assert torch.equal(got, right)
+
+
+def losses_and_gradients(model, tokens):
+    """The total and the gradient of every weight that has one."""
+    model.zero_grad()
+    total = model.loss(tokens).total
+    total.backward()
+    return [total.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
+def test_few_tokens_take_the_same_path():
+    """Oracle: the same two tokens among many; nothing falls back to full precision."""
+    torch.manual_seed(0)
+    experts = fp8.convert(DeepSeekV3(TINY)).layers[1].mlp.experts
+    x, weights = torch.randn(40, 48), torch.rand(40, 4)
+    chosen = torch.randint(16, (40, 4))
+    many, few = experts(x, weights, chosen), experts(x[:2], weights[:2], chosen[:2])
+    torch.testing.assert_close(few, many[:2], rtol=1e-5, atol=1e-7)
+
+
+def test_bfloat16_stays_what_flows():
+    """Oracle: the dtype of x in y and dx; the weight's, float32, in dW."""
+    for name in ("q_b_proj", "o_proj"):
+        layer = layer_of(9, 20, "deepseek-v3", name)
+        y, dx, dW = outputs(layer, torch.randn(5, 20).bfloat16(), torch.randn(5, 9).bfloat16())
+        assert (y.dtype, dx.dtype, dW.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
+
+
+def test_the_smallest_gradients_have_scales_too():
+    """Oracle: a scale of 1e-13, far below any floor, and the same relative error."""
+    layer = layer_of(50, 60, "deepseek-v3")
+    x, dy = torch.randn(7, 60), torch.randn(7, 50)
+    usual, tiny = (outputs(layer, x, dy * size)[1] / size for size in (1.0, 2.0**-33))
+    torch.testing.assert_close(tiny, usual, rtol=1e-6, atol=0)
+
+
+def test_a_gpu_is_never_waited_for():
+    """Oracle: a tensor on another device, whose numbers nobody can ask for."""
+    require_finite(torch.empty(3, device="meta"), "input", Layer("x", RECIPES["deepseek-v3"]))
 
 
 def nudged(x, tile):
@@ -247,10 +323,17 @@ def test_what_is_converted_and_what_is_not():
     assert fp8.convert(model) is model
     assert {name: id(parameter) for name, parameter in model.named_parameters()} == before
     assert list(model.state_dict()) == keys
-    eight = {name.rpartition(".")[2] for name, module in model.named_modules()
+    eight = {name for name, module in model.named_modules()
              if isinstance(module, FP8Linear | FP8Experts | FP8SwiGLU)}
-    assert eight == {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj",
-                     "gate_proj", "up_proj", "down_proj", "experts", "shared_experts"}
+    ffn = {"gate_proj", "up_proj", "down_proj"}
+    shared = {"shared_experts", *(f"shared_experts.{name}" for name in ffn)}
+    expected = set()
+    for block, mlp in (("layers.0", ffn), ("layers.1", {"experts", *shared}),
+                       ("mtp.0", {"experts", *shared})):
+        expected |= {f"{block}.self_attn.{name}" for name in (
+            "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")}
+        expected |= {f"{block}.mlp.{name}" for name in mlp}
+    assert eight == expected
 
 
 def test_a_model_learns_in_eight_bits():

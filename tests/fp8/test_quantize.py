@@ -144,6 +144,17 @@ def test_all_256_codes_are_decoded_as_torch_does(dtype):
     assert torch.equal(got.nan_to_num(nan=-1), codes.float().nan_to_num(nan=-1))
 
 
+def test_a_power_of_two_is_never_below_the_scale():
+    """Oracle: doubling from far below until amax / 448 is reached; also a hair above a power."""
+    for amax in (448.0, 448.0 * (1 + 2**-22), 447.9, 1e-20, 3.1e30, 448 * 2.0**-60):
+        x = torch.tensor([[amax, 0.0]])
+        plain, scale = quantize(x)[1].item(), quantize(x, power_of_two=True)[1].item()
+        expected = 2.0**-126
+        while expected < plain:
+            expected *= 2
+        assert scale == expected
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_stays_so(bad):
     """Oracle: its tile alone has no finite scale, and nothing of it comes back as a number."""

@@ -95,6 +95,13 @@ def test_experts_are_their_simulation(real):
         assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+def test_no_tokens_at_all(real):
+    """Oracle: the shape of the simulation's answer."""
+    layer = fp8.convert(torch.nn.ModuleDict({"q_b_proj": Linear(8, 5)}))["q_b_proj"]
+    torch.nn.init.normal_(layer.weight)
+    assert layer(torch.zeros(0, 8)).shape == (0, 5)
+
+
 @pytest.mark.parametrize("M, N, K", [(256, 768, 512), (136, 200, 400), (3, 7, 1000)])
 @pytest.mark.parametrize("tile", [TILE, BLOCK])
 def test_torch_accepts_the_layout(M, N, K, tile):
@@ -118,12 +125,16 @@ def test_what_disagrees_with_the_simulation_is_not_used(monkeypatch):
     a, b = torch.randn(5, 300), torch.randn(7, 300)
     simulated = rounded(a) @ rounded(b).T
     assert tensor_cores.close(simulated * (1 + 5e-4), simulated)
-    assert not tensor_cores.close(simulated * 1.01, simulated)
+    assert not tensor_cores.close(simulated * 1.002, simulated)
     assert not tensor_cores.close(simulated * float("nan"), simulated)
     assert not tensor_cores.usable(torch.device("cpu"))
 
     def wrong(*arguments, **options):
         return stand_in(*arguments, **options) * 1.01
+
+    def wrong_for_blocks(*arguments, **options):
+        factor = 1.01 if arguments[5] == KINDS.BlockWise128x128 else 1
+        return stand_in(*arguments, **options) * factor
 
     def refusing(*arguments, **options):
         raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED")
@@ -134,9 +145,14 @@ def test_what_disagrees_with_the_simulation_is_not_used(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.Tensor, "to", to_any(torch.Tensor.to))
-    for product, verdict in ((stand_in, True), (wrong, False), (refusing, False)):
+    for product, verdict in ((stand_in, True), (wrong, False), (wrong_for_blocks, False),
+                             (refusing, False)):
         monkeypatch.setattr(F, "scaled_mm", product)
         assert tensor_cores.usable(Hopper()) is verdict
+    monkeypatch.setattr(F, "scaled_mm", stand_in)
+    for other in ((8, 9), (10, 0)):                # other chips want their scales in other forms
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, it=other: it)
+        assert not tensor_cores.usable(Hopper())
 
 
 def to_any(to):

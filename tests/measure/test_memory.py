@@ -45,8 +45,13 @@ def test_the_whole_is_what_both_forms_keep():
         router.load.zero_()
     optimizer = torch.optim.AdamW(model.parameters())
     model.activation_dtype = None
+    model.recompute = True                         # would hide all that blocks keep
     sizes = saved_by_eight_bits(model, tokens, [optimizer])
-    assert model.activation_dtype is None and model.training
+    assert model.activation_dtype is None and model.training and model.recompute
+    model.recompute = False
+    saved_by_eight_bits(model.eval(), tokens, [optimizer])
+    assert not model.training
+    model.train()
     assert sizes["kept_in_bf16"] == plain and sizes["moments"] == 0
     assert all(not router.load.any() for router in model.routers())
     model.activation_dtype = torch.bfloat16
