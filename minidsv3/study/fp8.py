@@ -1,7 +1,7 @@
 """Does FP8 training follow bfloat16 training? The report's figure 10 and appendix B, small.
 
-    python -m minidsv3.study.fp8 --seeds 3 --jobs 2        some four hours on two cores
-    python -m minidsv3.study.fp8 --steps 100 --seeds 1     a look, in some minutes
+    python -m minidsv3.study.fp8 --seeds 3 --jobs 2                          two hours on two cores
+    python -m minidsv3.study.fp8 --steps 100 --seeds 1 --out runs/look       a look, ten minutes
 
 Matched runs of the tiny preset: for each seed the same first weights and the same batches in every
 arm; only the arithmetic differs, in FP8 that of AdamW's short moments too. What is compared, as in
@@ -12,13 +12,14 @@ the report, is the relative loss error
 Training amplifies any difference, however small, so one arm is bfloat16 once more, its first
 weights moved by one part in a million: what it differs by is what *no* difference looks like. Each
 run is a file in OUT/runs; those already there are kept, so an interrupted study goes on, and the
-table is made of all that are there.
+table is made of all that are there, if they are of one text, length and optimiser.
 """
 
 import json
 import math
 import multiprocessing
 import platform
+import signal
 import statistics
 import sys
 import time
@@ -137,8 +138,8 @@ def make_missing(arguments):
                                  "another --out" + (", or --overwrite." if (
                                      run["arm"], run["seed"]) in asked else "."))
     (arguments.out / "runs").mkdir(parents=True, exist_ok=True)
-    spawn = multiprocessing.get_context("spawn")
-    with (ProcessPoolExecutor(arguments.jobs, mp_context=spawn) as pool,
+    spawn, at_once = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_DFL)
+    with (ProcessPoolExecutor(arguments.jobs, spawn, signal.signal, at_once) as pool,   # Ctrl-C
           tqdm(total=len(missing), unit="run", disable=not missing) as bar):
         under_way = [pool.submit(train_and_store, path, *key, arguments.steps,
                                  arguments.optimizer, arguments.data, arguments.device)
@@ -151,7 +152,7 @@ def make_missing(arguments):
             raise ValueError("a run's process was killed; if memory was short, take fewer --jobs. "
                              "Finished runs are kept; the same command goes on.") from None
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)             # after Ctrl-C: no more runs
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def run_path(folder, arm, seed):
