@@ -1,7 +1,7 @@
 """The same products on FP8 tensor cores: torch's scaled products by tile, where there are any.
 
-That is on Hopper GPUs, with CUDA 12.9 and torch 2.10 or later. Both operands lie with K, the
-dimension summed over, last: A (M, K) in tiles 1 x 128, B (N, K) in the same or in blocks 128 x 128.
+That is on Hopper GPUs, with CUDA 12.9 or later. Both operands lie with K, the dimension that is
+summed over, last: A (M, K) in tiles 1 x 128, B (N, K) in the same or in blocks 128 x 128.
 cuBLAS sums 128 products in the tensor core, multiplies by both scales and adds in float32, which is
 the promotion of the report's section 3.3.2. With L = K / 128 it wants the scales
 
@@ -32,7 +32,7 @@ def usable(device):
     try:
         return all(close(product(a, b, tile), rounded(a) @ rounded(b, tile).T)
                    for tile in (TILE, BLOCK))
-    except (AttributeError, RuntimeError, ValueError):       # an older torch or CUDA
+    except (RuntimeError, ValueError):           # an older CUDA
         return False
 
 

@@ -255,13 +255,14 @@ def picture(found):
     errors = {key: 100 * relative_error(run, found[BASELINE, key[1]]) for key, run in found.items()
               if key[0] != BASELINE}
     rows, steps = -(-len(arms) // 2), len(next(iter(errors.values())))
-    limit = max(3 * 100 * CLAIM, *(error[steps // 10:].abs().max() for error in errors.values()))
+    limit = max(3 * 100 * CLAIM,
+                *(error[steps // 10:].abs().max().item() for error in errors.values()))
     figure, axes = plots.canvas(rows, 2, size=(10, 1 + 2.6 * rows), sharex=True, sharey=True,
                                 squeeze=False)
     for ax, arm in zip(axes.flat, arms):
         for (other, seed), error in errors.items():
             if other == arm:
-                ax.plot(range(1, steps + 1), error, color=COLOURS[seed % 3], linewidth=1)
+                ax.plot(range(1, steps + 1), error.numpy(), color=COLOURS[seed % 3], linewidth=1)
         ax.axhspan(-100 * CLAIM, 100 * CLAIM, color="#CCCCCC", zorder=0)
         ax.set_title(arm, loc="left")
         ax.set_ylim(-limit, limit)
