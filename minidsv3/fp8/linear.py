@@ -112,7 +112,7 @@ def suspended(model):
 
 
 class FP8Linear(Linear):
-    """A Linear of which `convert` changed the class, as below."""
+    """A Linear of which `convert` changed the class, and where it set `layer`."""
 
     def forward(self, x):
         rows = x.flatten(0, -2)                                        # (N, in)
