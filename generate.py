@@ -9,12 +9,10 @@ import json
 import sys
 import time
 
-import torch
-
 from minidsv3 import hf
 from minidsv3.command import Parser, answer
 from minidsv3.data.foreign import read_tokenizer
-from minidsv3.device import choose_device, has_fast_bf16
+from minidsv3.device import choose_device, choose_threads
 from minidsv3.infer.generation import statistics
 from minidsv3.infer.text import complete
 
@@ -40,6 +38,7 @@ def parse_arguments(arguments=None):
                       help="end before this text; may be given several times [none]")
     where = parser.add_argument_group("where")
     where.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
+    where.add_argument("--threads", type=int, metavar="N", help="of the processor [one per core]")
     how = parser.add_argument_group("how")
     how.add_argument("--temperature", type=float, default=0.7, metavar="T",
                      help="0 always takes the likeliest token, 1 samples as trained [0.7]")
@@ -91,9 +90,9 @@ def run(arguments):
     if arguments.show_drafts and not arguments.speculative:
         raise ValueError("--show-drafts shows drafts, and there are none; add --speculative 2.")
     device = choose_device(arguments.device)
+    choose_threads(arguments.threads)
     folder = hf.find(arguments.model)
-    dtype = None if has_fast_bf16(device) else torch.float32           # elsewhere bf16 is slow
-    model = hf.load(folder, dtype, device)
+    model = hf.load(folder, device=device)
     tokenizer = read_tokenizer(folder, model.config)
     settings = {name: getattr(arguments, name) for name in (
         "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "speculative", "seed", "stop")}

@@ -1,5 +1,6 @@
 """minidsv3: DeepSeek-V3, small enough to read and to train on a laptop."""
 
+from . import device as device  # sets what torch reads when it is loaded, so it comes first
 from .config import ModelConfig as ModelConfig
 from .model.transformer import DeepSeekV3 as DeepSeekV3
 from .model.transformer import LossTerms as LossTerms

@@ -1,12 +1,35 @@
-"""The one place that decides where a run computes and in which precision."""
+"""The one place that knows machines: where a run computes, in which precision, what is fast there.
+
+Every other file asks a function of this one, and compares no device and no dtype to guess speed.
+What a processor can do is asked of the processor, since a dtype that has no instructions of its own
+is emulated: right, and up to fifty times slower.
+
+On an accelerator a training step gives work to the device and waits for none of it; the figures are
+read once, after the optimisers. There is one exception. Where torch has no kernel that multiplies a
+stack of matrices by runs of rows (`groups_products`), the lengths of the runs are read, once in
+each MoE layer and micro-batch, and serve all of its products.
+"""
 
 import os
+import sys
+import time
 
-import torch
-
+# Two settings that have to stand in the environment before torch is loaded; in a process that has
+# loaded torch already, as a notebook may have, they change nothing.
 # On Linux: large tensors in large pages. torch returns their memory after every step, and to get it
 # back in pages of 4 KiB costs a training step on the CPU 5 to 10 %.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+# On Linux: threads of libgomp that have nothing to do ask again and again before they go to sleep.
+# By default they ask so long that beside another busy program they take its processor away from
+# the thread they wait for.
+if sys.platform == "linux" and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = "5000"
+
+BEGIN = time.perf_counter()                      # nearly that of the program: torch loads slowly
+
+import torch  # noqa: E402 - only now
+
+GROUPED = (torch.float32, torch.bfloat16, torch.float16)     # what torch's CPU product takes
 
 
 def choose_device(name="auto"):
@@ -24,6 +47,16 @@ def choose_device(name="auto"):
     return torch.device(kind, int(index)) if colon else torch.device(kind)
 
 
+def choose_threads(count):
+    """Let torch use so many threads; None leaves its own choice. Raises ValueError below 1."""
+    if count is None:
+        return
+    if count < 1:
+        raise ValueError(f"--threads {count} must be at least 1; leave it out for one thread per "
+                         "core.")
+    torch.set_num_threads(count)
+
+
 def choose_precision(name, device):
     """The dtype of activations: "fp32", "bf16", or "auto", bf16 where its products are fast.
 
@@ -38,11 +71,13 @@ def choose_precision(name, device):
                              "--device cpu.") from None
     known = {"fp32": torch.float32, "bf16": torch.bfloat16}
     if name in ("auto", "fp8"):
-        return torch.bfloat16 if has_fast_bf16(device) else torch.float32
+        return short_float(device)
     if name not in known:
         raise ValueError(f"precision {name!r} is unknown; choose auto, {', '.join(known)}, fp8.")
     return known[name]
 
+
+# ---- what is fast here ----
 
 def has_fast_bf16(device):
     """Whether matrix products in bfloat16 have hardware of their own here."""
@@ -51,3 +86,96 @@ def has_fast_bf16(device):
     if device.type == "cpu":                     # without these instructions bf16 is emulated, slow
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return False
+
+
+def short_float(device):
+    """The dtype for what bears eight bits of precision: bfloat16 where it is fast, else float32."""
+    return torch.bfloat16 if has_fast_bf16(device) else torch.float32
+
+
+def loading_dtype(stored, device):
+    """The dtype in which weights stored as `stored` are held: its own, unless that is emulated."""
+    return torch.float32 if stored.itemsize == 2 and not has_fast_bf16(device) else stored
+
+
+def explicit_attention_is_faster(q, keys):
+    """Whether plain products beat torch's fused attention: q (B, H, T, D), so many keys.
+
+    That is on a processor with bfloat16 instructions and short windows: one layer of preset tiny,
+    8 x 4 heads, 256 tokens, forward and backward, takes 6.5 ms where the fused kernel takes 19.6
+    (Zen 4). The scores of a long window would leave the cache. Without these instructions the fused
+    kernel computes in float32 inside: the same layer takes 93 ms, plain products 307 (Zen 1).
+    """
+    return (q.device.type == "cpu" and q.dtype == torch.bfloat16 and keys <= 512
+            and has_fast_bf16(q.device))
+
+
+def groups_products(weight):
+    """Whether torch multiplies runs of rows by a stack of matrices like this one in one call.
+
+    It does on CPUs, and in bfloat16 on GPUs of compute capability 9.0 and later; older ones get a
+    loop with a read of its own in each product. `meta` stands for an accelerator that can. Rows
+    must be 16 bytes or a multiple of that.
+    """
+    if any(size * weight.element_size() % 16 for size in weight.shape[1:]):
+        return False
+    kind = weight.device.type
+    if kind == "cpu":
+        return weight.dtype in GROUPED
+    if kind == "cuda" and torch.cuda.get_device_capability(weight.device) < (9, 0):
+        return False
+    return kind in ("cuda", "meta") and weight.dtype == torch.bfloat16
+
+
+def row_multiple(x):
+    """What an expert's number of rows is rounded up to, for tokens x (N, C).
+
+    On CPUs a bfloat16 product compiles a kernel for each new number of rows, so the numbers must
+    repeat to be fast; a few tokens are not worth it, and elsewhere any number will do.
+    """
+    return 64 if x.device.type == "cpu" and x.dtype == torch.bfloat16 and len(x) > 256 else 1
+
+
+def reads_are_free(device):
+    """Whether a value of a tensor can be read without waiting for the device."""
+    return device.type == "cpu"
+
+
+def has_fused_adamw(device):
+    """Whether torch has AdamW as one kernel there."""
+    return device.type in ("cpu", "cuda", "mps")
+
+
+def has_scaled_products(device):
+    """Whether the device may have FP8 products by tile, as Hopper GPUs do."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
+
+
+# ---- using it ----
+
+def send(tensor, device):
+    """A CPU tensor on the device; where that is another memory, nobody waits for the copy."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()             # only from such memory a copy goes on by itself
+    return tensor.to(device, non_blocking=True)
+
+
+def clock(device):
+    """Seconds, read when the device has finished what it was given."""
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).synchronize()
+    return time.perf_counter()
+
+
+def product_speed(device, size=512, times=8):
+    """Multiply-adds per second of a product of two float32 matrices: the best of some, [1/s].
+
+    The best of a few milliseconds each is hardly disturbed even beside another busy program.
+    """
+    a, b = torch.ones(2, size, size, device=device)
+    seconds = []
+    for _ in range(times + 1):
+        begin = clock(device)
+        a @ b
+        seconds.append(clock(device) - begin)
+    return size**3 / min(seconds[1:])

@@ -14,9 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "minidsv3"
 
 # Reading order and import order: a room imports only from itself and from rooms before it.
-ROOMS = ["command", "config", "device", "model", "fp8", "hf", "data", "infer", "measure", "train",
-         "context", "scale", "serve", "study"]
-MODEL = ["layers", "rope", "cache", "mla", "moe", "block", "mtp", "cross_entropy", "transformer"]
+ROOMS = ["command", "config", "device", "kernels", "model", "fp8", "hf", "data", "infer", "measure",
+         "train", "context", "scale", "serve", "study"]
+MODEL = ["layers", "rope", "cache", "mla", "experts", "moe", "block", "mtp", "cross_entropy",
+         "transformer"]
 
 # Imports that cost seconds or that not everybody has, and the modules that own them at their top.
 HEAVY = {"matplotlib": {"minidsv3.measure.plots"}, "transformers": set(), "datasets": set(),

@@ -1,9 +1,10 @@
 """What the model reads: documents, their tokens, and the batches cut from them (report, 4.1).
 
-    corpus.py     sources of documents, and the split into training and validation
+    sources.py    where documents come from
+    corpus.py     what is kept of them, and the split into training and validation
     tokenizer.py  byte-level BPE, trained on the corpus in about a second
     batches.py    FIM, packing with EOS, windows; a batch is a function of (seed, index)
-    dataset.py    the three together: what one run reads
+    dataset.py    all together: what one run reads
 
 Letters: N samples in a batch, W windows of a split, T tokens a window.
 """

@@ -4,49 +4,31 @@ The default needs no network and no account: the interpreter's own sources lie o
 runs this program, and hold code, comments and (in `pydoc_data/topics.py`) the language reference
 as prose. A source is named by one string:
 
-    python-stdlib            the standard library of this interpreter
+    python-stdlib            the standard library of this interpreter: about 11 MB
+    python-packages          that, and all packages installed for it: 160 MB with requirements.txt
     notes.txt, my_project/   a file, or every text file of a folder
     https://...              a page or file, fetched when asked and never before
     hf:NAME                  a data set of the hub, streamed by the package `datasets`
 
 `load` returns a `Corpus`; `split` divides documents, never the inside of one, into training and
-validation. Tokens and windows are made in `tokenizer.py` and `batches.py`.
+validation. What each source reads and leaves out is in `sources.py`; tokens and windows are made in
+`tokenizer.py` and `batches.py`.
 """
 
-import ast
 import hashlib
-import http.client
-import io
 import sysconfig
-import tokenize
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-# Left out of the standard library: installed packages, tests (often broken on purpose), two
-# collections of demos, and files generated at build time, which hold paths of one machine.
-EXCLUDED_FOLDERS = {"site-packages", "dist-packages", "idlelib", "turtledemo", "test", "tests"}
-EXCLUDED_FILES = ("_sysconfigdata", "sitecustomize", "usercustomize")
-
-URL_TIMEOUT = 30                 # seconds without an answer
-URL_BYTES = 256 * 2**20          # more than that is not a text for this program
-HUB_BYTES = 64 * 2**20           # UTF-8 bytes streamed from the hub: six standard libraries
-HUB_DOCUMENTS = 50_000
+from . import sources
+from .sources import Document
 
 FEW_DOCUMENTS = 20               # fewer than this are cut into sections before the split
 SECTIONS = 50                    # about so many; one section is then 2 % of the text
 
 
-class Document(NamedTuple):
-    """One text that is read from its beginning to its end, and its name (posix, relative)."""
-
-    name: str
-    text: str
-
-
 class Corpus(NamedTuple):
-    """Documents of one source; `sha256` covers names and texts, `skipped` counts binary files."""
+    """Documents of one source; `sha256` covers names and texts, `skipped` the files not text."""
 
     name: str
     documents: list[Document]
@@ -61,19 +43,23 @@ def load(source: str = "python-stdlib") -> Corpus:
     is not there; ValueError for a source without text, a binary file, or a failed download.
     """
     skipped = 0
+    library = Path(sysconfig.get_path("stdlib"))
     if source == "python-stdlib":
-        documents = standard_library(Path(sysconfig.get_path("stdlib")))
+        documents, skipped = sources.standard_library(library)
+    elif source == "python-packages":
+        roots = [Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")]
+        documents, skipped = sources.python_packages(library, roots)
     elif source.startswith(("http://", "https://")):
-        documents = [Document(source, _decode(_download(source), source))]
+        documents = [Document(source, sources.decode(sources.download(source), source))]
     elif source.startswith("hf:"):
-        documents = list(_stream_from_hub(source.removeprefix("hf:")))
+        documents = list(sources.stream_from_hub(source.removeprefix("hf:")))
     elif source.strip() and Path(source).is_dir():
-        documents, skipped = _read_folder(Path(source))
+        documents, skipped = sources.read_folder(Path(source))
     elif source.strip() and Path(source).exists():
-        documents = [Document(Path(source).name, _decode(Path(source).read_bytes(), source))]
+        documents = [Document(Path(source).name, sources.decode(Path(source).read_bytes(), source))]
     else:
         raise FileNotFoundError(f"data source {source!r} does not exist; give a file, a folder, "
-                                "a URL, hf:NAME, or python-stdlib")
+                                "a URL, hf:NAME, python-stdlib, or python-packages")
     documents = distinct(documents)
     if not documents:
         note = f" ({skipped} binary files skipped)" if skipped else ""
@@ -95,130 +81,12 @@ def distinct(documents: list[Document]) -> list[Document]:
 
     A copy in the validation split would reward memory, not skill.
     """
-    first = {}
+    first = {}                       # by hash: a second copy of all texts would fill the memory
     for document in sorted(documents):
-        first.setdefault(" ".join(document.text.split()), document)
+        words = " ".join(document.text.split()).encode()
+        first.setdefault(hashlib.sha256(words).digest(), document)
     kept = set(first.values())
     return [document for document in documents if document in kept and document.text.strip()]
-
-
-def standard_library(root: Path) -> list[Document]:
-    """The `.py` files below `root` as documents, sorted by path; reference topics one by one."""
-    documents = []
-    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
-        relative = path.relative_to(root)
-        if EXCLUDED_FOLDERS & set(relative.parts) or relative.name.startswith(EXCLUDED_FILES):
-            continue
-        text = _decode_source(path.read_bytes())
-        if relative.as_posix() == "pydoc_data/topics.py":
-            documents += _topics(relative.as_posix(), text)
-        elif text is not None:
-            documents.append(Document(relative.as_posix(), text))
-    return documents
-
-
-def _decode_source(data: bytes) -> str | None:
-    """Decode a Python file by the coding it declares; line ends stay as they are. None: it lies."""
-    try:
-        encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
-        return data.decode(encoding)
-    except (SyntaxError, UnicodeDecodeError):
-        return None
-
-
-def _topics(name: str, text: str) -> list[Document]:
-    """Take the prose out of a file that is one `topics = {title: text}`.
-
-    Many topics are chapters of a longer one; those would put the same lines on both sides of the
-    split, so the longest is kept and what it already holds is left out.
-    """
-    table = {}
-    for node in ast.parse(text).body:
-        if isinstance(node, ast.Assign):
-            table.update(ast.literal_eval(node.value))
-    kept, seen = [], set()
-    for title in sorted(table, key=lambda title: (-len(table[title]), title)):
-        lines = {line.strip() for line in table[title].splitlines() if len(line.strip()) > 20}
-        if 2 * len(lines & seen) <= len(lines):
-            kept.append(Document(f"{name}#{title}", table[title]))
-        seen |= lines
-    return sorted(kept)
-
-
-def _decode(data: bytes, source: str) -> str:
-    """UTF-8 bytes -> text, refusing what is not text. Line ends stay as they are."""
-    try:
-        if b"\0" not in data:
-            return data.decode("utf-8")
-        reason = f"a NUL byte at {data.index(0)}"
-    except UnicodeDecodeError as error:
-        reason = f"byte {data[error.start]:#04x} at {error.start}"
-    raise ValueError(f"data source {source!r} is not UTF-8 text ({reason}); convert it to UTF-8, "
-                     "or give another file")
-
-
-def _read_folder(root: Path) -> tuple[list[Document], int]:
-    """Every text file below a folder, sorted by path, and the number of binary files passed over.
-
-    Hidden files and folders (.git, .venv) are not looked into: they are seldom meant.
-    """
-    documents, skipped = [], 0
-    paths = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
-    for name in sorted(paths):
-        if any(part.startswith(".") for part in name.split("/")):
-            continue
-        try:
-            documents.append(Document(name, _decode(paths[name].read_bytes(), name)))
-        except ValueError:
-            skipped += 1
-    return documents, skipped
-
-
-def _download(url: str) -> bytes:
-    """Fetch a URL, at most URL_BYTES of it."""
-    request = urllib.request.Request(url, headers={"User-Agent": "minidsv3"})
-    try:
-        with urllib.request.urlopen(request, timeout=URL_TIMEOUT) as response:
-            data = response.read(URL_BYTES + 1)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise ValueError(f"could not fetch {url!r} ({' '.join(str(error).split())}); check the "
-                         "address and the network, or save the text and give the file") from None
-    if len(data) > URL_BYTES:
-        raise ValueError(f"{url!r} is larger than {URL_BYTES >> 20} MiB; save the part you need "
-                         "and give the file")
-    return data
-
-
-def _stream_from_hub(name: str) -> Iterator[Document]:
-    """Stream texts of a hub data set until HUB_BYTES or HUB_DOCUMENTS are reached."""
-    try:
-        import datasets
-    except ImportError:
-        raise ValueError(f"hf:{name} needs the package `datasets`; run `pip install datasets`, or "
-                         "give a file or a folder") from None
-    size = 0
-    try:
-        for number, row in enumerate(datasets.load_dataset(name, split="train", streaming=True)):
-            data = _text_field(row).encode("utf-8", "replace")    # lone surrogates become "?"
-            size += len(data)
-            if size > HUB_BYTES or number >= HUB_DOCUMENTS:
-                return
-            yield Document(f"{name}/{number:06d}", data.decode())
-    # The hub's client raises a dozen unrelated types for one thing: this name gave no text.
-    except Exception as error:
-        raise ValueError(f"could not read hf:{name} ({' '.join(str(error).split())}); check the "
-                         "name and the network") from None
-
-
-def _text_field(row: dict) -> str:
-    """The text of one row: the column `text` or `content`, else the longest string."""
-    for column in ("text", "content"):
-        if isinstance(row.get(column), str):
-            return row[column]
-    texts = [value for value in row.values() if isinstance(value, str)]
-    if not texts:
-        raise ValueError(f"no column of text among {sorted(row)}")
-    return max(texts, key=len)
 
 
 def split(

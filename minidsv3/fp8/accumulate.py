@@ -21,12 +21,12 @@ def accumulate(a, b, bits=14, interval=None):
     if interval is not None and (interval < STEP or interval % STEP):
         raise ValueError(f"interval={interval} must be a multiple of {STEP}, for instance "
                          f"{INTERVAL}, or None to promote never.")
+    a, b = a.cpu().double(), b.cpu().double()    # not every device has float64
     M, K = a.shape
     total = torch.zeros(M, len(b), dtype=torch.float64)
     partial = torch.zeros_like(total)
     for start in range(0, K, STEP):
-        products = (a[:, None, start:start + STEP].double()
-                    * b[None, :, start:start + STEP].double())         # (M, N, up to 32)
+        products = a[:, None, start:start + STEP] * b[None, :, start:start + STEP]   # (M, N, 32)
         terms = torch.cat([partial[..., None], products], dim=-1)
         partial = cut(terms, bits).sum(dim=-1)
         if interval and (start + STEP) % interval == 0:

@@ -27,8 +27,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from ..device import reads_are_free
+from ..kernels.grouped import Runs, grouped_linear
+from ..model.experts import Experts
 from ..model.layers import Linear, SwiGLU, at_least_float32
-from ..model.moe import Experts, MoE, Router, grouped_linear
+from ..model.moe import MoE, Router
 from . import tensor_cores
 from .quantize import BLOCK, E5M6, TILE, dequantize, quantize, rounded
 
@@ -133,38 +136,38 @@ class FP8SwiGLU(SwiGLU):
 class FP8Experts(Experts):
     """The routed experts: each its own matrices, and its own tokens in Wgrad."""
 
-    def forward(self, x, weights, experts):
+    def forward(self, x, weights, routing):
         """One path, however few tokens there are; no spare rows, which would share in tiles."""
-        return self.in_groups(x, weights, experts)
+        return self.in_groups(x, weights, routing)
 
-    def feed_forward(self, rows, counts):
-        """rows (M, C) sorted by expert, counts (E,) -> (M, C)."""
-        return feed_forward(rows, self.gate_up_proj, self.down_proj, counts, self)
+    def feed_forward(self, rows, runs):
+        """rows (M, C) sorted by expert, Runs -> (M, C)."""
+        return feed_forward(rows, self.gate_up_proj, self.down_proj, runs, self)
 
 
-def feed_forward(rows, gate_up, down, counts, module):
+def feed_forward(rows, gate_up, down, runs, module):
     """SwiGLU of stacked experts: rows (M, C), gate_up (E, 2F, C), down (E, C, F) -> (M, C).
 
     Gate and up are one matrix to the tiles, as in a fused kernel; at F = 2048 that is no matter.
     """
-    hidden = FP8Product.apply(rows, gate_up, counts, module.up)        # (M, 2F)
-    return FP8ProductOfSwiGLU.apply(hidden, down, counts, module.down)
+    hidden = FP8Product.apply(rows, gate_up, runs, module.up)          # (M, 2F)
+    return FP8ProductOfSwiGLU.apply(hidden, down, runs, module.down)
 
 
 def all_rows(rows):
-    """The counts of a stack of one matrix."""
-    return torch.tensor([len(rows)])             # on the CPU: a GPU need not be waited for
+    """The Runs of a stack of one matrix."""
+    return Runs(torch.tensor([len(rows)]))       # on the CPU: a GPU need not be waited for
 
 
 class FP8Product(torch.autograd.Function):
     """y = x W^T and its two gradients, for every run of rows and its own matrix of a stack.
 
-    x (N, K) sorted by matrix, weight (E, O, K), counts (E,) -> (N, O) in the dtype of x.
+    x (N, K) sorted by matrix, weight (E, O, K), their Runs -> (N, O) in the dtype of x.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, counts, layer):
-        ctx.layer, tile = layer, layer.recipe.activation
+    def forward(ctx, x, weight, runs, layer):
+        ctx.layer, ctx.runs, tile = layer, runs, layer.recipe.activation
         codes, scale = quantize(x, tile, layer.keep, layer.receives)
         require_finite(scale, "input", layer)
         # Fprop sees eight bits whatever is kept; every number of E5M6 is one of float16.
@@ -172,39 +175,39 @@ class FP8Product(torch.autograd.Function):
             codes, operand = codes.half(), rounded(x, tile, E4M3, layer.receives)
         else:
             operand = dequantize(codes, scale, tile)
-        ctx.save_for_backward(codes, scale, weight, counts)
-        return fprop(operand, weight, counts, layer).to(x.dtype)
+        ctx.save_for_backward(codes, scale, weight)
+        return fprop(operand, weight, runs, layer).to(x.dtype)
 
     @staticmethod
     def backward(ctx, dy):
-        codes, scale, weight, counts = ctx.saved_tensors
+        codes, scale, weight = ctx.saved_tensors
         x = dequantize(codes, scale, ctx.layer.recipe.activation)
-        dx, dW = gradients(dy, x, weight, counts, ctx.layer)
+        dx, dW = gradients(dy, x, weight, ctx.runs, ctx.layer)
         return dx.to(dy.dtype), dW.to(weight.dtype), None, None
 
 
 class FP8ProductOfSwiGLU(torch.autograd.Function):
     """The same for x = silu(gate) * up: what is kept are gate and up in FP8, and x is formed anew.
 
-    hidden (N, 2K), gate then up, weight (E, O, K), counts (E,) -> (N, O) in the dtype of hidden.
+    hidden (N, 2K), gate then up, weight (E, O, K), Runs -> (N, O) in the dtype of hidden.
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, counts, layer):
-        ctx.layer, tile = layer, layer.recipe.activation
+    def forward(ctx, hidden, weight, runs, layer):
+        ctx.layer, ctx.runs, tile = layer, runs, layer.recipe.activation
         codes, scale = quantize(hidden, tile)
         require_finite(scale, "input", layer)
-        ctx.save_for_backward(codes, scale, weight, counts)
+        ctx.save_for_backward(codes, scale, weight)
         operand = rounded(swiglu(hidden), tile)
-        return fprop(operand, weight, counts, layer).to(hidden.dtype)
+        return fprop(operand, weight, runs, layer).to(hidden.dtype)
 
     @staticmethod
     def backward(ctx, dy):
-        codes, scale, weight, counts = ctx.saved_tensors
+        codes, scale, weight = ctx.saved_tensors
         hidden = dequantize(codes, scale, ctx.layer.recipe.activation).requires_grad_()
         with torch.enable_grad():
             x = swiglu(hidden)                                         # (N, K)
-        dx, dW = gradients(dy, x.detach(), weight, counts, ctx.layer)
+        dx, dW = gradients(dy, x.detach(), weight, ctx.runs, ctx.layer)
         dhidden, = torch.autograd.grad(x, hidden, dx)                  # (N, 2K)
         return dhidden.to(dy.dtype), dW.to(weight.dtype), None, None
 
@@ -215,26 +218,26 @@ def swiglu(hidden):
     return F.silu(gate) * up
 
 
-def fprop(x, weight, counts, layer):
+def fprop(x, weight, runs, layer):
     """x W^T of what is rounded already and weights that are not: (N, K) -> (N, O) float32."""
     if layer.on_tensor_cores(x.device):
-        return tensor_cores.grouped_product(x, weight, counts, layer.receives)
-    return grouped_linear(x, rounded_stack(weight, layer.recipe.weight), counts)
+        return tensor_cores.grouped_product(x, weight, runs, layer.receives)
+    return grouped_linear(x, rounded_stack(weight, layer.recipe.weight), runs)
 
 
-def gradients(dy, x, weight, counts, layer):
+def gradients(dy, x, weight, runs, layer):
     """Dgrad and Wgrad: dy (N, O), x (N, K), weight (E, O, K) -> dx (N, K), dW (E, O, K) float32."""
     recipe, kind, real = layer.recipe, layer.recipe.backward, layer.on_tensor_cores(dy.device)
     dy_row = rounded(dy, recipe.gradient, kind, layer.returns)
     require_finite(dy_row, "gradient", layer)
     if real:
-        dx = tensor_cores.grouped_product(dy_row, weight.mT, counts, layer.returns)
+        dx = tensor_cores.grouped_product(dy_row, weight.mT, runs, layer.returns)
     else:
         stack = rounded_stack(weight, recipe.weight).mT.contiguous()   # (E, K, O)
-        dx = grouped_linear(dy_row, stack, counts)                     # Dgrad
+        dx = grouped_linear(dy_row, stack, runs)                       # Dgrad
     dy = dy_row if layer.returns else dy         # of what came in FP8 there is nothing else
-    dW, sizes = torch.zeros_like(weight, dtype=torch.float32), counts.tolist()
-    for g, rows, out in zip(dy.split(sizes), x.split(sizes), dW, strict=True):
+    dW = torch.zeros_like(weight, dtype=torch.float32)
+    for g, rows, out in zip(dy.split(runs.sizes), x.split(runs.sizes), dW, strict=True):
         if not len(rows):                        # an idle expert
             continue
         if real:
@@ -258,5 +261,5 @@ def rounded_stack(weight, tile):
 
 def require_finite(x, what, layer):
     """FloatingPointError that names the layer; on a GPU the answer would have to be waited for."""
-    if x.device.type == "cpu" and not x.isfinite().all():
+    if reads_are_free(x.device) and not x.isfinite().all():
         raise FloatingPointError(f"the {what} of {layer.name} holds what is no finite number")

@@ -17,6 +17,7 @@ import functools
 import torch
 import torch.nn.functional as F
 
+from ..device import has_scaled_products
 from .quantize import BLOCK, TILE, quantize, rounded
 
 TOLERANCE = 1e-3                                 # relative; tensor cores cut sums to 14 bits
@@ -25,7 +26,7 @@ TOLERANCE = 1e-3                                 # relative; tensor cores cut su
 @functools.cache
 def usable(device):
     """Whether the device has these products, and they agree with the simulation; found out once."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
+    if not has_scaled_products(device):
         return False
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(rows, 400, generator=generator).to(device) for rows in (136, 200))
@@ -41,9 +42,9 @@ def close(real, simulated):
     return bool((real - simulated).norm() <= TOLERANCE * simulated.norm())
 
 
-def grouped_product(rows, weight, counts, power_of_two):
+def grouped_product(rows, weight, runs, power_of_two):
     """Each run of rows times its own matrix: rows (N, K), weight (E, O, K) -> (N, O) float32."""
-    y, sizes = rows.new_zeros(len(rows), weight.size(1), dtype=torch.float32), counts.tolist()
+    y, sizes = rows.new_zeros(len(rows), weight.size(1), dtype=torch.float32), runs.sizes
     for part, matrix, out in zip(rows.split(sizes), weight, y.split(sizes), strict=True):
         if len(part):
             out.copy_(product(part, matrix, BLOCK, power_of_two))

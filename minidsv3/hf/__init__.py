@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from ..device import loading_dtype
 from ..model.transformer import DeepSeekV3
 from .config import read_config, read_json, released_config
 from .files import first_line, replacing, write_tensors, write_text
@@ -44,10 +45,11 @@ def save(model, folder, fp8=False, max_shard_size=MAX_SHARD_SIZE):
 
 
 def load(folder_or_hub_name, dtype=None, device="cpu"):
-    """The model in a folder, or of that name on the hub; dtype None keeps the file's.
+    """The model in a folder, or of that name on the hub.
 
-    Read tensor by tensor, so that no second copy of the model is ever in memory. FP8 becomes what
-    the embedding has, bfloat16. Raises FileNotFoundError or ValueError with one line that names
+    dtype None keeps the file's, but bfloat16 becomes float32 where the device would only emulate
+    it. FP8 becomes what the embedding has, bfloat16. Read tensor by tensor, so that no second copy
+    of the model is ever in memory. Raises FileNotFoundError or ValueError with one line that names
     what does not fit.
     """
     folder = locate(folder_or_hub_name)
@@ -56,7 +58,8 @@ def load(folder_or_hub_name, dtype=None, device="cpu"):
     if complaints:
         raise ValueError(f"{folder}: {complaints[0]}")
     stored = checkpoint.raw("model.embed_tokens.weight").dtype
-    dtype = dtype or (torch.bfloat16 if stored.itemsize == 1 else stored)
+    stored = torch.bfloat16 if stored.itemsize == 1 else stored
+    dtype = dtype or loading_dtype(stored, torch.device(device))
     model = model.to(dtype).to_empty(device=device)
     if model.config.tie_word_embeddings:         # to_empty made two of the one
         model.lm_head.weight = model.embed_tokens.weight

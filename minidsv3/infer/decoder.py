@@ -8,8 +8,9 @@ of each sequence.
 
 import torch
 
-from .sampling import Sampler
-from .speculative import Drafter, verify
+from ..device import send
+from .sampling import Sampler, distributions
+from .speculative import Drafter, last_of, verify
 
 
 class Sequence:
@@ -59,8 +60,7 @@ class Decoder:
         self.cache.lengths = [0] * len(sequences)
         tokens, counts = padded([sequence.tokens for sequence in sequences], self.cache.device)
         hidden = self.read(tokens, counts)                             # (B, T, C)
-        last = hidden[torch.arange(len(counts)), torch.tensor(counts) - 1]
-        new = self.choose(last[:, None], [[]] * len(counts), None)
+        new = self.choose(last_of(hidden, counts)[:, None])
         if self.drafter:
             self.drafter.cache.lengths = [0] * len(sequences)
             after = [sequence.tokens[1:] + first for sequence, first in zip(sequences, new)]
@@ -84,15 +84,14 @@ class Decoder:
     @torch.inference_mode()
     def step(self):
         """One pass for all sequences -> [new tokens of each], one or more."""
-        before = list(self.cache.lengths)
-        drafts, q = [[]] * len(before), None
-        tokens = torch.tensor([[sequence.new[-1]] for sequence in self.sequences],
-                              device=self.cache.device)                # (B, 1)
+        before, guesses, q = list(self.cache.lengths), None, None
+        tokens = send(torch.tensor([[sequence.new[-1]] for sequence in self.sequences]),
+                      self.cache.device)                               # (B, 1)
         if self.drafter:
             guesses, q = self.drafter.draft(self.sequences)            # (B, k)
-            tokens, drafts = torch.cat([tokens, guesses], dim=1), guesses.tolist()
+            tokens = torch.cat([tokens, guesses], dim=1)               # (B, k+1)
         hidden = self.read(tokens, None)                               # (B, k+1, C)
-        new = self.choose(hidden, drafts, q)
+        new = self.choose(hidden, guesses, q)
         if self.drafter:
             counts = [len(each) for each in new]
             self.cache.crop([length + count for length, count in zip(before, counts)])
@@ -105,20 +104,28 @@ class Decoder:
         self.passes += 1
         return self.model.hidden_states(tokens, self.cache, counts)[0]
 
-    def choose(self, hidden, drafts, q):
-        """What the main model chooses, by its states (B, k+1, C) at last token and drafts."""
+    def choose(self, hidden, guesses=None, q=None):
+        """What the main model chooses, by its states (B, k+1, C) at last token and guesses (B, k).
+
+        q (B, k, V): what the guesses were drawn from; None where they were the likeliest.
+        """
         logits = self.model.lm_head(hidden)                            # (B, k+1, V)
         best, likeliest = logits.max(dim=-1)                           # (B, k+1) each
-        if best.isnan().any():                                         # as soon as one logit is
+        # The largest is NaN as soon as one logit is; -1 tells it with the one read that is needed.
+        likeliest = likeliest.masked_fill(best.isnan(), -1)
+        k = 0 if guesses is None else guesses.size(1)
+        read = (likeliest if guesses is None else torch.cat([guesses, likeliest], dim=1)).tolist()
+        if any(-1 in row for row in read):
             raise ValueError("the model's logits are no numbers: its weights are damaged; copy the "
                              "checkpoint again.")
-        new, likeliest = [], likeliest.tolist()
+        new, p = [], distributions(self.sequences, logits)             # (B, k+1, V)
         for row, sequence in enumerate(self.sequences):
-            new.append(verify(sequence, drafts[row], None if q is None else q[row], logits[row],
-                              likeliest[row]))
-            for k in range(min(len(new[-1]), len(drafts[row]))):
-                self.tried[k] += 1
-                self.accepted[k] += new[-1][k] == drafts[row][k]
+            drafts = read[row][:k]
+            new.append(verify(sequence, drafts, None if q is None else q[row], logits[row],
+                              read[row][k:], None if p is None else p[row]))
+            for place, (token, draft) in enumerate(zip(new[-1], drafts)):
+                self.tried[place] += 1
+                self.accepted[place] += token == draft
         return new
 
     def leave(self, row):
@@ -143,4 +150,4 @@ def padded(rows, device):
     counts = [len(row) for row in rows]
     width = max(counts)
     filled = [list(row) + [0] * (width - len(row)) for row in rows]
-    return torch.tensor(filled, device=device), counts
+    return send(torch.tensor(filled), device), counts

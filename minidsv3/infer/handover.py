@@ -26,6 +26,7 @@ from safetensors.torch import load, save
 
 from .decoder import Decoder, Sequence, padded
 from .sampling import Sampler
+from .speculative import last_of
 
 
 @dataclass
@@ -121,8 +122,7 @@ class Prefill:
         if end < len(prompt):                    # cut, and therefore alone
             follows = [[prompt[end]]]
         else:
-            last = hidden[torch.arange(len(batch)), torch.tensor(counts) - 1]  # (B, C)
-            follows = reader.choose(last[:, None], [[]] * len(batch), None)
+            follows = reader.choose(last_of(hidden, counts)[:, None])
         if self.speculative:
             after = [piece[1:] + token for piece, token in zip(pieces, follows)]
             reader.drafter.read(hidden, padded(after, tokens.device)[0], counts)

@@ -3,6 +3,10 @@
 The order is: divide by the temperature, keep the top_k likeliest, keep the fewest likeliest that
 reach top_p together, keep those of at least min_p times the likeliest; then draw. Every sequence
 draws from a generator of its own, so that its text does not depend on its batch mates.
+
+Probabilities are computed where the model is, for a whole batch; then they are read in one piece,
+and what follows (the draw, and whether a draft is kept) happens on the CPU in float64, which not
+every device has.
 """
 
 from typing import NamedTuple
@@ -53,6 +57,20 @@ class Sampler(NamedTuple):
         return kept / kept.sum(dim=-1, keepdim=True)
 
 
+def distributions(sequences, logits):
+    """What each sequence draws from: logits (B, ..., V) -> (B, ..., V) on the CPU, by one read.
+
+    None where all are greedy and draw from nothing.
+    """
+    samplers = {sequence.sampler for sequence in sequences}
+    if all(sampler.temperature == 0 for sampler in samplers):
+        return None
+    if len(samplers) == 1:
+        return samplers.pop().probabilities(logits).cpu()
+    return torch.stack([sequence.sampler.probabilities(rows)
+                        for sequence, rows in zip(sequences, logits)]).cpu()
+
+
 def keep_nucleus(probabilities, top_p):
     """Zero all but the fewest likeliest tokens that together reach top_p: (..., V) -> (..., V).
 
@@ -65,7 +83,7 @@ def keep_nucleus(probabilities, top_p):
 
 
 def draw(probabilities, generator):
-    """One token from unnormalised probabilities (V,) -> int, by one number of the generator."""
+    """One token from unnormalised probabilities (V,) on the CPU -> int, by one random number."""
     cumulative = probabilities.double().cumsum(dim=-1)                 # (V,)
     mark = torch.rand((), generator=generator, dtype=torch.float64).item() * cumulative[-1].item()
     token = int(torch.searchsorted(cumulative, mark, right=True))

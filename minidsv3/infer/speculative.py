@@ -14,8 +14,9 @@ After a rejection both caches are cut back to what was kept.
 
 import torch
 
+from ..device import send
 from ..model.cache import LatentCache
-from .sampling import draw
+from .sampling import distributions, draw
 
 
 class Drafter:
@@ -43,8 +44,7 @@ class Drafter:
             self.module.remember(hidden[:, :-1], self.model.embed(after[:, :-1]), rope,
                                  self.cache.layers[0])
             self.cache.advance([count - 1 for count in counts])
-        rows, last = torch.arange(len(counts)), torch.tensor(counts) - 1
-        self.state = self.step(hidden[rows, last][:, None], after[rows, last][:, None])
+        self.state = self.step(last_of(hidden, counts)[:, None], last_of(after, counts)[:, None])
 
     def step(self, hidden, after):
         """One position of each sequence through the module: hidden (B, 1, C), after (B, 1)."""
@@ -54,36 +54,43 @@ class Drafter:
         return state
 
     def draft(self, sequences):
-        """`drafts` tokens for each sequence -> tokens [B][k], and what they were drawn from.
+        """`drafts` tokens for each sequence -> tokens (B, k), and what they were drawn from.
 
-        The latter is (k, B, V), or None for greedy sequences, whose drafts are the likeliest.
+        The latter is (B, k, V) on the CPU, or None for greedy sequences, whose drafts are the
+        likeliest; those are not read here.
         """
         held, state = list(self.cache.lengths), self.state
-        greedy = all(sequence.sampler.temperature == 0 for sequence in sequences)
-        steps, distributions = [], []
+        steps, drawn_from = [], []
         for k in range(self.drafts):
             logits = self.model.lm_head(state[:, 0])                   # (B, V)
-            if greedy:
+            q = distributions(sequences, logits)                       # (B, V)
+            if q is None:
                 tokens = logits.argmax(-1)                             # (B,)
             else:
-                q = torch.stack([sequence.sampler.probabilities(row)
-                                 for sequence, row in zip(sequences, logits)])
-                tokens = torch.tensor([draw(row, sequence.generator)
-                                       for sequence, row in zip(sequences, q)], device=q.device)
-                distributions.append(q)
+                tokens = send(torch.tensor([draw(row, sequence.generator)
+                                            for sequence, row in zip(sequences, q)]), state.device)
+                drawn_from.append(q)
             steps.append(tokens)
             if k + 1 < self.drafts:
                 state = self.step(state, tokens[:, None])
         self.cache.crop(held)                    # these states were the module's, not the model's
         tokens = torch.stack(steps, dim=1)                             # (B, k)
-        return tokens, torch.stack(distributions, dim=1) if distributions else None
+        return tokens, torch.stack(drawn_from, dim=1) if drawn_from else None
 
 
-def verify(sequence, drafts, q, logits, likeliest):
+def last_of(x, counts):
+    """The last real one of each sequence: x (B, M, ...), so many real ones of M -> (B, ...)."""
+    last = send(torch.tensor(counts) - 1, x.device)                    # (B,)
+    return x[torch.arange(len(counts), device=x.device), last]
+
+
+def verify(sequence, drafts, q, logits, likeliest, p=None):
     """The tokens that follow, given k drafts: logits (k+1, V) of the main model -> 1 to k+1 tokens.
 
     q (k, V): what the drafts were drawn from; None where they were the likeliest. likeliest: the
-    argmax of each row of logits.
+    argmax of each row of logits. p (k+1, V): what the sequence draws from, None if it is greedy.
+    Drafts, q, likeliest and p are on the CPU; logits are looked at only where `restrict` changes
+    them.
     """
     new = []
     for k, all_logits in enumerate(logits):
@@ -91,11 +98,10 @@ def verify(sequence, drafts, q, logits, likeliest):
         row = sequence.restrict(all_logits)                            # (V,)
         if sequence.sampler.temperature == 0:
             token = likeliest[k] if row is all_logits else int(row.argmax())
-        elif draft is None:
-            token = draw(sequence.sampler.probabilities(row), sequence.generator)
         else:
-            p = sequence.sampler.probabilities(row)                    # (V,)
-            token = accept_or_replace(p, q[k], draft, sequence.generator)
+            of_row = p[k] if row is all_logits else sequence.sampler.probabilities(row).cpu()
+            token = (draw(of_row, sequence.generator) if draft is None
+                     else accept_or_replace(of_row, q[k], draft, sequence.generator))
         new.append(token)
         sequence.note(token)
         if token != draft or sequence.ended:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..device import send
 from .decoder import Sequence
 from .generation import begin_all
 from .sampling import Sampler
@@ -88,7 +89,7 @@ class HealedSequence(Sequence):
             return row
         fits = [bool(data) and (data.startswith(self.ending) or self.ending.startswith(data))
                 for data in self.token_bytes]
-        return row.masked_fill(~torch.tensor(fits, device=row.device), float("-inf"))
+        return row.masked_fill(send(~torch.tensor(fits), row.device), float("-inf"))
 
     def note(self, token):
         """Take over a token, and what of it comes after the ending."""

@@ -21,10 +21,10 @@ from ..command import Parser, answer
 from ..data import corpus
 from ..data.batches import raw_bytes, validation_windows
 from ..data.foreign import read_tokenizer
-from ..device import choose_device, has_fast_bf16
+from ..device import choose_device, send
 from ..infer.text import complete
 from ..model.layers import at_least_float32
-from ..model.moe import max_violation
+from ..model.moe import hits, max_violation
 
 
 class Evaluation(NamedTuple):
@@ -39,25 +39,27 @@ class Evaluation(NamedTuple):
 def evaluate(model, inputs, targets, raw_bytes, batch=16):
     """inputs, targets (W, T), -100 where there is no target; raw_bytes of the text they cover."""
     device = model.embed_tokens.weight.device
-    nats, agreed, compared = 0.0, 0, 0
+    nats, agreed, compared = [], [], []          # of each batch; read once, at the end
     loads = torch.zeros(len(model.routers()), model.config.n_routed_experts, dtype=torch.long,
                         device=device)                                 # (layers, E)
     for i in range(0, len(inputs), batch):
-        x, y = inputs[i:i + batch].to(device), targets[i:i + batch].to(device)
+        x, y = (send(each[i:i + batch], device) for each in (inputs, targets))
         hidden, routings = model.hidden_states(x)
         logits = model.lm_head(hidden)                                 # (B, T, V)
-        nats += F.cross_entropy(at_least_float32(logits).flatten(0, 1), y.flatten(),
-                                reduction="sum").item()
+        nats.append(F.cross_entropy(at_least_float32(logits).flatten(0, 1), y.flatten(),
+                                    reduction="sum"))
         states, mtp_routings = model.mtp_states(hidden, x)
         seen = y != -100                                               # the last window is padded
         # Depth k at index i guesses the token that the main model guesses at i+k.
         for k, state in enumerate(states, start=1):
             same = model.lm_head(state).argmax(-1) == logits[:, k:].argmax(-1)
-            agreed += (same & seen[:, k:]).sum().item()
-            compared += seen[:, k:].sum().item()
+            agreed.append((same & seen[:, k:]).sum())
+            compared.append(seen[:, k:].sum())
         for load, routing in zip(loads, routings + mtp_routings, strict=True):
             k = seen.size(1) - routing.experts.size(1)
-            load += routing.experts[seen[:, k:]].flatten().bincount(minlength=len(load))
+            load += (hits(routing.experts, len(load)) * seen[:, k:, None]).sum(dim=(0, 1))
+    nats, agreed, compared = (sum(torch.stack(each).tolist()) if each else 0
+                              for each in (nats, agreed, compared))
     return Evaluation(nats / math.log(2) / raw_bytes,
                       [round(v, 4) for v in max_violation(loads).tolist()],
                       agreed / compared if compared else 0.0)
@@ -129,7 +131,7 @@ def measure(arguments):
     """All figures of the checkpoint that was asked for, as a dict."""
     device = choose_device(arguments.device)
     folder = hf.locate(arguments.folder)
-    model = hf.load(folder, None if has_fast_bf16(device) else torch.float32, device)
+    model = hf.load(folder, device=device)
     limit = model.config.max_position_embeddings
     if arguments.window > limit:
         raise ValueError(f"--window {arguments.window} is above max_position_embeddings={limit}; "

@@ -1,5 +1,5 @@
 """The network: what DeepSeek-V3 *is* (report, section 2). Read in this order:
-layers, rope, cache, mla, moe, block, mtp, transformer.
+layers, rope, cache, mla, experts, moe, block, mtp, cross_entropy, transformer.
 
 Dimension letters of the whole house:
 

@@ -13,12 +13,9 @@ length, be cut back, leave and join. Which of that happens is decided by who gen
 
 import torch
 
+from ..device import send
+from ..kernels.attention import last_queries
 from .rope import rope_table
-
-
-def last_queries(T, S, device):
-    """The causal mask of T queries that are the last of S positions: (T, S), True where seen."""
-    return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
 
 
 class LayerCache:
@@ -100,7 +97,7 @@ class LatentCache:
         if self.is_even:
             self.visible = last_queries(new, end, device) if 1 < new < end else None
             return self.rope[end - new:end]
-        lengths = torch.tensor(self.lengths, device=device)[:, None]           # (B, 1)
+        lengths = send(torch.tensor(self.lengths), device)[:, None]            # (B, 1)
         self.positions = lengths + torch.arange(new, device=device)            # (B, T)
         self.rows = torch.arange(len(self.lengths), device=device)[:, None]    # (B, 1)
         seen = torch.arange(end, device=device) <= self.positions[..., None]   # (B, T, S)

@@ -19,10 +19,9 @@ In: x (B, T, C), normed. Out: (B, T, C).
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from .cache import last_queries
+from ..kernels.attention import attend, last_queries
 from .layers import Linear, RMSNorm
 from .rope import apply_rope, softmax_scale
 
@@ -124,23 +123,3 @@ def by_head(x, W):
     """Every head's vectors times its own matrix: x (B, H, T, I), W (H, I, O) -> (B, H, T, O)."""
     y = x.transpose(0, 1).flatten(1, 2) @ W                            # (H, B*T, O)
     return y.unflatten(1, (len(x), -1)).transpose(0, 1)
-
-
-def attend(q, k, v, scale, visible=None):
-    """Causal attention, eq. 10: q (B, H, T, D), k (B, H, S, D), v (B, H, S, Dv) -> (B, H, T, Dv).
-
-    visible: what each query may see, (T, S) or (B, 1, T, S); None: the usual, all positions up to
-    its own, the T queries being the last of S.
-    """
-    T, S = q.size(-2), k.size(-2)
-    if visible is None and T not in (1, S):
-        visible = last_queries(T, S, q.device)
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        # torch's fused CPU kernel is two to three times slower here than plain products. The
-        # softmax computes in float32 and rounds once, as a float32 softmax cast back would.
-        seen = last_queries(T, S, q.device) if visible is None else visible
-        mask = torch.zeros(seen.shape, dtype=q.dtype).masked_fill_(~seen, float("-inf"))
-        scores = (q * scale) @ k.transpose(-1, -2) + mask              # (B, H, T, S)
-        return scores.softmax(dim=-1) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale,
-                                          is_causal=visible is None and T > 1)

@@ -11,20 +11,28 @@ loss (eq. 17-20) only guards against a single sequence that leans on few experts
 No token is ever dropped.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .experts import Experts
 from .layers import Linear, SwiGLU, at_least_float32
 
 
-class Routing(NamedTuple):
+@dataclass
+class Routing:
     """What the router decided for every token of a batch."""
 
-    affinity: torch.Tensor                                 # (B, T, E)  s, float32 or wider
-    experts: torch.Tensor                                  # (B, T, K)  indices of the chosen
+    affinity: torch.Tensor                                 # (..., E)  s, float32 or wider
+    experts: torch.Tensor                                  # (..., K)  indices of the chosen
+
+    @cached_property
+    def load(self):
+        """Tokens sent to each expert, (E,): counted once, to sort them and to step the bias."""
+        return hits(self.experts.flatten(), self.affinity.size(-1))
 
 
 class Router(Linear):
@@ -73,8 +81,9 @@ class Router(Linear):
     @torch.no_grad()
     def update_bias(self, gamma):
         """b <- b + gamma * sign(mean load - load), from the whole step's load; then count anew."""
-        load = self.load.double()                                      # (E,)
-        self.e_score_correction_bias += (gamma * (load.mean() - load).sign()).float()
+        # E times as large, so that the mean is a whole number too and its sign exact.
+        deviation = self.load.sum() - len(self.load) * self.load       # (E,) int64
+        self.e_score_correction_bias += gamma * deviation.sign().float()
         self.load.zero_()
 
     def _apply(self, fn, recurse=True):
@@ -85,96 +94,6 @@ class Router(Linear):
         if moved.dtype != torch.float32:
             self.e_score_correction_bias = bias.to(moved.device)
         return self
-
-
-class Experts(nn.Module):
-    """All routed experts of a layer, stacked, so that one grouped product serves them all."""
-
-    def __init__(self, config):
-        super().__init__()
-        E, C, inner = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
-        self.gate_up_proj = nn.Parameter(torch.empty(E, 2 * inner, C))  # gate rows, then up rows
-        self.down_proj = nn.Parameter(torch.empty(E, C, inner))
-
-    def forward(self, x, weights, experts):
-        """x (N, C), weights (N, K), experts (N, K) -> sum over K of weight * expert(x), (N, C)."""
-        if 0 < len(x) <= 3 and x.device.type == "cpu":
-            return self.one_by_one(x, weights, experts)
-        return self.in_groups(x, weights, experts, row_multiple(x))
-
-    def in_groups(self, x, weights, experts, multiple=1):
-        """All tokens of an expert at once; its rows are filled up to a multiple of so many."""
-        top_k = experts.size(-1)
-        slots, counts = assign_slots(experts.flatten(), len(self.down_proj), multiple)
-        tokens = slots.new_zeros(counts.sum())                         # (M,)  spare rows: token 0
-        tokens[slots] = torch.arange(len(slots), device=x.device) // top_k
-        rows = x.index_select(0, tokens)                               # (M, C)  dispatch
-        rows = self.feed_forward(rows, counts).index_select(0, slots)  # (N*K, C)  no spare rows
-        rows = rows.unflatten(0, (-1, top_k))                          # (N, K, C)
-        return (weights.to(x.dtype)[:, None] @ rows).squeeze(1)        # (N, C)  combine, eq. 12
-
-    def feed_forward(self, rows, counts):
-        """rows (M, C) sorted by expert, counts (E,) -> (M, C); another precision overrides this."""
-        gate, up = grouped_linear(rows, self.gate_up_proj, counts).chunk(2, dim=-1)
-        return grouped_linear(F.silu(gate) * up, self.down_proj, counts)
-
-    def one_by_one(self, x, weights, experts):
-        """The same for very few tokens, where sorting and gathering would take longer than this."""
-        y = []
-        for row, gates, chosen in zip(x.split(1), weights.to(x.dtype).split(1), experts.tolist()):
-            outputs = []
-            for expert in chosen:
-                gate, up = F.linear(row, self.gate_up_proj[expert].to(x.dtype)).chunk(2, dim=-1)
-                outputs.append(F.linear(F.silu(gate) * up, self.down_proj[expert].to(x.dtype)))
-            y.append(gates @ torch.cat(outputs))                       # (1, C)  combine, eq. 12
-        return torch.cat(y)                                            # (N, C)
-
-
-def assign_slots(experts, num_experts, multiple=1):
-    """Give every copy of a token a row, expert by expert.
-
-    experts (N*K,) -> slots (N*K,), counts (E,): rows of each expert, rounded up to the multiple.
-    Example: experts 1 0 1, two experts, multiple 2 -> slots 2 0 3, counts 2 2; row 1 is spare.
-    """
-    load = experts.bincount(minlength=num_experts)                     # (E,)
-    counts = (load + multiple - 1) // multiple * multiple
-    shift = (counts.cumsum(0) - counts) - (load.cumsum(0) - load)      # (E,)  spare rows before it
-    order = experts.argsort(stable=True)                               # (N*K,)
-    slots = torch.empty_like(order)
-    slots[order] = torch.arange(len(order), device=order.device) + shift[experts[order]]
-    return slots, counts
-
-
-def row_multiple(x):
-    """What an expert's number of rows is rounded up to.
-
-    On CPUs a bfloat16 product compiles a kernel for each new number of rows, so the numbers must
-    repeat to be fast; a few tokens are not worth it, and elsewhere any number will do.
-    """
-    return 64 if x.device.type == "cpu" and x.dtype == torch.bfloat16 and len(x) > 256 else 1
-
-
-def grouped_linear(rows, weight, counts):
-    """Each run of rows times its own matrix: rows (N, I) sorted, weight (E, O, I) -> (N, O).
-
-    counts (E,) says how many rows belong to each matrix; none is allowed.
-    """
-    weight = weight.to(rows.dtype)
-    if can_group(weight):
-        return grouped_mm(rows, weight.transpose(1, 2), offs=counts.cumsum(0).int())
-    # The same by a loop: torch's grouped product wants 16-byte rows and at most float32.
-    parts = rows.split(counts.tolist())
-    return torch.cat([part @ matrix.T for part, matrix in zip(parts, weight, strict=True)])
-
-
-def can_group(weight):
-    """Whether torch's grouped product takes matrices of this device, dtype and size."""
-    dtypes = {"cpu": (torch.float32, torch.bfloat16, torch.float16), "cuda": (torch.bfloat16,)}
-    aligned = all(size * weight.element_size() % 16 == 0 for size in weight.shape[1:])
-    return aligned and weight.dtype in dtypes.get(weight.device.type, ())
-
-
-grouped_mm = getattr(F, "grouped_mm", None) or torch._grouped_mm       # its older name
 
 
 class MoE(nn.Module):
@@ -191,7 +110,7 @@ class MoE(nn.Module):
     def forward(self, x):
         """x (B, T, C), normed -> y (B, T, C), Routing."""
         weights, routing = self.gate(x)                                # (B, T, K)
-        y = self.experts(x.flatten(0, 1), weights.flatten(0, 1), routing.experts.flatten(0, 1))
+        y = self.experts(x.flatten(0, 1), weights.flatten(0, 1), routing)
         y = y.view_as(x)                                               # (B, T, C)
         if self.shared_experts is not None:
             y = y + self.shared_experts(x)                             # never scaled by the gate
@@ -205,15 +124,26 @@ def sequence_balance(affinity, chosen):
     """
     T, E = affinity.shape[1:]
     K = chosen.size(-1)
-    hits = F.one_hot(chosen, E).sum(dim=(1, 2))                        # (B, E)
-    f = hits.to(affinity.dtype) * E / (K * T)                          # (B, E)  eq. 18
+    f = hits(chosen.flatten(1), E).to(affinity.dtype) * E / (K * T)    # (B, E)  eq. 18
     share = affinity / affinity.sum(dim=-1, keepdim=True)              # (B, T, E)  eq. 19
     P = share.mean(dim=1)                                              # (B, E)  eq. 20
     return (f * P).sum(dim=-1)                                         # (B,)    eq. 17
 
 
+def hits(chosen, num_experts):
+    """How often each expert is chosen: indices (..., M) -> (..., E), without reading any of them.
+
+    Example: 1 0 1 of three experts -> 1 2 0.
+    """
+    zeros = chosen.new_zeros(*chosen.shape[:-1], num_experts)
+    return zeros.scatter_add_(-1, chosen, torch.ones_like(chosen))
+
+
 def max_violation(load):
-    """MaxVio: the busiest expert's load over the mean, less 1: (..., E) -> (...); 0 is balance."""
-    load = load.double()
+    """MaxVio: the busiest expert's load over the mean, less 1: (..., E) -> (...), on the CPU.
+
+    0 is balance.
+    """
+    load = load.cpu().double()
     mean = load.mean(dim=-1).clamp(min=1e-12)
     return load.amax(dim=-1) / mean - 1

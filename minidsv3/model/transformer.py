@@ -17,8 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from .block import Block
 from .cache import LatentCache
 from .cross_entropy import cross_entropy
+from .experts import Experts
 from .layers import Linear, RMSNorm
-from .moe import Experts, Router, sequence_balance
+from .moe import Router, sequence_balance
 from .mtp import MTP
 from .rope import rope_table
 
@@ -137,7 +138,7 @@ class DeepSeekV3(nn.Module):
                 chosen = routing.affinity.detach().topk(router.top_k, dim=-1).indices
             balance = balance + sequence_balance(routing.affinity, chosen).mean()
             if self.training:            # outside the blocks, so recomputation cannot count twice
-                router.load += routing.experts.flatten().bincount(minlength=len(router.load))
+                router.load += routing.load
         total = next_token + mtp_weight * mtp + balance_weight * balance
         return LossTerms(total, next_token, mtp, balance)
 

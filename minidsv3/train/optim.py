@@ -9,6 +9,8 @@ from collections import defaultdict
 
 import torch
 
+from ..device import has_fused_adamw, short_float
+
 # Coefficients of the odd quintic whose repetition drives singular values to about 1.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
@@ -33,9 +35,10 @@ def make_optimizers(model, config):
         decayed = embeddings + matrices + stacked_pairs
     groups = [{"params": decayed, "weight_decay": config.weight_decay},
               {"params": gains, "weight_decay": 0.0}]
-    betas = (config.beta1, config.beta2)
+    betas, device = (config.beta1, config.beta2), decayed[0].device
     optimizers.append(ShortAdamW(groups, config.learning_rate, betas) if config.precision == "fp8"
-                      else torch.optim.AdamW(groups, config.learning_rate, betas, fused=True))
+                      else torch.optim.AdamW(groups, config.learning_rate, betas,
+                                             fused=has_fused_adamw(device)))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
@@ -118,13 +121,14 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices, steps=5):
-    """The nearest half-orthogonal matrices, roughly: (M, R, C) -> (M, R, C) bfloat16.
+    """The nearest half-orthogonal matrices, roughly: (M, R, C) -> (M, R, C).
 
-    Newton-Schulz: an odd polynomial of X works on its singular values alone.
+    Newton-Schulz: an odd polynomial of X works on its singular values alone. It bears rounding, so
+    it computes in bfloat16 where that is fast, and answers in it.
     """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.size(-2) > matrices.size(-1)
-    X = matrices.bfloat16()
+    X = matrices.to(short_float(matrices.device))
     X = X.mT if tall else X                                            # the smaller Gram matrix
     X = X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)         # singular values at most 1
     for _ in range(steps):

@@ -17,7 +17,7 @@ from ..config import check_types, replace_fields
 class TrainConfig:
     """The recipe of one run. Raises ValueError that names the field, its value and a remedy."""
 
-    data: str = "python-stdlib"                  # corpus: python-stdlib, a path, a URL or hf:NAME
+    data: str = "python-stdlib"                  # or python-packages, a path, a URL, hf:NAME
     start: str = ""                              # checkpoint whose weights and tokenizer to take
     window: int = 256                            # tokens a sequence
     steps: int = 1500                            # optimiser steps

@@ -1,8 +1,7 @@
 """The training loop: batches in, a run folder out.
 
-One optimiser step: gradients of all micro-batches, clipping, the optimisers, the averaged weights,
-and last the router bias, from the load that the whole step produced. What a step does depends on
-(recipe, step) and the weights alone, so a resumed run repeats an uninterrupted one bit for bit.
+What a step does (`step.py`) depends on (recipe, step) and the weights alone, so a resumed run
+repeats an uninterrupted one bit for bit.
 """
 
 import json
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from .. import fp8, hf
 from ..data.dataset import Dataset
 from ..data.foreign import read_tokenizer
-from ..device import choose_precision
+from ..device import choose_precision, send
 from ..infer.text import complete
 from ..measure import plots
 from ..measure.accounting import count_parameters
@@ -27,7 +26,9 @@ from ..measure.memory import saved_by_eight_bits
 from ..model.moe import max_violation
 from ..model.transformer import DeepSeekV3
 from .optim import make_optimizers
-from .recipe import batch_size_at, gamma_at, learning_rate_factor, mtp_weight_at
+from .pace import Pace
+from .recipe import batch_size_at
+from .step import Step
 
 SAMPLE_PROMPT = "def "
 
@@ -54,12 +55,17 @@ class Trainer:
         self.model.recompute = config.recompute
         if config.precision == "fp8":
             fp8.convert(self.model)
-        self.loss = self.model.loss
         self.optimizers = make_optimizers(self.model, config)
-        self.average = [p.detach().to("cpu", copy=True) for p in self.model.parameters()]
-        self.sizes = [batch_size_at(config, step) for step in range(config.steps)]
+        self.update = Step(self.model, self.optimizers, config)
+        self.average = [p.detach().clone() for p in self.model.parameters()]
         self.step, self.seconds = 0, 0.0
         self.interrupted = False
+        self.set_steps(config.steps)
+
+    def set_steps(self, steps):
+        """Make it a run of so many steps; all schedules are shares of it."""
+        self.config = self.update.recipe = self.config.replace(steps=steps)
+        self.sizes = [batch_size_at(self.config, step) for step in range(steps)]
 
     # ---- one step ----
 
@@ -67,51 +73,35 @@ class Trainer:
         """One optimiser step -> the figures of its line in metrics.jsonl."""
         config, size = self.config, self.sizes[self.step]
         done = sum(self.sizes[:self.step])
-        progress = (done + size) / sum(self.sizes)
-        factor = learning_rate_factor(config, progress)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * factor
         tokens = self.data.batches.take(done, size)                    # (B, T+1)
         try:
-            terms = self.gradients(tokens.to(self.device), mtp_weight_at(config, progress))
-            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm).item()
-            if not math.isfinite(terms[0] + norm):
-                raise FloatingPointError(f"the loss is {terms[0]} and its gradient {norm}")
-        except FloatingPointError as error:      # before the step, so that the weights stay sound
+            figures = self.update(send(tokens, self.device), (done + size) / sum(self.sizes))
+            figures = self.update.read(figures)
+            if not figures.is_finite:
+                raise FloatingPointError(f"the loss is {figures.total} and its gradient "
+                                         f"{figures.norm}")
+        except FloatingPointError as error:      # nothing of this step is kept from here on
             raise Diverged(f"{error}, at step {self.step + 1} of seed {config.seed}; the last "
                            "checkpoint is kept: try a lower learning_rate, or --precision fp32 "
                            "--device cpu.") from None
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
         self.update_average()
-        loads = self.model.update_router_bias(gamma_at(config, progress))  # (layers, E)
         self.step += 1
         targets = tokens[:, 1:]                                        # (B, T)
         size_in_bytes = self.data.token_bytes[targets].sum().item()
+        loads = figures.loads                                          # (layers, E)
         return {"step": self.step, "tokens": (done + size) * config.window,
-                "loss": terms[1], "mtp_loss": terms[2], "balance_loss": terms[3],
-                "bits_per_byte": terms[1] / math.log(2) * targets.numel() / size_in_bytes,
+                "loss": figures.next_token, "mtp_loss": figures.mtp,
+                "balance_loss": figures.balance,
+                "bits_per_byte": (figures.next_token / math.log(2) * targets.numel()
+                                  / size_in_bytes),
                 "lr": self.optimizers[0].param_groups[0]["lr"],
                 "max_vio": max_violation(loads).mean().item() if len(loads) else 0.0}, loads
 
-    def gradients(self, tokens, mtp_weight):
-        """Accumulate over all micro-batches -> mean [total, next_token, mtp, balance]."""
-        means = torch.zeros(4, device=self.device)
-        for part in tokens.split(self.config.micro_batch):
-            share = len(part) / len(tokens)
-            terms = self.loss(part, mtp_weight, self.config.balance_weight,
-                              self.config.balance_over)
-            (terms.total * share).backward()
-            means += share * torch.stack(terms).detach().float()
-        return means.tolist()
-
     @torch.no_grad()
     def update_average(self):
-        """Averaged weights, kept on the CPU; they follow faster while weights are young."""
+        """Averaged weights, kept where the model is; they follow faster while weights are young."""
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        weights = [p.detach().to("cpu") for p in self.model.parameters()]
+        weights = [p.detach() for p in self.model.parameters()]
         torch._foreach_lerp_(self.average, weights, 1 - decay)
 
     # ---- the run ----
@@ -121,11 +111,12 @@ class Trainer:
         self.write_recipe()
         if compile:
             self.compile()
-        quick = self.data.quick_sample()
+        quick, pace = self.data.quick_sample(), Pace(self)
         with self.folder.open_metrics(self.step) as log, CatchInterrupt(self), self.bar() as bar:
             while self.step < self.config.steps and not self.interrupted:
                 begin = time.perf_counter()
                 line, loads = self.train_step()
+                said = pace.note(time.perf_counter() - begin)
                 last = self.step == self.config.steps
                 if self.step % self.config.eval_every == 0 and not last:
                     line["val_bits_per_byte"] = self.evaluate(*quick).bits_per_byte
@@ -138,6 +129,8 @@ class Trainer:
                 log.write(json.dumps(line) + "\n")
                 log.flush()
                 self.show(bar, line)
+                if said:
+                    bar.write(said, file=sys.stderr)
                 if self.step % self.config.save_every == 0 and not last:
                     self.save()
         self.save()
@@ -166,7 +159,7 @@ class Trainer:
             compiled = torch.compile(self.model.loss)
             batch = self.data.batches.take(0, self.config.micro_batch).to(self.device)
             compiled(batch).total.backward()
-            self.loss = compiled
+            self.update.loss = compiled
         except Exception as error:               # any compiler error; eager mode is always right
             print(f"torch.compile failed ({type(error).__name__}); going on without it.")
         self.model.zero_grad(set_to_none=True)
@@ -209,7 +202,8 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.average = state["average"]
+        for average, saved in zip(self.average, state["average"], strict=True):
+            average.copy_(saved)
         self.step, self.seconds = state["step"], state["seconds"]
         torch.set_rng_state(state["rng"])
 

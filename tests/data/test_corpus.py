@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minidsv3.data import corpus
+from minidsv3.data import corpus, sources
 from minidsv3.data.corpus import Document
 
 
@@ -140,11 +140,107 @@ def test_declared_coding_is_followed_and_line_ends_stay(tmp_path):
     (tmp_path / "broken.py").write_bytes(b"name = '\xe9'\n")
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "t.py").write_text("pass", encoding="utf-8")
-    assert corpus.standard_library(tmp_path) == [Document("old.py", text)]
+    assert sources.standard_library(tmp_path) == ([Document("old.py", text)], 1)
+
+
+def grow(root, files):
+    """Write {relative path: bytes} below a new folder."""
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+def test_packages_come_with_the_library_and_from_the_first_folder_that_has_them(
+        tmp_path, monkeypatch):
+    """Oracle: the bytes written, and the order of a plain sort whatever the file system's is."""
+    library = grow(tmp_path / "lib", {"json.py": b"library", "site-packages/a.py": b"a package"})
+    pure = grow(tmp_path / "pure", {"json.py": b"package", "b/x.py": b"from pure",
+                                    "b/-.py": b"before", "B.py": b"capital", "read.me": b"?"})
+    plat = grow(tmp_path / "plat", {"b/x.py": b"from plat", "c.py": b"c\r\n"})
+    expected = {"packages/B.py": "capital", "packages/b/-.py": "before",
+                "packages/b/x.py": "from pure", "packages/c.py": "c\r\n",
+                "packages/json.py": "package", "stdlib/json.py": "library"}
+    found = {name: list(Path.rglob(folder, "*.py"))
+             for name, folder in (("lib", library), ("pure", pure), ("plat", plat))}
+    for order in (sorted, reversed):
+        monkeypatch.setattr(Path, "rglob",
+                            lambda self, _, order=order: order(found[self.name]))
+        documents, skipped = sources.python_packages(library, [pure, pure, plat])
+        assert documents == sorted(map(Document._make, expected.items())) and skipped == 0
+
+
+def test_packages_leave_out_tests_tables_and_what_cannot_be_decoded(tmp_path):
+    """Oracle: files on either side of each rule, by hand."""
+    kept = {"p/code.py": b"x = 1\n", "p/testing.py": b"y = 2\n",
+            "p/old.py": "# coding: latin-1\n# é\n".encode("latin-1"),
+            "p/wide.py": b"#" * 399 + b"\n", "p/large.py": b"a = '%07d'\n" % 1 * (2**20 // 14)}
+    left_out = {"p/tests/a.py": b"a\n", "p/test/b.py": b"b\n", "sitecustomize.py": b"c\n",
+                "__editable___p_finder.py": b"MAPPING = '/home/me'\n",
+                "p/wider.py": b"#" * 401 + b"\n", "p/larger.py": b"b = 2\n" * (2**20 // 6 + 1),
+                "p/folder.py/note.txt": b"no file of Python\n"}
+    broken = {"p/lies.py": b"'\xe9'\n", "p/unknown.py": b"# coding: nonsense\n",
+              "p/no_text.py": b"# coding: rot13\n", "p/nul.py": b"a\0b\n",
+              "p/half.py": b"# coding: unicode_escape\n'\\ud800'\n"}
+    root = grow(tmp_path / "site", kept | left_out | broken)
+    library = grow(tmp_path / "lib", {"l.py": b"z = 3\n", "lies.py": b"'\xe8'\n"})
+    documents, skipped = sources.python_packages(library, [root])
+    assert [name for name, _ in documents] == [
+        *(f"packages/{name}" for name in sorted(kept)), "stdlib/l.py"]
+    assert dict(documents)["packages/p/old.py"].endswith("é\n")
+    assert skipped == len(broken) + 1
+    corpus.fingerprint(documents)
+
+
+def test_near_copies_are_left_out_and_the_longest_stays(tmp_path):
+    """Oracle: lines counted by hand; ten in the original, of which the others share some."""
+    def lines(*numbers):
+        return "".join(f"    a_line_of_some_length = {number}\n" for number in numbers)
+
+    near = Document("b", "import other\n" + lines(*range(6), *range(20, 25)))
+    half = Document("c", lines(*range(5), *range(30, 35)))
+    short = Document("d", "else:\n" * 9)
+    original = Document("e", lines(*range(10)) + "pass\n" * 40)
+    repeated = Document("f", "else:\n" * 10)
+    documents = [near, half, short, original, repeated]
+    assert sources.without_near_copies(documents) == [half, short, original, repeated]
+    assert sources.without_near_copies(documents[::-1]) == [repeated, original, short, half]
+    library = grow(tmp_path / "lib", {"original.py": original.text.encode()})
+    site = grow(tmp_path / "site", {"_vendor/copy.py": near.text.encode(), "own.py": b"x = 1"})
+    documents, _ = sources.python_packages(library, [site])
+    assert [name for name, _ in documents] == ["packages/own.py", "stdlib/original.py"]
+
+
+def test_packages_of_this_interpreter_are_found(monkeypatch):
+    """Oracle: where `import` found them. Each text is its path, so that nothing large is read."""
+    import json
+
+    import torch
+
+    monkeypatch.setattr(sources, "_read_python", lambda path: f"# {path}\n")
+    loaded = corpus.load("python-packages")
+    texts = dict(loaded.documents)
+    for name, module in (("packages/torch", torch), ("stdlib/json", json)):
+        assert Path(texts[f"{name}/__init__.py"][2:-1]).samefile(module.__file__)
+    assert len(texts) == len(loaded.documents) > 2000 and loaded.name == "python-packages"
+    assert {name.split("/")[0] for name in texts} == {"packages", "stdlib"}
+    assert sum(Path(text[2:-1]).stat().st_size for text in texts.values()) > 50e6
+
+
+def test_no_packages_is_refused_in_one_line(tmp_path):
+    """Oracle: the folders and the remedy are in the text."""
+    library = grow(tmp_path / "lib", {"a.py": b"text\n"})
+    site = grow(tmp_path / "site", {"empty/__init__.py": b"\n"})
+    for roots in ([site], [tmp_path / "missing", site]):
+        with pytest.raises(ValueError, match="no packages .* `pip install -r req") as caught:
+            sources.python_packages(library, roots)
+        assert all(str(root) in str(caught.value) for root in roots)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("make, kind, words", [
-    (lambda path: path / "missing", FileNotFoundError, ["missing", "does not exist", "give"]),
+    (lambda path: path / "missing", FileNotFoundError,
+     ["missing", "does not exist", "give", "python-stdlib", "python-packages"]),
     (lambda path: "", FileNotFoundError, ["''", "give a file"]),
     (lambda path: write(path / "empty.txt", b" \n"), ValueError, ["empty.txt", "no text", "give"]),
     (lambda path: write(path / "n.bin", b"ab\0"), ValueError, ["n.bin", "NUL byte", "convert"]),
@@ -179,10 +275,10 @@ def test_a_hub_stream_stops_at_its_caps(monkeypatch):
     rows = [{"id": "a long name of a row", "text": f"row {number} \ud800"} for number in range(10)]
     stand_in = type("datasets", (), {"load_dataset": lambda *args, **options: iter(rows)})
     monkeypatch.setitem(__import__("sys").modules, "datasets", stand_in)
-    monkeypatch.setattr(corpus, "HUB_DOCUMENTS", 4)
+    monkeypatch.setattr(sources, "HUB_DOCUMENTS", 4)
     assert [each.text for each in corpus.load("hf:a/b").documents] == [
         f"row {number} ?" for number in range(4)]
-    monkeypatch.setattr(corpus, "HUB_BYTES", 25)
+    monkeypatch.setattr(sources, "HUB_BYTES", 25)
     assert len(corpus.load("hf:a/b").documents) == 3
 
 
@@ -203,7 +299,7 @@ def test_a_url_is_fetched_and_its_size_limited(monkeypatch):
         assert corpus.load(url + "/text").documents == [Document(url + "/text", "drei é\r\n")]
         with pytest.raises(ValueError, match="404"):
             corpus.load(url + "/missing")
-        monkeypatch.setattr(corpus, "URL_BYTES", 4)
+        monkeypatch.setattr(sources, "URL_BYTES", 4)
         with pytest.raises(ValueError, match="larger than"):
             corpus.load(url + "/text")
         server.shutdown()

@@ -20,8 +20,10 @@ from minidsv3.fp8.linear import (
     all_rows,
     require_finite,
 )
+from minidsv3.kernels.grouped import Runs
+from minidsv3.model.experts import Experts
 from minidsv3.model.layers import Linear
-from minidsv3.model.moe import Experts, MoE
+from minidsv3.model.moe import MoE, Routing
 
 E4M3 = torch.float8_e4m3fn
 TINY = ModelConfig.preset("tiny").replace(hidden_size=48, moe_intermediate_size=24, vocab_size=97,
@@ -102,7 +104,7 @@ def test_of_an_experts_swiglu_gate_and_up_are_kept_in_eight_bits(recipe):
     hidden, dy = torch.randn(N, 2 * K, requires_grad=True), torch.randn(N, O)
     weight = torch.randn(1, O, K, requires_grad=True)
     layer = Layer("down", plan, returns=True)
-    y = FP8ProductOfSwiGLU.apply(hidden, weight, torch.tensor([N]), layer)
+    y = FP8ProductOfSwiGLU.apply(hidden, weight, Runs(torch.tensor([N])), layer)
     dhidden, dW = torch.autograd.grad(y, (hidden, weight), dy)
     W = by_tiles(weight[0].detach(), plan.weight)
     assert near(y, by_tiles(silu_times(hidden.detach()), plan.activation) @ W.T)
@@ -181,7 +183,7 @@ def test_the_layer_whose_input_or_gradient_is_not_finite_is_named(bad):
     hidden = torch.full((3, 2 * TINY.moe_intermediate_size), bad)
     experts = model.layers[1].mlp.experts
     with pytest.raises(FloatingPointError, match="input of layers.1.mlp.experts.down_proj"):
-        FP8ProductOfSwiGLU.apply(hidden, experts.down_proj, torch.tensor([3] + [0] * 15),
+        FP8ProductOfSwiGLU.apply(hidden, experts.down_proj, Runs(torch.tensor([3] + [0] * 15)),
                                  experts.down)
 
 
@@ -200,7 +202,7 @@ def test_each_expert_s_matrix_has_its_own_scale_per_tensor():
     torch.manual_seed(0)
     stack = torch.randn(2, 20, 30) * torch.tensor([1.0, 1000.0])[:, None, None]
     rows, counts = torch.randn(4, 30), torch.tensor([4, 0])
-    y = FP8Product.apply(rows, stack, counts, Layer("", RECIPES["per-tensor"]))
+    y = FP8Product.apply(rows, stack, Runs(counts), Layer("", RECIPES["per-tensor"]))
     assert near(y, by_tiles(rows, None) @ by_tiles(stack[0], None).T)
 
 
@@ -230,8 +232,9 @@ def test_few_tokens_take_the_same_path():
     torch.manual_seed(0)
     experts = fp8.convert(DeepSeekV3(TINY)).layers[1].mlp.experts
     x, weights = torch.randn(40, 48), torch.rand(40, 4)
-    chosen = torch.randint(16, (40, 4))
-    many, few = experts(x, weights, chosen), experts(x[:2], weights[:2], chosen[:2])
+    affinity, chosen = torch.zeros(40, 16), torch.randint(16, (40, 4))
+    many = experts(x, weights, Routing(affinity, chosen))
+    few = experts(x[:2], weights[:2], Routing(affinity[:2], chosen[:2]))
     torch.testing.assert_close(few, many[:2], rtol=1e-5, atol=1e-7)
 
 
@@ -299,7 +302,7 @@ def test_experts_are_linear_layers_of_their_own(recipe):
     counts = torch.tensor([5, 0, 200, 1])
     rows = torch.randn(206, 48, requires_grad=True)
     dy = torch.randn(206, 48)
-    y = FP8Product.apply(rows, experts.gate_up_proj, counts, experts.up)
+    y = FP8Product.apply(rows, experts.gate_up_proj, Runs(counts), experts.up)
     dx, dW = torch.autograd.grad(y, (rows, experts.gate_up_proj), dy)
     for expert, (x, g, part, dpart) in enumerate(zip(*(
             tensor.split(counts.tolist()) for tensor in (rows.detach(), dy, y, dx)))):

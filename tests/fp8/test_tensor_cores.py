@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from minidsv3 import ModelConfig, fp8
 from minidsv3.fp8 import tensor_cores
 from minidsv3.fp8.quantize import BLOCK, TILE, rounded
+from minidsv3.model.experts import Experts
 from minidsv3.model.layers import Linear
-from minidsv3.model.moe import Experts
+from minidsv3.model.moe import Routing
 
 CONFIG = ModelConfig.preset("tiny").replace(hidden_size=48, moe_intermediate_size=24,
                                             n_routed_experts=4, n_group=1, topk_group=1)
@@ -87,7 +88,7 @@ def test_experts_are_their_simulation(real):
         torch.nn.init.normal_(weight, std=0.1)
     holder = fp8.convert(torch.nn.ModuleDict({"experts": experts}))
     chosen = torch.randint(3, (50, 2))
-    inputs = torch.randn(50, 48), torch.rand(50, 2), chosen
+    inputs = torch.randn(50, 48), torch.rand(50, 2), Routing(torch.zeros(50, 4), chosen)
     on_cores = results(holder["experts"], *inputs)
     real.undo()
     for got, expected in zip(on_cores, results(holder["experts"], *inputs), strict=True):

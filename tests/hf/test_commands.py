@@ -69,7 +69,8 @@ def test_convert_back_to_bfloat16_and_into_shards(folder, tmp_path):
     assert len(list((tmp_path / "bf16").glob("model-*-of-*.safetensors"))) > 2
     config = json.loads((tmp_path / "bf16/config.json").read_text())
     assert "quantization_config" not in config and config["torch_dtype"] == "bfloat16"
-    fp8, again, bf16 = (hf.load(tmp_path / name).state_dict() for name in ("fp8", "again", "bf16"))
+    fp8, again, bf16 = (hf.load(tmp_path / name, torch.bfloat16).state_dict()
+                        for name in ("fp8", "again", "bf16"))
     for name in fp8:
         assert torch.equal(fp8[name], again[name]) and torch.equal(fp8[name], bf16[name]), name
 

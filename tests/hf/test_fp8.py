@@ -59,7 +59,7 @@ def test_dtypes_are_those_of_the_release(fp8_folder):
         "weight_block_size": [128, 128]}
 
 
-@pytest.mark.parametrize("dtype", [None, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_loading_multiplies_codes_by_scales(model, fp8_folder, dtype):
     """Oracle: each matrix through quantize and dequantize, all else rounded to bfloat16."""
     again, expected = hf.load(fp8_folder, dtype).state_dict(), model.state_dict()
@@ -77,7 +77,7 @@ def test_loading_multiplies_codes_by_scales(model, fp8_folder, dtype):
                      if part.dim() == 3 else dequantize(*quantize(part, BLOCK), BLOCK)
                      for part in flat]
             wide = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-        assert torch.equal(again[name], wide.to(dtype or torch.bfloat16)), name
+        assert torch.equal(again[name], wide.to(dtype)), name
 
 
 def test_transformers_reads_the_same_numbers(tmp_path):
@@ -92,7 +92,7 @@ def test_transformers_reads_the_same_numbers(tmp_path):
                 tie_word_embeddings=False, num_nextn_predict_layers=0)
     hf.save(random_model(**even), tmp_path, fp8=True)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).state_dict()
-    ours = hf.load(tmp_path).state_dict()
+    ours = hf.load(tmp_path, torch.bfloat16).state_dict()
     shared = {name: name if name == "lm_head.weight" else f"model.{name}" for name in ours}
     assert theirs.keys() == set(shared.values()) - {n for n in shared.values() if "load" in n}
     for name, tensor in ours.items():
@@ -134,10 +134,17 @@ def test_a_bias_in_bfloat16_becomes_float32(model):
     assert dict(to_fp8([(name, torch.ones(6).bfloat16())]))[name].dtype == torch.float32
 
 
-def test_an_embedding_in_fp8_gives_a_bfloat16_model(fp8_folder):
-    """Oracle: codes times scales by hand; nothing can be computed in FP8 itself."""
+@pytest.mark.parametrize("fast, dtype", [(True, torch.bfloat16), (False, torch.float32)])
+def test_an_embedding_in_fp8_gives_a_bfloat16_model(fp8_folder, monkeypatch, fast, dtype):
+    """Oracle: codes times scales by hand; nothing can be computed in FP8 itself.
+
+    A processor that would emulate bfloat16 gets float32.
+    """
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     codes, scale = quantize(torch.randn(64, 192), BLOCK)
     name = "model.embed_tokens.weight"
     rewrite(fp8_folder, lambda t: t.update({name: codes, name + "_scale_inv": scale}))
     weight = hf.load(fp8_folder).embed_tokens.weight
-    assert torch.equal(weight, dequantize(codes, scale, BLOCK).bfloat16())
+    assert weight.dtype == dtype
+    assert torch.equal(weight, dequantize(codes, scale, BLOCK).to(dtype))

@@ -69,7 +69,7 @@ def test_a_stop_token_ends_a_text(exact):
 
 def planned_ends(monkeypatch, decoder, ends):
     """Let sequence i say token 9 until it has made ends[i] tokens, and then EOS."""
-    def verify(sequence, drafts, q, logits, likeliest):
+    def verify(sequence, drafts, q, logits, likeliest, p):
         token = 1 if len(sequence.new) == ends[sequence.tokens[0]] else 9
         sequence.note(token)
         return [token]

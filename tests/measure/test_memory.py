@@ -4,6 +4,7 @@ import torch
 
 from minidsv3 import DeepSeekV3, ModelConfig, fp8
 from minidsv3.fp8.linear import FP8Experts, FP8Linear
+from minidsv3.kernels.grouped import Runs
 from minidsv3.measure.memory import bytes_kept, saved_by_eight_bits
 from minidsv3.model.layers import Linear, SwiGLU
 
@@ -20,7 +21,7 @@ def test_a_linear_layer_keeps_a_byte_a_number_and_a_scale_a_tile():
         layer = fp8.convert(torch.nn.ModuleDict({name: Linear(256, 64)}))[name]
         torch.nn.init.normal_(layer.weight)
         kept = bytes_kept(layer, lambda layer=layer: layer(torch.randn(5, 256)))
-        assert kept == 5 * 256 * width + 5 * 2 * 4 + 8                 # 8: the count of rows
+        assert kept == 5 * 256 * width + 5 * 2 * 4
 
 
 def test_experts_keep_their_input_and_that_of_swiglu():
@@ -28,9 +29,9 @@ def test_experts_keep_their_input_and_that_of_swiglu():
     torch.manual_seed(0)
     experts = fp8.convert(DeepSeekV3(CONFIG)).layers[1].mlp.experts
     rows, counts = torch.randn(10, 256), torch.tensor([4, 0, 5, 1])
-    kept = bytes_kept(experts, lambda: experts.feed_forward(rows, counts))
+    kept = bytes_kept(experts, lambda: experts.feed_forward(rows, Runs(counts)))
     C, F2 = 256, 2 * 128
-    assert kept == 10 * (C + F2) + 4 * 10 * (C + F2) // 128 + counts.nbytes
+    assert kept == 10 * (C + F2) + 4 * 10 * (C + F2) // 128
 
 
 def test_the_whole_is_what_both_forms_keep():

@@ -6,8 +6,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from minidsv3 import DeepSeekV3, ModelConfig
-from minidsv3.model import moe
-from minidsv3.model.moe import Experts, MoE, Router, assign_slots, max_violation, sequence_balance
+from minidsv3.device import groups_products
+from minidsv3.model import experts as experts_module
+from minidsv3.model.experts import Experts, assign_slots
+from minidsv3.model.moe import MoE, Router, Routing, hits, max_violation, sequence_balance
 
 CONFIG = ModelConfig(
     vocab_size=61, hidden_size=32, intermediate_size=48, moe_intermediate_size=16,
@@ -16,10 +18,10 @@ CONFIG = ModelConfig(
     num_experts_per_tok=3, n_group=4, topk_group=2, rope_scaling=None, max_position_embeddings=64)
 
 
-def loop_over_experts(layer, x, weights, experts):
+def loop_over_experts(layer, x, weights, routing):
     """eq. 12's routed sum, one token and one expert at a time."""
     rows = []
-    for token, gates, chosen in zip(x, weights, experts):
+    for token, gates, chosen in zip(x, weights, routing.experts):
         y = torch.zeros_like(token)
         for g, e in zip(gates, chosen):
             gate, up = (layer.gate_up_proj[e] @ token).chunk(2)
@@ -48,7 +50,7 @@ def layer():
 
 def outputs_and_gradients(function, layer, x, weights, experts):
     leaves = [x.clone().requires_grad_(), weights.clone().requires_grad_(), *layer.parameters()]
-    y = function(leaves[0], leaves[1], experts)
+    y = function(leaves[0], leaves[1], Routing(torch.zeros(len(x), 8), experts))
     probe = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
     return [y, *torch.autograd.grad((y * probe).sum(), leaves)]
 
@@ -62,7 +64,7 @@ def test_experts_equal_a_loop(layer, kind, tokens, dtype, tolerance):
     """Oracle: the loop in float64, outputs and all gradients; max|difference| / max|oracle|."""
     x, weights = torch.randn(tokens, 32), torch.rand(tokens, 3)
     experts = routings(37, 8, 3)[kind][:tokens]
-    assert moe.can_group(layer.gate_up_proj.to(dtype)) == (dtype == torch.float32)
+    assert groups_products(layer.gate_up_proj.to(dtype)) == (dtype == torch.float32)
     got = outputs_and_gradients(layer.to(dtype), layer, x.to(dtype), weights.to(dtype), experts)
     layer.double()
     expected = outputs_and_gradients(
@@ -77,7 +79,7 @@ def test_spare_rows_change_nothing(layer, monkeypatch):
     experts = routings(37, 8, 3)["two experts idle"]
     layer.double()
     expected = outputs_and_gradients(layer, layer, x, weights, experts)
-    monkeypatch.setattr(moe, "row_multiple", lambda x: 16)
+    monkeypatch.setattr(experts_module, "row_multiple", lambda x: 16)
     got = outputs_and_gradients(layer, layer, x, weights, experts)
     for ours, oracle in zip(got, expected):
         torch.testing.assert_close(ours, oracle, rtol=0, atol=1e-12)
@@ -85,9 +87,12 @@ def test_spare_rows_change_nothing(layer, monkeypatch):
 
 def test_slots_by_hand():
     """experts 1 0 1, room in twos: expert 0 has rows 0-1 (one spare), expert 1 rows 2-3."""
-    slots, counts = assign_slots(torch.tensor([1, 0, 1]), 2, multiple=2)
+    experts = torch.tensor([1, 0, 1])
+    slots, counts = assign_slots(experts, hits(experts, 2), multiple=2)
     assert (slots.tolist(), counts.tolist()) == ([2, 0, 3], [2, 2])
-    slots, counts = assign_slots(torch.tensor([2, 0, 2, 0, 0]), 4)
+    experts = torch.tensor([2, 0, 2, 0, 0])
+    assert hits(experts, 4).tolist() == [3, 0, 2, 0]
+    slots, counts = assign_slots(experts, hits(experts, 4))
     assert (slots.tolist(), counts.tolist()) == ([3, 0, 4, 1, 2], [3, 0, 2, 0])
 
 

@@ -18,8 +18,8 @@ from minidsv3 import DeepSeekV3, hf
 from minidsv3.data import corpus
 from minidsv3.data.tokenizer import Tokenizer
 from minidsv3.infer.text import complete
-from minidsv3.train import trainer as trainer_module
 from minidsv3.train.checkpoint import EXPORTS, RunFolder
+from minidsv3.train.recipe import learning_rate_factor
 from minidsv3.train.trainer import Diverged, Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -176,7 +176,7 @@ def test_micro_batches_add_up_to_the_batch(miniature, tmp_path):
     parts = make([*miniature, "--set", "micro_batch=2"], tmp_path / "b")
     uneven = make([*miniature, "--set", "micro_batch=4"], tmp_path / "c")
     tokens = whole.data.batches.take(0, 6)                 # (6, T+1)
-    terms = [each.gradients(tokens, 0.3) for each in (whole, parts, uneven)]
+    terms = [each.update.gradients(tokens, 0.3).tolist() for each in (whole, parts, uneven)]
     for other, means in zip((parts, uneven), terms[1:]):
         assert means == pytest.approx(terms[0], rel=1e-5)
         for a, b in zip(whole.model.parameters(), other.model.parameters()):
@@ -196,7 +196,7 @@ def test_a_step_uses_all_its_schedules(miniature, tmp_path):
     line, loads = run.train_step()
     assert line["tokens"] == 4 * 32 and line["step"] == run.step == 1
     assert line["lr"] == pytest.approx(run.optimizers[0].param_groups[0]["peak"]
-                                       * trainer_module.learning_rate_factor(run.config, 4 / 34))
+                                       * learning_rate_factor(run.config, 4 / 34))
     routers = run.model.routers()
     for router, load in zip(routers, loads):
         expected = run.config.gamma * (load.double().mean() - load).sign()
@@ -345,7 +345,7 @@ def test_a_compiler_that_fails_is_no_end(miniature, tmp_path, monkeypatch, capsy
     run = make(miniature, tmp_path / "run")
     run.compile()
     assert "torch.compile failed (RuntimeError)" in capsys.readouterr().out
-    assert run.loss == run.model.loss
+    assert run.update.loss == run.model.loss
     assert all(parameter.grad is None for parameter in run.model.parameters())
     assert all(router.load.sum() == 0 for router in run.model.routers())
 

@@ -1,0 +1,45 @@
+"""Each run of rows times its own matrix of a stack: what all routed experts of a layer compute.
+
+    rows (N, I) sorted by matrix, weight (E, O, I), so many rows for each -> (N, O)
+
+torch has this as one call, on some devices (`device.groups_products`); elsewhere it is a loop over
+the runs, whose lengths have to be known on the host.
+"""
+
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+
+from ..device import groups_products
+
+grouped_mm = getattr(F, "grouped_mm", None) or torch._grouped_mm       # its older name
+
+
+class Runs:
+    """How sorted rows are divided among the matrices: counts (E,) of each, none is allowed.
+
+    What a product needs of them is made once, and serves all products of a layer.
+    """
+
+    def __init__(self, counts):
+        self.counts = counts
+
+    @cached_property
+    def ends(self):
+        """Where each run ends, for the grouped product: (E,) int32."""
+        return self.counts.cumsum(0).int()
+
+    @cached_property
+    def sizes(self):
+        """The same numbers on the host, for a loop: on an accelerator the one read of a layer."""
+        return self.counts.tolist()
+
+
+def grouped_linear(rows, weight, runs):
+    """Rows (N, I) sorted by matrix, weight (E, O, I), their Runs -> (N, O)."""
+    weight = weight.to(rows.dtype)
+    if groups_products(weight):
+        return grouped_mm(rows, weight.transpose(1, 2), offs=runs.ends)
+    parts = rows.split(runs.sizes)
+    return torch.cat([part @ matrix.T for part, matrix in zip(parts, weight, strict=True)])

@@ -1,0 +1,100 @@
+"""The options of train_tiny.py, and the two configurations that they ask for."""
+
+import difflib
+import json
+
+from .. import hf
+from ..command import Parser
+from ..config import ModelConfig
+from .recipe import TrainConfig
+
+# Options that are fields of TrainConfig under a shorter name.
+RECIPE = ("data", "start", "steps", "seed", "precision", "optimizer", "save_every")
+
+
+def parse_arguments(arguments=None, description=None):
+    """The command line."""
+    parser = Parser(prog="train_tiny.py", description=description)
+    what = parser.add_argument_group("what")
+    what.add_argument("--preset", help="tiny (laptop, minutes) or small (12 GB GPU, hours) [tiny]")
+    what.add_argument("--data", help="a file, a folder, a URL, hf:NAME, python-packages (all that "
+                      "are installed) or [python-stdlib]")
+    what.add_argument("--from", dest="start", metavar="DIR", help="a checkpoint to begin with")
+    long = parser.add_argument_group("how long")
+    either = long.add_mutually_exclusive_group()
+    either.add_argument("--steps", type=int,
+                        help="optimiser steps; the schedules stretch with them")
+    either.add_argument("--minutes", type=float, metavar="M", help="as many steps as this machine "
+                        "makes in about M minutes, from the start to the end of the evaluation")
+    long.add_argument("--save-every", type=int, metavar="STEPS", help="steps between checkpoints")
+    where = parser.add_argument_group("where")
+    where.add_argument("--out", metavar="DIR", help="run folder [runs/PRESET]")
+    old = where.add_mutually_exclusive_group()
+    old.add_argument("--resume", action="store_true", help="go on with the unfinished run in --out")
+    old.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    where.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
+    where.add_argument("--threads", type=int, metavar="N", help="of the processor; 1 is best "
+                       "beside another busy program [one per core]")
+    how = parser.add_argument_group("how")
+    how.add_argument("--precision", help="of activations: fp32, bf16, or auto, bf16 where it is "
+                     "faster; or fp8, simulated in attention and FFN, slower than fp32 [auto]")
+    how.add_argument("--optimizer", help="muon (matrices; adamw for the rest) or adamw [muon]")
+    how.add_argument("--seed", type=int, help="of weights and batches [0]")
+    how.add_argument("--compile", action="store_true", help="torch.compile, for long runs on GPUs")
+    how.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
+                     help="any field of ModelConfig or TrainConfig, value as JSON; repeatable")
+    parsed = parser.parse_args(arguments)
+    if parsed.resume and parsed.minutes is not None:
+        raise ValueError("--minutes plans a new run, and --resume goes on with the steps that were "
+                         "planned; leave one of them out.")
+    return parsed
+
+
+def read_settings(settings):
+    """["key=value", ...] -> changes of the ModelConfig, changes of the TrainConfig."""
+    model, recipe = {}, {}
+    known = {**dict.fromkeys(TrainConfig.__dataclass_fields__, recipe),
+             **dict.fromkeys(ModelConfig.__dataclass_fields__, model)}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "config.py and recipe.py list all."
+            raise ValueError(f"--set {setting}: there is no field {key!r}; {hint}")
+        if not equals:
+            raise ValueError(f"--set {key} has no value; write --set {key}=VALUE.")
+        try:
+            known[key][key] = json.loads(text)
+        except ValueError:
+            known[key][key] = text               # a bare word is a text
+    return model, recipe
+
+
+def configure(arguments, saved=None):
+    """The two configurations of a run; those of a saved state must not be contradicted."""
+    model_changes, recipe_changes = read_settings(arguments.settings)
+    for name in RECIPE:
+        if getattr(arguments, name) is not None:
+            recipe_changes[name] = getattr(arguments, name)
+    if saved is None or arguments.preset:
+        preset = arguments.preset or "tiny"
+        model, recipe = ModelConfig.preset(preset), TrainConfig.preset(preset)
+    else:
+        model = ModelConfig.from_dict(saved["model_config"])
+        recipe = TrainConfig().replace(**saved["config"])
+    recipe = recipe.replace(**recipe_changes)
+    if recipe.start and saved is None:
+        model = hf.stored_config(recipe.start)
+    model = model.replace(**model_changes)
+    if saved is not None:
+        for given, stored in ((model, saved["model_config"]), (recipe, saved["config"])):
+            for name, value in given.to_dict().items():
+                began = stored.get(name, value)      # an older version had fewer fields
+                if value != began:
+                    raise ValueError(f"--resume: the run began with {name}={began!r}, not "
+                                     f"{value!r}; leave that out, or begin another with --out.")
+    depths, limit = model.num_nextn_predict_layers, model.max_position_embeddings
+    if not depths < recipe.window <= limit:
+        raise ValueError(f"window={recipe.window} must be above num_nextn_predict_layers={depths} "
+                         f"and up to max_position_embeddings={limit}; change one of them.")
+    return model, recipe

@@ -1,0 +1,104 @@
+"""How long a run takes: planned before it, told at its beginning, watched while it goes on."""
+
+import copy
+import statistics
+import time
+
+from ..device import clock, product_speed, reads_are_free, send
+from ..measure.accounting import training_flops
+
+FIRST = 10                                       # steps after which a run tells its length
+SLOW = 2.0                                       # times its own best: something else has begun
+TOO_SLOW = 3.5                                   # times what this machine's products need
+ADVICE = ("another program is probably busy; close it, or stop with Ctrl-C and go on with "
+          "--resume --threads 1.")
+
+
+class Pace:
+    """The seconds of a run's steps; `note` gives a line to print when there is one to say."""
+
+    def __init__(self, trainer):
+        self.trainer, self.seconds, self.best, self.complained = trainer, [], float("inf"), False
+
+    def note(self, seconds):
+        """One more step, which took so long -> a line for the user, or None."""
+        self.seconds.append(seconds)
+        if len(self.seconds) % FIRST:
+            return None
+        recent = statistics.median(self.seconds[-FIRST:])
+        self.best, line = min(self.best, recent), None
+        if len(self.seconds) == FIRST:
+            line = self.prospect(recent)
+        if not self.complained and (reason := self.slowness(recent)):
+            self.complained = True
+            line = f"{line}\n{reason}" if line else reason
+        return line
+
+    def prospect(self, seconds):
+        """How long the rest takes at so many seconds a step; None if it ends at once."""
+        trainer = self.trainer
+        left = sum(trainer.sizes[trainer.step:]) / trainer.sizes[trainer.step - 1]
+        if left < FIRST:
+            return None
+        return f"{seconds:.2g} s a step: about {duration(left * seconds)} of training to go"
+
+    def slowness(self, recent):
+        """Why steps are slower than they could be, as a line, or None."""
+        if recent > SLOW * self.best:
+            return (f"steps take {recent / self.best:.1f} times as long as they did before: "
+                    + ADVICE)
+        if len(self.seconds) == FIRST and reads_are_free(self.trainer.device):
+            needed = self.trainer.sizes[self.trainer.step - 1] * seconds_of_products(self.trainer)
+            if recent > TOO_SLOW * needed:
+                return (f"steps take {recent / needed:.1f} times as long as their products alone "
+                        f"would: {ADVICE}")
+        return None
+
+
+def seconds_of_products(trainer):
+    """What the matrix products of one sequence would take at this machine's speed in float32."""
+    window = trainer.config.window
+    flops = training_flops(trainer.model.config, window)["causal_with_mtp"] * window
+    return flops / 2 / product_speed(trainer.device)
+
+
+def duration(seconds):
+    """A time as people say it: "40 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def plan_steps(trainer, minutes, begin):
+    """How many steps this machine makes until `minutes` after `begin`, the end of it included.
+
+    Takes some steps and throws them away: afterwards the trainer is as if they had not been.
+    begin: of the program, by time.perf_counter. Raises ValueError if no time is left to train.
+    """
+    config, data, before = trainer.config, trainer.data, copy.deepcopy(trainer.state())
+    limit = time.perf_counter() + 60 * minutes / 20
+    tokens = send(data.batches.take(0, config.batch_size), trainer.device)     # (B, T+1)
+    seconds = []
+    while len(seconds) < 3 or (len(seconds) < FIRST and time.perf_counter() < limit):
+        start = clock(trainer.device)
+        trainer.update(tokens, 0.0)
+        seconds.append(clock(trainer.device) - start)
+    step = statistics.median(seconds[1:])        # the first one makes the optimisers' moments
+    few = 32                                     # windows
+    for _ in range(2):                           # the second time all kernels are there
+        start = clock(trainer.device)
+        trainer.evaluate(data.inputs[:few], data.targets[:few], 1)
+        window = (clock(trainer.device) - start) / min(few, len(data.inputs))
+    trainer.restore(before)
+    # At the end both sets of weights are evaluated on everything; then pictures and a sample.
+    rest = 2 * window * len(data.inputs) + 4.0
+    # A quick evaluation and a checkpoint come every so many steps; see `Trainer.run`.
+    step += window * min(96, len(data.inputs)) / config.eval_every
+    left = 60 * minutes - (time.perf_counter() - begin) - rest
+    share = sum(trainer.sizes) / len(trainer.sizes) / config.batch_size   # of a step in the ramp
+    steps = int(left / (step * share))
+    if steps < FIRST:
+        needed = (60 * minutes - left + FIRST * step) / 60
+        raise ValueError(f"--minutes {minutes:g} leave no time to train: to start and to evaluate "
+                         f"take most of it on this machine; give at least {needed + 0.5:.1f}.")
+    return steps
