@@ -38,7 +38,7 @@ def run(arguments, begin):
         trainer.set_steps(plan_steps(trainer, arguments.minutes, begin))
     recipe = trainer.config
     total, active = count_parameters(trainer.model)
-    dtype = str(trainer.model.activation_dtype or "torch.float32").removeprefix("torch.")
+    dtype = str(trainer.model.activation_dtype).removeprefix("torch.")
     print(f"device {device}, activations {dtype}, {total:,} parameters, {active:,} active, "
           f"{recipe.batch_size * recipe.window:,} tokens a step, {recipe.steps:,} steps")
     after = f" after step {trainer.step}" if saved is not None else ""

@@ -5,13 +5,12 @@ weights, metrics, checkpoints), for our model and for the dense GPT alike.
 """
 
 import math
-import time
 
 import torch
 
-from minidsv3.device import choose_precision
+from minidsv3.device import choose_precision, clock
 from minidsv3.measure.accounting import count_parameters
-from minidsv3.measure.evaluate import evaluate
+from minidsv3.measure.evaluate import bits_per_byte
 from minidsv3.model.transformer import DeepSeekV3
 from minidsv3.train.optim import make_optimizers
 from minidsv3.train.recipe import gamma_at, learning_rate_factor, mtp_weight_at
@@ -24,8 +23,7 @@ class Contender:
     def __init__(self, make, recipe, device):
         torch.manual_seed(recipe.seed)
         self.model, self.recipe, self.device = make().to(device), recipe, device
-        precision = choose_precision(recipe.precision, device)
-        self.model.activation_dtype = None if precision == torch.float32 else precision
+        self.model.activation_dtype = choose_precision(recipe.precision, device)
         self.optimizers = make_optimizers(self.model, recipe)
         self.taken, self.seconds = 0, 0.0
 
@@ -80,11 +78,4 @@ class Contender:
     def bits_per_byte(self, data):
         """On all of the validation text."""
         self.model.eval()
-        return evaluate(self.model, data.inputs, data.targets, data.validation_bytes).bits_per_byte
-
-
-def clock(device):
-    """Seconds, read when the device has finished what it was given."""
-    if device.type in ("cuda", "mps"):
-        getattr(torch, device.type).synchronize()
-    return time.perf_counter()
+        return bits_per_byte(self.model, data.inputs, data.targets, data.validation_bytes)

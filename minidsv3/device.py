@@ -79,6 +79,7 @@ def choose_precision(name, device):
 
 # ---- what is fast here ----
 
+@torch.compiler.assume_constant_result           # torch.compile cannot look into its answer
 def has_fast_bf16(device):
     """Whether matrix products in bfloat16 have hardware of their own here."""
     if device.type == "cuda":

@@ -1,9 +1,21 @@
 """The one place that decides device and precision; oracles: what a machine is said to have."""
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 
-from minidsv3.device import choose_device, choose_precision, has_fast_bf16
+from minidsv3 import device
+from minidsv3.device import (
+    choose_device,
+    choose_precision,
+    has_fast_bf16,
+    loading_dtype,
+    short_float,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -80,3 +92,71 @@ def test_a_device_without_eight_bit_floats_is_refused(monkeypatch):
     monkeypatch.setattr(torch, "zeros", refuse)
     with pytest.raises(ValueError, match="no 8-bit floats on mps; add --device cpu"):
         choose_precision("fp8", torch.device("mps"))
+
+
+def test_loading_keeps_what_the_machine_computes_fast(monkeypatch):
+    """Oracle: a processor with the instructions and one without; wider numbers always stay."""
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for fast in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda fast=fast: fast)
+        assert short_float(cpu) == (torch.bfloat16 if fast else torch.float32)
+        assert loading_dtype(torch.bfloat16, cpu) == (torch.bfloat16 if fast else torch.float32)
+        for wide in (torch.float32, torch.float64):
+            assert loading_dtype(wide, cpu) == wide
+
+
+def test_the_speed_of_products_is_that_of_a_clock(monkeypatch):
+    """Oracle: a clock that gives each product 2 s but one, 1 s: the best counts."""
+    ticks = iter([0, 2, 10, 12, 20, 21, 30, 32])
+    monkeypatch.setattr(device, "clock", lambda place: next(ticks))
+    assert device.product_speed(torch.device("cpu"), size=4, times=3) == 4**3 / 1
+
+
+# ---- nobody else knows machines ----
+
+# Comparisons of a dtype that are about right numbers or file formats, not about speed.
+RIGHTS = {
+    "model/layers.py:at_least_float32": "a float64 model stays float64",
+    "model/moe.py:_apply": "the bias stays float32",
+}
+FORMATS = ("hf/", "fp8/")                        # rooms whose subject dtypes are
+DTYPES = ("torch.bfloat16", "torch.float16", "torch.float32", "torch.float64")
+
+
+def guesses(source):
+    """[(function, line)] that compare a device's type or a dtype, or ask a tensor where it is."""
+    found, tree = [], ast.parse(source)
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        for node in ast.walk(function):
+            if isinstance(node, ast.Compare):
+                names = {ast.unparse(part) for side in (node.left, *node.comparators)
+                         for part in ast.walk(side) if isinstance(part, ast.Attribute)}
+                if any(name.endswith(("device.type", ".dtype", *DTYPES)) for name in names):
+                    found.append((function.name, node.lineno))
+            elif isinstance(node, ast.Attribute) and node.attr in ("is_cuda", "is_cpu", "is_mps"):
+                found.append((function.name, node.lineno))
+    return found
+
+
+def test_no_other_file_guesses_what_is_fast():
+    """Oracle: the sources, parsed; what is allowed is named above with its reason."""
+    package, complaints = ROOT / "minidsv3", []
+    files = [path for path in package.rglob("*.py") if path != package / "device.py"]
+    for path in [*files, ROOT / "train_tiny.py", ROOT / "generate.py"]:
+        name = path.relative_to(package).as_posix() if package in path.parents else path.name
+        complaints += [f"{name}:{line} in {function}"
+                       for function, line in guesses(path.read_text(encoding="utf-8"))
+                       if f"{name}:{function}" not in RIGHTS and not name.startswith(FORMATS)]
+    assert not complaints, "ask a function of device.py instead: " + ", ".join(complaints)
+
+
+@pytest.mark.parametrize("line", [
+    'x.device.type == "cpu"', "x.dtype == torch.bfloat16", "x.is_cuda", 'device.type in ("cuda",)',
+    "torch.float32 != kind", "x.dtype in (torch.float16, torch.bfloat16)"])
+def test_a_guess_is_noticed(line):
+    """Oracle: six guesses written by hand, and a line that is none."""
+    assert guesses(f"def f(x):\n    return 1 if {line} else 2\n") == [("f", 2)]
+    assert guesses("def f(x):\n    return x.dtype, len(x.shape) == 2\n") == []

@@ -33,7 +33,7 @@ def attend(q, k, v, scale, visible=None):
     if width < q.size(-1):
         v = F.pad(v, (0, q.size(-1) - width))                          # (B, H, S, D)
     o = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale,
-                                       is_causal=visible is None and T > 1)
+                                       is_causal=bool(visible is None and T > 1))
     return o[..., :width]                                              # (B, H, T, Dv)
 
 
@@ -41,7 +41,8 @@ def attend_explicitly(q, k, v, scale, seen):
     """The same as plain products, in the dtype of q; seen (T, S) or (B, 1, T, S).
 
     Scores are rounded to that dtype before the softmax, which computes in float32 and rounds once
-    more. In bfloat16 the result is off by up to 3 %, a fused kernel's by about 1 %.
+    more. In bfloat16, beside float64, the result is off by 0.4 % of its largest number where scores
+    are a few units, and by 4 % where they are tens (random inputs; the fused kernel: 0.3 %).
     """
     mask = torch.zeros(seen.shape, dtype=q.dtype).masked_fill_(~seen, float("-inf"))
     scores = (q * scale) @ k.transpose(-1, -2) + mask                  # (B, H, T, S)

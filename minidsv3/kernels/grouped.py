@@ -6,8 +6,6 @@ torch has this as one call, on some devices (`device.groups_products`); elsewher
 the runs, whose lengths have to be known on the host.
 """
 
-from functools import cached_property
-
 import torch
 import torch.nn.functional as F
 
@@ -23,19 +21,24 @@ class Runs:
     """
 
     def __init__(self, counts):
-        self.counts = counts
+        self.counts, self._ends, self._sizes = counts, None, None
 
-    @cached_property
+    @property
     def ends(self):
         """Where each run ends, for the grouped product: (E,) int32."""
-        return self.counts.cumsum(0).int()
+        if self._ends is None:
+            self._ends = self.counts.cumsum(0).int()
+        return self._ends
 
-    @cached_property
+    @property
     def sizes(self):
         """The same numbers on the host, for a loop: on an accelerator the one read of a layer."""
-        return self.counts.tolist()
+        if self._sizes is None:
+            self._sizes = self.counts.tolist()
+        return self._sizes
 
 
+@torch.compiler.disable                          # torch.compile knows this call in bfloat16 only
 def grouped_linear(rows, weight, runs):
     """Rows (N, I) sorted by matrix, weight (E, O, I), their Runs -> (N, O)."""
     weight = weight.to(rows.dtype)

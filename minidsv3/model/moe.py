@@ -11,9 +11,6 @@ loss (eq. 17-20) only guards against a single sequence that leans on few experts
 No token is ever dropped.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -22,17 +19,20 @@ from .experts import Experts
 from .layers import Linear, SwiGLU, at_least_float32
 
 
-@dataclass
 class Routing:
     """What the router decided for every token of a batch."""
 
-    affinity: torch.Tensor                                 # (..., E)  s, float32 or wider
-    experts: torch.Tensor                                  # (..., K)  indices of the chosen
+    def __init__(self, affinity, experts):
+        self.affinity = affinity                           # (..., E)  s, float32 or wider
+        self.experts = experts                             # (..., K)  indices of the chosen
+        self._load = None
 
-    @cached_property
+    @property
     def load(self):
         """Tokens sent to each expert, (E,): counted once, to sort them and to step the bias."""
-        return hits(self.experts.flatten(), self.affinity.size(-1))
+        if self._load is None:
+            self._load = hits(self.experts.flatten(), self.affinity.size(-1))
+        return self._load
 
 
 class Router(Linear):

@@ -100,7 +100,7 @@ def train(arm, seed, steps, optimizer, data, device):
             "corpus_sha256": data.sha256,
             "val_bits_per_byte": round(score, 6),
             "seconds_a_step": round(statistics.median(seconds or [math.nan]), 4),
-            "flow": str(trainer.model.activation_dtype or torch.float32).removeprefix("torch."),
+            "flow": str(trainer.model.activation_dtype).removeprefix("torch."),
             "device": str(trainer.device), "torch": torch.__version__,
             "python": platform.python_version(), "losses": losses}
 

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 
 from .. import hf
 from ..command import Parser
@@ -47,6 +48,8 @@ def parse_arguments(arguments=None, description=None):
     if parsed.resume and parsed.minutes is not None:
         raise ValueError("--minutes plans a new run, and --resume goes on with the steps that were "
                          "planned; leave one of them out.")
+    if parsed.minutes is not None and not 0 < parsed.minutes < math.inf:
+        raise ValueError(f"--minutes {parsed.minutes:g} must be above 0, for instance 5.")
     return parsed
 
 

@@ -6,6 +6,7 @@ import time
 
 from ..device import clock, product_speed, reads_are_free, send
 from ..measure.accounting import training_flops
+from ..measure.evaluate import bits_per_byte
 
 FIRST = 10                                       # steps after which a run tells its length
 SLOW = 2.0                                       # times its own best: something else has begun
@@ -84,16 +85,17 @@ def plan_steps(trainer, minutes, begin):
         trainer.update(tokens, 0.0)
         seconds.append(clock(trainer.device) - start)
     step = statistics.median(seconds[1:])        # the first one makes the optimisers' moments
-    few = 32                                     # windows
+    few = data.inputs[:32], data.targets[:32], 1
     for _ in range(2):                           # the second time all kernels are there
         start = clock(trainer.device)
-        trainer.evaluate(data.inputs[:few], data.targets[:few], 1)
-        window = (clock(trainer.device) - start) / min(few, len(data.inputs))
+        trainer.evaluate(*few)
+        trainer.evaluate(*few, bits_per_byte)
+        window = (clock(trainer.device) - start) / len(few[0])
     trainer.restore(before)
-    # At the end both sets of weights are evaluated on everything; then pictures and a sample.
-    rest = 2 * window * len(data.inputs) + 4.0
-    # A quick evaluation and a checkpoint come every so many steps; see `Trainer.run`.
-    step += window * min(96, len(data.inputs)) / config.eval_every
+    # At the end raw and averaged weights are evaluated on everything; then pictures and a sample.
+    rest = window * len(data.inputs) + 5.0
+    # A quick evaluation of 96 windows comes every so many steps; see `Trainer.run`.
+    step += window / 2 * min(96, len(data.inputs)) / config.eval_every
     left = 60 * minutes - (time.perf_counter() - begin) - rest
     share = sum(trainer.sizes) / len(trainer.sizes) / config.batch_size   # of a step in the ramp
     steps = int(left / (step * share))

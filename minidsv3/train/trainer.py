@@ -21,7 +21,7 @@ from ..device import choose_precision, send
 from ..infer.text import complete
 from ..measure import plots
 from ..measure.accounting import count_parameters
-from ..measure.evaluate import evaluate
+from ..measure.evaluate import bits_per_byte, evaluate
 from ..measure.memory import saved_by_eight_bits
 from ..model.moe import max_violation
 from ..model.transformer import DeepSeekV3
@@ -50,8 +50,7 @@ class Trainer:
         if config.start:
             begin_from(self.model, config.start)
         self.model = self.model.to(device)
-        precision = choose_precision(config.precision, device)
-        self.model.activation_dtype = None if precision == torch.float32 else precision
+        self.model.activation_dtype = choose_precision(config.precision, device)
         self.model.recompute = config.recompute
         if config.precision == "fp8":
             fp8.convert(self.model)
@@ -119,7 +118,7 @@ class Trainer:
                 said = pace.note(time.perf_counter() - begin)
                 last = self.step == self.config.steps
                 if self.step % self.config.eval_every == 0 and not last:
-                    line["val_bits_per_byte"] = self.evaluate(*quick).bits_per_byte
+                    line["val_bits_per_byte"] = self.evaluate(*quick, bits_per_byte)
                 if self.step % max(1, self.config.steps // 100) == 0 and len(loads):
                     share = loads / loads.double().mean(dim=1, keepdim=True)  # (layers, E)
                     line["expert_load"] = [[round(x, 3) for x in row] for row in share.tolist()]
@@ -166,10 +165,10 @@ class Trainer:
         for router in self.model.routers():
             router.load.zero_()
 
-    def evaluate(self, inputs, targets, size):
-        """Evaluation in evaluation mode, in which loads are not counted."""
+    def evaluate(self, inputs, targets, size, measure=evaluate):
+        """A figure of measure/evaluate.py in evaluation mode, in which loads are not counted."""
         self.model.eval()
-        result = evaluate(self.model, inputs, targets, size)
+        result = measure(self.model, inputs, targets, size)
         self.model.train()
         return result
 
@@ -214,7 +213,7 @@ class Trainer:
         sample = self.sample()
         raw = [p.detach().clone() for p in self.model.parameters()]
         self.set_weights(self.average)
-        averaged = self.evaluate(*everything)
+        averaged = self.evaluate(*everything, bits_per_byte)
         hf.write_tensors(self.folder.path / "ema.safetensors", hf.released_tensors(self.model))
         self.set_weights(raw)
         metrics = self.folder.read_metrics()
@@ -252,13 +251,13 @@ class Trainer:
         """The figures of summary.json."""
         total, active = count_parameters(self.model)
         return {"val_bits_per_byte": result.bits_per_byte,
-                "val_bits_per_byte_ema": averaged.bits_per_byte,
+                "val_bits_per_byte_ema": averaged,
                 "seconds": round(self.seconds, 1), "steps": self.step, "tokens": tokens,
                 "tokens_per_s": round(tokens / self.seconds, 1), "max_vio": result.max_vio,
                 "mtp_agreement": round(result.mtp_agreement, 4),
                 "parameters": total, "parameters_active": active, "device": str(self.device),
                 "dtype": "fp8" if self.config.precision == "fp8" else str(
-                    self.model.activation_dtype or torch.float32).removeprefix("torch."),
+                    self.model.activation_dtype).removeprefix("torch."),
                 "seed": self.config.seed, "torch": torch.__version__,
                 "python": platform.python_version(), "corpus_sha256": self.data.sha256,
                 "command": " ".join(sys.argv)}

@@ -62,6 +62,7 @@ def test_work_counts_every_matrix_as_often_as_a_token_meets_it(monkeypatch):
     for make in (lambda: DenseGPT(SMALL), lambda: DeepSeekV3(OURS)):
         contender = Contender(make, RECIPE, torch.device("cpu"))
         model = contender.model.double()         # its experts then are plain products
+        model.activation_dtype = None
         tokens = torch.zeros(1, 2).long()
         hidden, _ = model.hidden_states(tokens)
         with FlopCounterMode(display=False) as counter:

@@ -1,0 +1,124 @@
+"""Fewer, more and busy threads: the same numbers, and settings of the user that stay."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import train_tiny
+from minidsv3.device import choose_threads
+from minidsv3.train import pace
+from minidsv3.train.checkpoint import RunFolder
+from minidsv3.train.options import configure, parse_arguments
+from minidsv3.train.trainer import Trainer
+
+SHOW = "import os, minidsv3; print(os.environ.get('GOMP_SPINCOUNT'))"
+linux = pytest.mark.skipif(sys.platform != "linux", reason="libgomp's setting is made on Linux")
+
+
+def child(settings):
+    """What a process with these variables says, and what libgomp says when it is loaded."""
+    clean = {name: value for name, value in os.environ.items()
+             if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    return subprocess.run([sys.executable, "-c", SHOW], capture_output=True, text=True, check=True,
+                          env={**clean, "OMP_DISPLAY_ENV": "verbose", **settings})
+
+
+@linux
+@pytest.mark.slow
+def test_threads_that_wait_soon_sleep():
+    """Oracle: libgomp's own report of its settings, made when torch loads it."""
+    done = child({})
+    assert done.stdout.strip().isdecimal()
+    assert f"GOMP_SPINCOUNT = '{done.stdout.strip()}'" in done.stderr
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("settings, expected", [
+    ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "passive"}, "None"),
+    ({"OMP_WAIT_POLICY": "active"}, "None")])
+def test_a_users_own_setting_stays(settings, expected):
+    """Oracle: the variables that were given."""
+    assert child(settings).stdout.strip() == expected
+
+
+@pytest.fixture
+def threads():
+    """torch's number of threads, put back afterwards."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+def test_any_number_of_threads_gives_the_same_losses(miniature, tmp_path, threads):
+    """Oracle: one thread; float32 sums in another order."""
+    losses = []
+    for count in (1, 2, 4):
+        choose_threads(count)
+        assert torch.get_num_threads() == count
+        arguments = parse_arguments([*miniature, "--out", str(tmp_path / str(count))])
+        run = Trainer(*configure(arguments), RunFolder(tmp_path / str(count)), torch.device("cpu"))
+        losses.append([run.train_step()[0]["loss"] for _ in range(4)])
+    for other in losses[1:]:
+        assert other == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_the_option_reaches_torch(threads, capsys):
+    """Oracle: torch's own number; below 1 one line and exit code 2."""
+    assert train_tiny.main(["--threads", "1", "--steps", "0"]) == 2
+    assert torch.get_num_threads() == 1
+    assert train_tiny.main(["--threads", "0"]) == 2
+    assert "--threads 0 must be at least 1" in capsys.readouterr().err.splitlines()[-1]
+
+
+class Run:
+    """As much of a Trainer as its Pace looks at: steps of 8 sequences."""
+
+    def __init__(self, steps):
+        self.sizes, self.step, self.device = [8] * steps, 0, torch.device("cpu")
+
+    def lines(self, seconds):
+        """What is said while steps take so many seconds each."""
+        watch, said = pace.Pace(self), []
+        for each in seconds:
+            self.step += 1
+            said.append(watch.note(each))
+        return said
+
+
+@pytest.fixture
+def fast_products(monkeypatch):
+    """A machine whose products would take a second a step."""
+    monkeypatch.setattr(pace, "seconds_of_products", lambda trainer: 1 / 8)
+
+
+def test_a_run_says_once_how_long_it_will_take(fast_products):
+    """Oracle: 590 steps of 2 s, by hand, after ten."""
+    said = Run(600).lines([2.0] * 200)
+    assert [n for n, line in enumerate(said, 1) if line] == [10]
+    assert said[9] == "2 s a step: about 20 min of training to go"
+    assert not any(Run(15).lines([2.0] * 15))              # it ends at once
+
+
+def test_a_slow_run_is_told_what_helps_once(fast_products):
+    """Oracle: the ratio to its own best ten steps, by hand."""
+    said = Run(600).lines([2.0] * 30 + [5.0] * 60)
+    assert [n for n, line in enumerate(said, 1) if line] == [10, 40]
+    assert "2.5 times as long as they did before" in said[39] and "--threads 1" in said[39]
+    assert not any(Run(600).lines([2.0] * 30 + [3.9] * 60)[10:])
+
+
+def test_a_run_that_is_slow_from_the_start_is_told_too(fast_products):
+    """Oracle: the ratio to the products of a step, by hand."""
+    said = Run(600).lines([4.0] * 20)
+    assert "4.0 times as long as their products alone" in said[9]
+    assert "about 39 min" in said[9]
+
+
+@pytest.mark.parametrize("seconds, text", [(40, "40 s"), (720, "12 min"), (12600, "3.5 h")])
+def test_times_as_people_say_them(seconds, text):
+    assert pace.duration(seconds) == text

@@ -1,0 +1,113 @@
+"""--minutes: a plan made from throw-away steps, which leave no trace in the run."""
+
+import json
+import signal
+
+import pytest
+import torch
+
+import train_tiny
+from minidsv3.train import pace
+from minidsv3.train.checkpoint import RunFolder
+from minidsv3.train.options import configure, parse_arguments
+from minidsv3.train.trainer import Trainer
+from tests.train.test_trainer import metrics
+
+
+def without_steps(miniature, *more):
+    """The arguments of the miniature run, but for its number of steps."""
+    place = miniature.index("--steps")
+    return [*miniature[:place], *miniature[place + 2:], *more]
+
+
+@pytest.fixture
+def six_steps(monkeypatch):
+    """Plan as always, and then take six steps, however fast this machine is."""
+    real, planned = train_tiny.plan_steps, []
+
+    def plan(*arguments):
+        planned.append(real(*arguments))
+        return 6
+
+    monkeypatch.setattr(train_tiny, "plan_steps", plan)
+    return planned
+
+
+def test_the_steps_thrown_away_leave_no_trace(finished_run, miniature, tmp_path, six_steps):
+    """Oracle: the same run with --steps 6: losses and both sets of weights, bit for bit."""
+    folder = tmp_path / "run"
+    assert train_tiny.main(without_steps(miniature, "--minutes", "1", "--out", str(folder))) == 0
+    assert len(six_steps) == 1 and six_steps[0] > 10
+    assert metrics(folder) == metrics(finished_run)
+    for name in ("model.safetensors", "ema.safetensors", "train.json"):
+        assert (folder / name).read_bytes() == (finished_run / name).read_bytes()
+
+
+def test_a_planned_run_resumes_with_its_plan(finished_run, miniature, tmp_path, monkeypatch,
+                                             six_steps):
+    """Oracle: the unbroken run; the plan is in train.json and is not made again."""
+    folder, real = tmp_path / "run", Trainer.train_step
+
+    def interrupt_the_third(self):
+        if self.step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupt_the_third)
+        planned = without_steps(miniature, "--minutes", "1", "--out", str(folder))
+        assert train_tiny.main(planned) == 130
+    assert json.loads((folder / "train.json").read_text(encoding="utf-8"))["steps"] == 6
+    assert train_tiny.main(["--out", str(folder), "--resume", "--device", "cpu"]) == 0
+    assert len(six_steps) == 1 and metrics(folder) == metrics(finished_run)
+
+
+@pytest.fixture
+def planned(miniature, tmp_path, monkeypatch):
+    """planned(minutes, begin) on a machine where a step and a measured evaluation take 0.5 s each,
+    and the time of day stands at 100 s.
+    """
+    arguments = parse_arguments([*miniature, "--out", str(tmp_path)])
+    trainer, ticks = Trainer(*configure(arguments), RunFolder(tmp_path), torch.device("cpu")), [0]
+
+    def clock(device):
+        ticks[0] += 0.5
+        return ticks[0]
+
+    monkeypatch.setattr(pace, "clock", clock)
+    monkeypatch.setattr(pace.time, "perf_counter", lambda: 100.0)
+    return trainer, lambda minutes, begin: pace.plan_steps(trainer, minutes, begin)
+
+
+def test_the_plan_by_hand(planned):
+    """Oracle: 3 minutes less 20 s that are over, less the evaluation of all windows and 5 s,
+    through the seconds of a step, in a run whose first step is shorter (sizes 4 6 6 6 6 6).
+    """
+    trainer, plan = planned
+    windows = len(trainer.data.inputs)
+    window = 0.5 / min(32, windows)
+    step = 0.5 + window / 2 * min(96, windows) / trainer.config.eval_every
+    left = 180 - 20 - window * windows - 5
+    assert plan(3, 80.0) == int(left / (step * 34 / 36))
+
+
+def test_too_few_minutes_are_refused_with_enough(planned):
+    """Oracle: the number that is asked for is accepted."""
+    _, plan = planned
+    with pytest.raises(ValueError, match="--minutes 0.1 leave no time to train") as error:
+        plan(0.1, 80.0)
+    enough = float(str(error.value).split()[-1].rstrip("."))
+    assert plan(enough, 80.0) >= 10
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--minutes", "3", "--resume"], "leave one of them out"),
+    (["--minutes", "3", "--steps", "5"], "not allowed with"),
+    (["--minutes", "-1"], "--minutes -1 must be above 0"),
+    (["--minutes", "nan"], "--minutes nan must be above 0"),
+    (["--minutes", "soon"], "invalid float value")])
+def test_bad_minutes_are_one_line(arguments, words, tmp_path, capsys):
+    """Oracle: the words, exit code 2, nothing written."""
+    assert train_tiny.main([*arguments, "--out", str(tmp_path / "run")]) == 2
+    line = capsys.readouterr().err.splitlines()
+    assert len(line) == 1 and words in line[0] and not (tmp_path / "run").exists()
