@@ -11,6 +11,7 @@ each MoE layer and micro-batch, and serve all of its products.
 """
 
 import os
+import statistics
 import sys
 import time
 
@@ -168,10 +169,11 @@ def clock(device):
     return time.perf_counter()
 
 
-def product_speed(device, size=512, times=8):
-    """Multiply-adds per second of a product of two float32 matrices: the best of some, [1/s].
+def disturbance(device, size=512, times=50):
+    """How much longer a product of matrices takes than it can: median over best, 1 if undisturbed.
 
-    The best of a few milliseconds each is hardly disturbed even beside another busy program.
+    Beside another busy program the threads of one product wait for each other again and again, and
+    some of so many products are undisturbed all the same.
     """
     a, b = torch.ones(2, size, size, device=device)
     seconds = []
@@ -179,4 +181,4 @@ def product_speed(device, size=512, times=8):
         begin = clock(device)
         a @ b
         seconds.append(clock(device) - begin)
-    return size**3 / min(seconds[1:])
+    return statistics.median(seconds[1:]) / min(seconds[1:])

@@ -106,11 +106,11 @@ def test_loading_keeps_what_the_machine_computes_fast(monkeypatch):
             assert loading_dtype(wide, cpu) == wide
 
 
-def test_the_speed_of_products_is_that_of_a_clock(monkeypatch):
-    """Oracle: a clock that gives each product 2 s but one, 1 s: the best counts."""
-    ticks = iter([0, 2, 10, 12, 20, 21, 30, 32])
+def test_a_disturbed_product_is_told_by_its_best(monkeypatch):
+    """Oracle: a clock that gives the first product, not counted, 9 s, and the others 3, 1 and 3."""
+    ticks = iter([0, 9, 10, 13, 20, 21, 30, 33])
     monkeypatch.setattr(device, "clock", lambda place: next(ticks))
-    assert device.product_speed(torch.device("cpu"), size=4, times=3) == 4**3 / 1
+    assert device.disturbance(torch.device("cpu"), size=4, times=3) == 3
 
 
 # ---- nobody else knows machines ----

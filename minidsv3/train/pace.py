@@ -4,13 +4,12 @@ import copy
 import statistics
 import time
 
-from ..device import clock, product_speed, reads_are_free, send
-from ..measure.accounting import training_flops
+from ..device import clock, disturbance, reads_are_free, send
 from ..measure.evaluate import bits_per_byte
 
 FIRST = 10                                       # steps after which a run tells its length
 SLOW = 2.0                                       # times its own best: something else has begun
-TOO_SLOW = 3.5                                   # times what this machine's products need
+DISTURBED = 1.5                                  # times its best, of a product of matrices
 ADVICE = ("another program is probably busy; close it, or stop with Ctrl-C and go on with "
           "--resume --threads 1.")
 
@@ -49,18 +48,11 @@ class Pace:
             return (f"steps take {recent / self.best:.1f} times as long as they did before: "
                     + ADVICE)
         if len(self.seconds) == FIRST and reads_are_free(self.trainer.device):
-            needed = self.trainer.sizes[self.trainer.step - 1] * seconds_of_products(self.trainer)
-            if recent > TOO_SLOW * needed:
-                return (f"steps take {recent / needed:.1f} times as long as their products alone "
-                        f"would: {ADVICE}")
+            times = disturbance(self.trainer.device)
+            if times > DISTURBED:
+                return (f"a product of matrices takes {times:.1f} times as long as it does "
+                        f"undisturbed: {ADVICE}")
         return None
-
-
-def seconds_of_products(trainer):
-    """What the matrix products of one sequence would take at this machine's speed in float32."""
-    window = trainer.config.window
-    flops = training_flops(trainer.model.config, window)["causal_with_mtp"] * window
-    return flops / 2 / product_speed(trainer.device)
 
 
 def duration(seconds):

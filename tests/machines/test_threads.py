@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+import generate
 import train_tiny
 from minidsv3.device import choose_threads
 from minidsv3.train import pace
@@ -73,6 +74,9 @@ def test_the_option_reaches_torch(threads, capsys):
     assert torch.get_num_threads() == 1
     assert train_tiny.main(["--threads", "0"]) == 2
     assert "--threads 0 must be at least 1" in capsys.readouterr().err.splitlines()[-1]
+    assert generate.main(["--threads", "1", "--prompt", "a", "--max-new-tokens", "1"]) == 0
+    assert generate.main(["--threads", "-2", "--prompt", "a"]) == 2
+    assert "--threads -2 must be at least 1" in capsys.readouterr().err.splitlines()[-1]
 
 
 class Run:
@@ -91,12 +95,12 @@ class Run:
 
 
 @pytest.fixture
-def fast_products(monkeypatch):
-    """A machine whose products would take a second a step."""
-    monkeypatch.setattr(pace, "seconds_of_products", lambda trainer: 1 / 8)
+def quiet(monkeypatch):
+    """A machine on which nothing else runs."""
+    monkeypatch.setattr(pace, "disturbance", lambda device: 1.1)
 
 
-def test_a_run_says_once_how_long_it_will_take(fast_products):
+def test_a_run_says_once_how_long_it_will_take(quiet):
     """Oracle: 590 steps of 2 s, by hand, after ten."""
     said = Run(600).lines([2.0] * 200)
     assert [n for n, line in enumerate(said, 1) if line] == [10]
@@ -104,7 +108,7 @@ def test_a_run_says_once_how_long_it_will_take(fast_products):
     assert not any(Run(15).lines([2.0] * 15))              # it ends at once
 
 
-def test_a_slow_run_is_told_what_helps_once(fast_products):
+def test_a_slow_run_is_told_what_helps_once(quiet):
     """Oracle: the ratio to its own best ten steps, by hand."""
     said = Run(600).lines([2.0] * 30 + [5.0] * 60)
     assert [n for n, line in enumerate(said, 1) if line] == [10, 40]
@@ -112,11 +116,12 @@ def test_a_slow_run_is_told_what_helps_once(fast_products):
     assert not any(Run(600).lines([2.0] * 30 + [3.9] * 60)[10:])
 
 
-def test_a_run_that_is_slow_from_the_start_is_told_too(fast_products):
-    """Oracle: the ratio to the products of a step, by hand."""
-    said = Run(600).lines([4.0] * 20)
-    assert "4.0 times as long as their products alone" in said[9]
-    assert "about 39 min" in said[9]
+def test_a_run_that_is_disturbed_from_the_start_is_told_too(monkeypatch):
+    """Oracle: what the machine's products say."""
+    monkeypatch.setattr(pace, "disturbance", lambda device: 2.25)
+    said = Run(600).lines([4.0] * 60)
+    assert [n for n, line in enumerate(said, 1) if line] == [10]
+    assert "about 39 min" in said[9] and "2.2 times as long as it does undisturbed" in said[9]
 
 
 @pytest.mark.parametrize("seconds, text", [(40, "40 s"), (720, "12 min"), (12600, "3.5 h")])
