@@ -169,7 +169,7 @@ def clock(device):
     return time.perf_counter()
 
 
-def disturbance(device, size=512, times=50):
+def disturbance(device, size=512, times=150):
     """How much longer a product of matrices takes than it can: median over best, 1 if undisturbed.
 
     Beside another busy program the threads of one product wait for each other again and again, and
