@@ -35,6 +35,7 @@ def run(arguments, begin):
     if saved is not None:
         trainer.restore(saved)
     if arguments.minutes is not None:
+        print("measuring some steps, which do not count ...", flush=True)
         trainer.set_steps(plan_steps(trainer, arguments.minutes, begin))
     recipe = trainer.config
     total, active = count_parameters(trainer.model)
