@@ -62,6 +62,25 @@ def duration(seconds):
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def seconds_a_step(trainer, until):
+    """The time of an optimiser step, from some of one micro-batch each, begun until a moment."""
+    config, seconds = trainer.config, []
+    size = min(config.batch_size, config.micro_batch)
+    tokens = send(trainer.data.batches.take(0, size), trainer.device)          # (B, T+1)
+    while not seconds or (len(seconds) < FIRST and time.perf_counter() < until):
+        start = clock(trainer.device)
+        trainer.update(tokens, 0.0)
+        seconds.append(clock(trainer.device) - start)
+    step = statistics.median(seconds[1:] or seconds)     # the first one makes moments and kernels
+    if size < config.batch_size:                 # of the other micro-batches, the gradients alone
+        start = clock(trainer.device)
+        trainer.update.gradients(tokens, config.mtp_weight)
+        step += (config.batch_size / size - 1) * (clock(trainer.device) - start)
+        trainer.model.zero_grad(set_to_none=True)
+        trainer.model.update_router_bias(0.0)    # forgets the loads that these have counted
+    return step
+
+
 def plan_steps(trainer, minutes, begin):
     """How many steps this machine makes until `minutes` after `begin`, the end of it included.
 
@@ -69,14 +88,7 @@ def plan_steps(trainer, minutes, begin):
     begin: of the program, by time.perf_counter. Raises ValueError if no time is left to train.
     """
     config, data, before = trainer.config, trainer.data, copy.deepcopy(trainer.state())
-    limit = time.perf_counter() + 60 * minutes / 20
-    tokens = send(data.batches.take(0, config.batch_size), trainer.device)     # (B, T+1)
-    seconds = []
-    while len(seconds) < 3 or (len(seconds) < FIRST and time.perf_counter() < limit):
-        start = clock(trainer.device)
-        trainer.update(tokens, 0.0)
-        seconds.append(clock(trainer.device) - start)
-    step = statistics.median(seconds[1:])        # the first one makes the optimisers' moments
+    step = seconds_a_step(trainer, until=time.perf_counter() + 60 * minutes / 20)
     few = data.inputs[:32], data.targets[:32], 1
     for _ in range(2):                           # the second time all kernels are there
         start = clock(trainer.device)

@@ -48,6 +48,7 @@ def tokens():
     return torch.randint(CONFIG.vocab_size, (2, 9), generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 def test_all_contenders_say_what_generate_says(pair, tokens):
     """Oracle: `generate`, for every setting of transformers, every number of drafts, two batches.
 
@@ -126,6 +127,7 @@ def test_the_crossing_lies_where_the_times_meet(absorbed, expanded, at):
     assert absorbing.crossing([1, 4, 16], absorbed, expanded) == at
 
 
+@pytest.mark.slow
 def test_the_whole_benchmark_writes_what_it_prints(folder, small_text, tmp_path, capsys):
     """Oracle: names and shapes in decode.json, the formula of cost, the printed table."""
     assert decode.main([

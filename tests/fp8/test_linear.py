@@ -339,6 +339,7 @@ def test_what_is_converted_and_what_is_not():
     assert eight == expected
 
 
+@pytest.mark.slow
 def test_a_model_learns_in_eight_bits():
     """Oracle: the same model in float32: both losses fall on one batch, nearly alike."""
     losses = []

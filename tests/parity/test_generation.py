@@ -29,7 +29,8 @@ def theirs_continued(theirs, tokens, **options):
 
 
 @pytest.mark.parametrize("name, batch", [
-    ("V3", 1), ("V3", 3), ("V3", 5), ("Moonlight", 3), ("Kimi-K2", 3)])
+    pytest.param("V3", 1, marks=pytest.mark.slow), ("V3", 3), ("V3", 5), ("Moonlight", 3),
+    ("Kimi-K2", 3)])
 def test_64_greedy_tokens_of_five_prompts_equal(name, batch, tmp_path):
     """Oracle: transformers.generate, token for token, far beyond the first YaRN window.
 
@@ -47,7 +48,8 @@ def test_64_greedy_tokens_of_five_prompts_equal(name, batch, tmp_path):
     assert len({tuple(text) for text in texts}) == 5     # five prompts, five different texts
 
 
-@pytest.mark.parametrize("name", ["V3", "Moonlight", "Kimi-K2"])
+@pytest.mark.parametrize("name", ["V3", *(pytest.param(name, marks=pytest.mark.slow)
+                                          for name in ("Moonlight", "Kimi-K2"))])
 def test_64_greedy_tokens_of_uneven_prompts_equal(name, tmp_path, lifted):
     """Oracle: transformers.generate, lifted, and ours, of each prompt by itself; three in a batch.
 

@@ -91,6 +91,26 @@ def test_the_plan_by_hand(planned):
     assert plan(3, 80.0) == int(left / (step * 34 / 36))
 
 
+def test_micro_batches_count_as_often_as_they_are_taken(planned):
+    """Oracle: a step of three micro-batches: one whole step of one, and two gradients more."""
+    trainer, _ = planned
+    trainer.config = trainer.update.recipe = trainer.config.replace(micro_batch=2)
+    assert pace.seconds_a_step(trainer, until=101.0) == pytest.approx(0.5 + 2 * 0.5)
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+    assert not any(router.load.any() for router in trainer.model.routers())
+
+
+def test_a_slow_machine_is_not_held_up_by_planning(planned, monkeypatch):
+    """Oracle: a count of steps; once the moment has come no other one is begun."""
+    trainer, _ = planned
+    taken, real = [], trainer.update
+    trainer.update = lambda *arguments: taken.append(real(*arguments))
+    pace.seconds_a_step(trainer, until=100.0)
+    assert len(taken) == 1
+    pace.seconds_a_step(trainer, until=101.0)
+    assert len(taken) == 11
+
+
 def test_too_few_minutes_are_refused_with_enough(planned):
     """Oracle: the number that is asked for is accepted."""
     _, plan = planned

@@ -96,6 +96,7 @@ def test_resume_at_every_step_is_bit_identical(finished_run, miniature, tmp_path
         assert (folder / name).read_bytes() == (finished_run / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_in_eight_bits_resumes_bit_for_bit(miniature, tmp_path, monkeypatch, capsys):
     """Oracle: the same run without a break; moments in bfloat16 survive the saved state.
 
