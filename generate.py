@@ -38,7 +38,7 @@ def parse_arguments(arguments=None):
                       help="end before this text; may be given several times [none]")
     where = parser.add_argument_group("where")
     where.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
-    where.add_argument("--threads", type=int, metavar="N", help="of the processor [one per core]")
+    where.add_argument("--threads", type=int, metavar="N", help="CPU threads [one per core]")
     how = parser.add_argument_group("how")
     how.add_argument("--temperature", type=float, default=0.7, metavar="T",
                      help="0 always takes the likeliest token, 1 samples as trained [0.7]")

@@ -21,6 +21,7 @@ def parse_arguments(arguments=None):
     """The command line."""
     return options.parse_arguments(arguments, __doc__)
 
+
 def run(arguments, begin):
     """Train as asked, and say what came of it -> exit code."""
     device = choose_device(arguments.device)
@@ -34,6 +35,8 @@ def run(arguments, begin):
     trainer = Trainer(model_config, recipe, folder, device)
     if saved is not None:
         trainer.restore(saved)
+    if arguments.compile:
+        trainer.compile()
     if arguments.minutes is not None:
         print("measuring some steps, which do not count ...", flush=True)
         trainer.set_steps(plan_steps(trainer, arguments.minutes, begin))
@@ -45,7 +48,7 @@ def run(arguments, begin):
     after = f" after step {trainer.step}" if saved is not None else ""
     print(f"output in {folder.path}; Ctrl-C saves, --resume goes on{after}", flush=True)
     try:
-        summary = trainer.run(compile=arguments.compile)
+        summary = trainer.run()
     except KeyboardInterrupt:
         print("\nstopped at once; --resume goes on from the last checkpoint")
         return 130

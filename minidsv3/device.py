@@ -7,7 +7,7 @@ is emulated: right, and up to fifty times slower.
 On an accelerator a training step gives work to the device and waits for none of it; the figures are
 read once, after the optimisers. There is one exception. Where torch has no kernel that multiplies a
 stack of matrices by runs of rows (`groups_products`), the lengths of the runs are read, once in
-each MoE layer and micro-batch, and serve all of its products.
+each MoE layer and micro-batch, and serve all of its products. Simulated FP8 always reads them.
 """
 
 import os
@@ -49,12 +49,13 @@ def choose_device(name="auto"):
 
 
 def choose_threads(count):
-    """Let torch use so many threads; None leaves its own choice. Raises ValueError below 1."""
+    """Let torch use so many CPU threads; None leaves its own choice. ValueError out of range."""
     if count is None:
         return
-    if count < 1:
-        raise ValueError(f"--threads {count} must be at least 1; leave it out for one thread per "
-                         "core.")
+    most = max(8, os.cpu_count() or 1)
+    if not 1 <= count <= most:
+        raise ValueError(f"--threads {count} must be 1 to {most} on this machine; leave it out for "
+                         "one thread per core.")
     torch.set_num_threads(count)
 
 
@@ -96,8 +97,12 @@ def short_float(device):
 
 
 def loading_dtype(stored, device):
-    """The dtype in which weights stored as `stored` are held: its own, unless that is emulated."""
-    return torch.float32 if stored.itemsize == 2 and not has_fast_bf16(device) else stored
+    """The dtype in which weights stored as `stored` are held: that, or float32 where it is slow.
+
+    bfloat16 is slow where it is emulated; so is float16 on processors without short products.
+    """
+    short = [torch.bfloat16] + [torch.float16] * (device.type == "cpu")
+    return torch.float32 if stored in short and not has_fast_bf16(device) else stored
 
 
 def explicit_attention_is_faster(q, keys):
@@ -156,16 +161,21 @@ def has_scaled_products(device):
 # ---- using it ----
 
 def send(tensor, device):
-    """A CPU tensor on the device; where that is another memory, nobody waits for the copy."""
+    """A CPU tensor on the device; on CUDA nobody waits for the copy.
+
+    Elsewhere the copy must be over before the tensor may be freed.
+    """
     if device.type == "cuda":
-        tensor = tensor.pin_memory()             # only from such memory a copy goes on by itself
-    return tensor.to(device, non_blocking=True)
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def clock(device):
     """Seconds, read when the device has finished what it was given."""
-    if device.type in ("cuda", "mps"):
-        getattr(torch, device.type).synchronize()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
     return time.perf_counter()
 
 

@@ -15,7 +15,7 @@ grouped_mm = getattr(F, "grouped_mm", None) or torch._grouped_mm       # its old
 
 
 class Runs:
-    """How sorted rows are divided among the matrices: counts (E,) of each, none is allowed.
+    """How sorted rows are divided among the matrices: counts (E,) of each; a count may be 0.
 
     What a product needs of them is made once, and serves all products of a layer.
     """

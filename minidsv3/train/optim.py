@@ -124,7 +124,7 @@ def orthogonalize(matrices, steps=5):
     """The nearest half-orthogonal matrices, roughly: (M, R, C) -> (M, R, C).
 
     Newton-Schulz: an odd polynomial of X works on its singular values alone. It bears rounding, so
-    it computes in bfloat16 where that is fast, and answers in it.
+    it computes in bfloat16 where that is fast, else in float32; the result has that dtype.
     """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.size(-2) > matrices.size(-1)

@@ -2,12 +2,13 @@
 
 import difflib
 import json
-import math
 
 from .. import hf
 from ..command import Parser
 from ..config import ModelConfig
 from .recipe import TrainConfig
+
+MOST_MINUTES = 10_000                            # a week
 
 # Options that are fields of TrainConfig under a shorter name.
 RECIPE = ("data", "start", "steps", "seed", "precision", "optimizer", "save_every")
@@ -34,8 +35,8 @@ def parse_arguments(arguments=None, description=None):
     old.add_argument("--resume", action="store_true", help="go on with the unfinished run in --out")
     old.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     where.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
-    where.add_argument("--threads", type=int, metavar="N", help="of the processor; 1 is best "
-                       "beside another busy program [one per core]")
+    where.add_argument("--threads", type=int, metavar="N", help="CPU threads; 1 is best beside "
+                       "another busy program [one per core]")
     how = parser.add_argument_group("how")
     how.add_argument("--precision", help="of activations: fp32, bf16, or auto, bf16 where it is "
                      "faster; or fp8, simulated in attention and FFN, slower than fp32 [auto]")
@@ -48,8 +49,12 @@ def parse_arguments(arguments=None, description=None):
     if parsed.resume and parsed.minutes is not None:
         raise ValueError("--minutes plans a new run, and --resume goes on with the steps that were "
                          "planned; leave one of them out.")
-    if parsed.minutes is not None and not 0 < parsed.minutes < math.inf:
-        raise ValueError(f"--minutes {parsed.minutes:g} must be above 0, for instance 5.")
+    if parsed.minutes is not None and not 0 < parsed.minutes <= MOST_MINUTES:
+        raise ValueError(f"--minutes {parsed.minutes:g} must be above 0 and up to {MOST_MINUTES:,},"
+                         " for instance 5.")
+    if parsed.minutes is not None and any(each.startswith("steps=") for each in parsed.settings):
+        raise ValueError("--minutes plans the steps, and --set steps=... names them; leave one of "
+                         "them out.")
     return parsed
 
 

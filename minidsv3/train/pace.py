@@ -1,6 +1,7 @@
 """How long a run takes: planned before it, told at its beginning, watched while it goes on."""
 
 import copy
+import math
 import statistics
 import time
 
@@ -15,32 +16,32 @@ ADVICE = ("another program is probably busy; close it, or stop with Ctrl-C and g
 
 
 class Pace:
-    """The seconds of a run's steps; `note` gives a line to print when there is one to say."""
+    """The seconds of a run's steps; `note` gives a line for the user when there is one to say."""
 
     def __init__(self, trainer):
         self.trainer, self.seconds, self.best, self.complained = trainer, [], float("inf"), False
 
     def note(self, seconds):
-        """One more step, which took so long -> a line for the user, or None."""
-        self.seconds.append(seconds)
+        """The step just made took so long -> a line for the user, or None."""
+        # Of one sequence: at the beginning of a run steps may be smaller.
+        self.seconds.append(seconds / self.trainer.sizes[self.trainer.step - 1])
         if len(self.seconds) % FIRST:
             return None
         recent = statistics.median(self.seconds[-FIRST:])
-        self.best, line = min(self.best, recent), None
-        if len(self.seconds) == FIRST:
-            line = self.prospect(recent)
-        if not self.complained and (reason := self.slowness(recent)):
-            self.complained = True
-            line = f"{line}\n{reason}" if line else reason
-        return line
+        self.best = min(self.best, recent)
+        lines = [self.prospect(recent)] if len(self.seconds) == FIRST else []
+        if not self.complained:
+            lines.append(self.slowness(recent))
+            self.complained = lines[-1] is not None
+        return "\n".join(line for line in lines if line) or None
 
-    def prospect(self, seconds):
-        """How long the rest takes at so many seconds a step; None if it ends at once."""
-        trainer = self.trainer
-        left = sum(trainer.sizes[trainer.step:]) / trainer.sizes[trainer.step - 1]
-        if left < FIRST:
+    def prospect(self, recent):
+        """How long the rest takes at so many seconds a sequence; None if it ends at once."""
+        sizes, step = self.trainer.sizes, self.trainer.step
+        if len(sizes) - step < FIRST:
             return None
-        return f"{seconds:.2g} s a step: about {duration(left * seconds)} of training to go"
+        return (f"{recent * sizes[step - 1]:.2g} s a step: about "
+                f"{duration(recent * sum(sizes[step:]))} of training to go")
 
     def slowness(self, recent):
         """Why steps are slower than they could be, as a line, or None."""
@@ -88,7 +89,11 @@ def plan_steps(trainer, minutes, begin):
     begin: of the program, by time.perf_counter. Raises ValueError if no time is left to train.
     """
     config, data, before = trainer.config, trainer.data, copy.deepcopy(trainer.state())
-    step = seconds_a_step(trainer, until=time.perf_counter() + 60 * minutes / 20)
+    try:
+        step = seconds_a_step(trainer, until=time.perf_counter() + 60 * minutes / 20)
+    except FloatingPointError as error:          # a layer in 8 bits
+        raise ValueError(f"--minutes {minutes:g}: a first step fails, {error}; try a lower "
+                         "learning_rate.") from None
     few = data.inputs[:32], data.targets[:32], 1
     for _ in range(2):                           # the second time all kernels are there
         start = clock(trainer.device)
@@ -99,12 +104,13 @@ def plan_steps(trainer, minutes, begin):
     # At the end raw and averaged weights are evaluated on everything; then pictures and a sample.
     rest = window * len(data.inputs) + 5.0
     # A quick evaluation of 96 windows comes every so many steps; see `Trainer.run`.
-    step += window / 2 * min(96, len(data.inputs)) / config.eval_every
-    left = 60 * minutes - (time.perf_counter() - begin) - rest
-    share = sum(trainer.sizes) / len(trainer.sizes) / config.batch_size   # of a step in the ramp
-    steps = int(left / (step * share))
+    quick = window / 2 * min(96, len(data.inputs)) / config.eval_every
+    share = sum(trainer.sizes) / len(trainer.sizes) / config.batch_size    # of a step, in the ramp
+    step = step * share + quick
+    spent = time.perf_counter() - begin + rest
+    steps = int((60 * minutes - spent) / step)
     if steps < FIRST:
-        needed = (60 * minutes - left + FIRST * step) / 60
         raise ValueError(f"--minutes {minutes:g} leave no time to train: to start and to evaluate "
-                         f"take most of it on this machine; give at least {needed + 0.5:.1f}.")
+                         f"take {duration(spent)} on this machine; give at least "
+                         f"{math.ceil((spent + (FIRST + 1) * step) / 6) / 10}.")
     return steps

@@ -105,17 +105,15 @@ class Trainer:
 
     # ---- the run ----
 
-    def run(self, compile=False):
+    def run(self):
         """Train to the end, or until Ctrl-C -> the summary, or None if interrupted."""
         self.write_recipe()
-        if compile:
-            self.compile()
         quick, pace = self.data.quick_sample(), Pace(self)
         with self.folder.open_metrics(self.step) as log, CatchInterrupt(self), self.bar() as bar:
             while self.step < self.config.steps and not self.interrupted:
                 begin = time.perf_counter()
                 line, loads = self.train_step()
-                said = pace.note(time.perf_counter() - begin)
+                alone = time.perf_counter() - begin
                 last = self.step == self.config.steps
                 if self.step % self.config.eval_every == 0 and not last:
                     line["val_bits_per_byte"] = self.evaluate(*quick, bits_per_byte)
@@ -128,7 +126,7 @@ class Trainer:
                 log.write(json.dumps(line) + "\n")
                 log.flush()
                 self.show(bar, line)
-                if said:
+                if said := pace.note(alone):
                     bar.write(said, file=sys.stderr)
                 if self.step % self.config.save_every == 0 and not last:
                     self.save()

@@ -86,9 +86,9 @@ def test_the_plan_by_hand(planned):
     trainer, plan = planned
     windows = len(trainer.data.inputs)
     window = 0.5 / min(32, windows)
-    step = 0.5 + window / 2 * min(96, windows) / trainer.config.eval_every
+    step = 0.5 * 34 / 36 + window / 2 * min(96, windows) / trainer.config.eval_every
     left = 180 - 20 - window * windows - 5
-    assert plan(3, 80.0) == int(left / (step * 34 / 36))
+    assert plan(3, 80.0) == int(left / step)
 
 
 def test_micro_batches_count_as_often_as_they_are_taken(planned):
@@ -122,6 +122,8 @@ def test_too_few_minutes_are_refused_with_enough(planned):
 
 @pytest.mark.parametrize("arguments, words", [
     (["--minutes", "3", "--resume"], "leave one of them out"),
+    (["--minutes", "3", "--set", "steps=7"], "leave one of them out"),
+    (["--minutes", "1e308"], "--minutes 1e+308 must be above 0 and up to 10,000"),
     (["--minutes", "3", "--steps", "5"], "not allowed with"),
     (["--minutes", "-1"], "--minutes -1 must be above 0"),
     (["--minutes", "nan"], "--minutes nan must be above 0"),
