@@ -5,14 +5,14 @@ import math
 import statistics
 import time
 
+import torch
+
 from ..device import clock, disturbance, reads_are_free, send
 from ..measure.evaluate import bits_per_byte
 
 FIRST = 10                                       # steps after which a run tells its length
 SLOW = 2.0                                       # times its own best: something else has begun
 DISTURBED = 1.5                                  # times its best, of a product of matrices
-ADVICE = ("another program is probably busy; close it, or stop with Ctrl-C and go on with "
-          "--resume --threads 1.")
 
 
 class Pace:
@@ -45,14 +45,18 @@ class Pace:
 
     def slowness(self, recent):
         """Why steps are slower than they could be, as a line, or None."""
+        on_cpu = reads_are_free(self.trainer.device)
+        advice = "another program is probably busy; close it" + (
+            ", or stop with Ctrl-C and go on with --resume --threads 1."
+            if on_cpu and torch.get_num_threads() > 1 else ".")
         if recent > SLOW * self.best:
             return (f"steps take {recent / self.best:.1f} times as long as they did before: "
-                    + ADVICE)
-        if len(self.seconds) == FIRST and reads_are_free(self.trainer.device):
+                    + advice)
+        if len(self.seconds) == FIRST and on_cpu:
             times = disturbance(self.trainer.device)
             if times > DISTURBED:
                 return (f"a product of matrices takes {times:.1f} times as long as it does "
-                        f"undisturbed: {ADVICE}")
+                        f"undisturbed: {advice}")
         return None
 
 

@@ -118,12 +118,15 @@ def test_smaller_steps_at_the_beginning_are_no_reason_to_complain(quiet):
     assert said[9] == "1 s a step: about 78 min of training to go"     # 10 + 580 * 8 seconds
 
 
-def test_a_slow_run_is_told_what_helps_once(quiet):
-    """Oracle: the ratio to its own best ten steps, by hand."""
+def test_a_slow_run_is_told_what_helps_once(quiet, threads):
+    """Oracle: the ratio to its own best ten steps, by hand; one thread has no fewer to go to."""
+    torch.set_num_threads(2)
     said = Run(600).lines([2.0] * 30 + [5.0] * 60)
     assert [n for n, line in enumerate(said, 1) if line] == [10, 40]
     assert "2.5 times as long as they did before" in said[39] and "--threads 1" in said[39]
     assert not any(Run(600).lines([2.0] * 30 + [3.9] * 60)[10:])
+    torch.set_num_threads(1)
+    assert Run(600).lines([2.0] * 30 + [5.0] * 60)[39].endswith("probably busy; close it.")
 
 
 def test_a_run_that_is_disturbed_from_the_start_is_told_too(monkeypatch):
