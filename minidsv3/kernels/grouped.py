@@ -3,7 +3,9 @@
     rows (N, I) sorted by matrix, weight (E, O, I), so many rows for each -> (N, O)
 
 torch has this as one call, on some devices (`device.groups_products`); elsewhere it is a loop over
-the runs, whose lengths have to be known on the host.
+the runs, whose lengths have to be known on the host. One batch of runs, all filled up to the
+longest, would need that length on the host too, and multiply more rows: 40 % more at a MaxVio of
+0.4. So the loop should be at least as fast; no such device was at hand to measure it.
 """
 
 import torch

@@ -18,9 +18,9 @@ def products(folder, miniature, precision):
     """{phase: {dtype: number of products}} of a child process on such a processor."""
     arguments = [word for pair in zip(miniature[::2], miniature[1::2])
                  if pair[0] not in ("--precision", "--steps") for word in pair]
-    child = Path(__file__).with_name("without_bfloat16.py")
     done = subprocess.run(
-        [sys.executable, str(child), str(folder), precision, *arguments, "--steps", "3"],
+        [sys.executable, "-m", "tests.machines.without_bfloat16", str(folder), precision,
+         *arguments, "--steps", "3"], cwd=Path(__file__).resolve().parents[2],
         env={**os.environ, **AVX2}, capture_output=True, text=True, encoding="utf-8", timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,6 +1,6 @@
 """A child process on a processor without bfloat16 instructions: trains, evaluates, generates.
 
-    python without_bfloat16.py FOLDER PRECISION ARGUMENTS...     arguments of train_tiny.py
+    python -m tests.machines.without_bfloat16 FOLDER PRECISION ARGUMENTS...  as of train_tiny.py
     -> a last line of JSON: {phase: {dtype: number of products}}
 """
 
@@ -11,14 +11,11 @@ import shutil
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-import generate  # noqa: E402
-import train_tiny  # noqa: E402
-from minidsv3 import hf  # noqa: E402
-from minidsv3.measure import evaluate  # noqa: E402
-from tests.machines.emulation import Products, no_bfloat16_instructions  # noqa: E402
+import generate
+import train_tiny
+from minidsv3 import hf
+from minidsv3.measure import evaluate
+from tests.machines.emulation import Products, no_bfloat16_instructions
 
 
 def main(folder, precision, arguments):
