@@ -20,9 +20,9 @@ import time
 # On Linux: large tensors in large pages. torch returns their memory after every step, and to get it
 # back in pages of 4 KiB costs a training step on the CPU 5 to 10 %.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-# On Linux: threads of libgomp that have nothing to do ask again and again before they go to sleep.
-# By default they ask so long that beside another busy program they take its processor away from
-# the thread they wait for.
+# On Linux: a thread of libgomp without work asks again and again for some before it goes to sleep.
+# By default it asks so long that, beside another busy program, it takes the processor away from
+# the very thread that it waits for. README has the figures.
 if sys.platform == "linux" and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "5000"
 
