@@ -1,7 +1,6 @@
 """--minutes: a plan made from throw-away steps, which leave no trace in the run."""
 
 import json
-import signal
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from minidsv3.train import pace
 from minidsv3.train.checkpoint import RunFolder
 from minidsv3.train.options import configure, parse_arguments
 from minidsv3.train.trainer import Trainer
-from tests.train.test_trainer import metrics
+from tests.train.test_trainer import ctrl_c_in_the_third_step, metrics
 
 
 def without_steps(miniature, *more):
@@ -46,15 +45,8 @@ def test_the_steps_thrown_away_leave_no_trace(finished_run, miniature, tmp_path,
 def test_a_planned_run_resumes_with_its_plan(finished_run, miniature, tmp_path, monkeypatch,
                                              six_steps):
     """Oracle: the unbroken run; the plan is in train.json and is not made again."""
-    folder, real = tmp_path / "run", Trainer.train_step
-
-    def interrupt_the_third(self):
-        if self.step == 2:
-            signal.raise_signal(signal.SIGINT)
-        return real(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", interrupt_the_third)
+    folder = tmp_path / "run"
+    with ctrl_c_in_the_third_step(monkeypatch):
         planned = without_steps(miniature, "--minutes", "1", "--out", str(folder))
         assert train_tiny.main(planned) == 130
     assert json.loads((folder / "train.json").read_text(encoding="utf-8"))["steps"] == 6

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,21 @@ def make(arguments, folder):
     """A Trainer as train_tiny.py makes it."""
     parsed = train_tiny.parse_arguments([*arguments, "--out", str(folder)])
     return Trainer(*train_tiny.configure(parsed), RunFolder(folder), torch.device("cpu"))
+
+
+@contextmanager
+def ctrl_c_in_the_third_step(monkeypatch):
+    """While it lasts, every run is interrupted in its third step."""
+    real = Trainer.train_step
+
+    def train_step(self):
+        if self.step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", train_step)
+        yield
 
 
 def test_two_runs_of_one_seed_are_one(finished_run, miniature, tmp_path):
@@ -104,15 +120,7 @@ def test_a_run_in_eight_bits_resumes_bit_for_bit(miniature, tmp_path, monkeypatc
     """
     arguments = [*miniature, "--precision", "fp8", "--optimizer", "adamw"]
     assert train_tiny.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
-    real = Trainer.train_step
-
-    def interrupt_the_third(self):
-        if self.step == 2:
-            signal.raise_signal(signal.SIGINT)
-        return real(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", interrupt_the_third)
+    with ctrl_c_in_the_third_step(monkeypatch):
         assert train_tiny.main([*arguments, "--out", str(tmp_path / "broken")]) == 130
     assert train_tiny.main(["--out", str(tmp_path / "broken"), "--resume", "--device", "cpu"]) == 0
     assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
@@ -143,15 +151,9 @@ def test_a_layer_with_no_finite_input_ends_a_run_in_eight_bits(miniature, tmp_pa
 
 def test_ctrl_c_saves_and_says_how_to_go_on(miniature, tmp_path, monkeypatch, capsys):
     """Oracle: exit code 130, the command, a state after the step at hand, the old handler back."""
-    real, handler = Trainer.train_step, signal.getsignal(signal.SIGINT)
-
-    def interrupt_third(self):
-        if self.step == 2:
-            signal.raise_signal(signal.SIGINT)
-        return real(self)
-
-    monkeypatch.setattr(Trainer, "train_step", interrupt_third)
-    assert train_tiny.main([*miniature, "--out", str(tmp_path / "run")]) == 130
+    handler = signal.getsignal(signal.SIGINT)
+    with ctrl_c_in_the_third_step(monkeypatch):
+        assert train_tiny.main([*miniature, "--out", str(tmp_path / "run")]) == 130
     assert f"python train_tiny.py --out {tmp_path / 'run'} --resume" in capsys.readouterr().out
     state = RunFolder(tmp_path / "run", resume=True).load_state()
     assert state["step"] == 3 == len(metrics(tmp_path / "run"))
