@@ -1,11 +1,17 @@
 """One hypothesis profile for all tests, and one miniature run that several of them read."""
 
+import os
+
 import pytest
+import torch
 from hypothesis import settings
 
 # The same examples on every machine, and no time limit.
 settings.register_profile("minidsv3", derandomize=True, deadline=None)
 settings.load_profile("minidsv3")
+
+if "PYTEST_XDIST_WORKER" in os.environ:         # pytest -n 2: each process has a core to itself
+    torch.set_num_threads(1)
 
 MINIATURE = {
     "vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48,
