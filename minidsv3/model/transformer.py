@@ -158,7 +158,8 @@ class DeepSeekV3(nn.Module):
         torch.distributed the load is summed over all processes first.
         """
         if not self.routers():
-            return torch.zeros(0, self.config.n_routed_experts, dtype=torch.long)
+            return torch.zeros(0, self.config.n_routed_experts, dtype=torch.long,
+                               device=self.norm.weight.device)
         loads = torch.stack([router.load for router in self.routers()])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(loads)

@@ -49,6 +49,13 @@ def test_a_training_step_reads_nothing_and_makes_no_float64(preset, optimizer):
     assert figures.shape == (5 + layers * config.n_routed_experts,)
 
 
+def test_a_model_without_experts_keeps_to_the_device_too():
+    """Oracle: meta, which mixes with no tensor of the CPU; five figures and no loads."""
+    model = on_meta("tiny", first_k_dense_replace=4, num_nextn_predict_layers=0)
+    step, tokens = one_step("tiny", "muon", "meta", model)
+    assert step(tokens, 0.5).shape == (5,)
+
+
 @pytest.mark.parametrize("read", [
     lambda x: x.sum().item(), lambda x: x.tolist(), lambda x: bool((x > 0).any()),
     lambda x: x[x > 0], lambda x: x.cpu(), lambda x: x.nonzero()])
