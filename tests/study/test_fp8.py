@@ -2,14 +2,18 @@
 
 import json
 import math
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import torch
 
 from minidsv3 import DeepSeekV3, ModelConfig, fp8
+from minidsv3.device import has_fast_bf16
 from minidsv3.study import fp8 as study
+from minidsv3.train.recipe import TrainConfig
 from minidsv3.train.trainer import Diverged, Trainer
+from tests.conftest import MINIATURE
 
 STUDIES = Path(__file__).resolve().parents[2] / "studies"
 
@@ -125,9 +129,58 @@ def test_bad_input_ends_in_one_line(arguments, words, capsys):
     assert words in error and error.count("\n") == 1
 
 
+class Here:
+    """As much of a ProcessPoolExecutor as the study uses, without processes."""
+
+    def __init__(self, *_):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, work, *arguments):
+        done = Future()
+        done.set_result(work(*arguments))
+        return done
+
+    def shutdown(self, **_):
+        pass
+
+
+@pytest.fixture
+def small_and_here(monkeypatch):
+    """The study of a miniature model, in this process."""
+    model = {name: value for name, value in MINIATURE.items()
+             if name in ModelConfig.__dataclass_fields__}
+    recipe = {name: value for name, value in MINIATURE.items() if name not in model}
+    configs = (ModelConfig.preset("tiny").replace(**model),
+               TrainConfig.preset("tiny").replace(**recipe))
+    for kind, config in zip((study.ModelConfig, study.TrainConfig), configs):
+        monkeypatch.setattr(kind, "preset", lambda name, config=config: config)
+    monkeypatch.setattr(study, "ProcessPoolExecutor", Here)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_a_miniature_study_runs_and_goes_on(tmp_path, capsys, small_and_here):
+    """Oracle: that of the next test, without its processes."""
+    runs_and_goes_on(tmp_path, capsys)
+
+
 @pytest.mark.multi
+@pytest.mark.skipif(not has_fast_bf16(torch.device("cpu")), reason="its runs of the tiny preset in "
+                    "bfloat16 take ten minutes where that is emulated")
 def test_a_small_study_runs_and_goes_on(tmp_path, capsys):
     """Oracle: the files; a second call makes nothing anew, one with other steps is refused."""
+    runs_and_goes_on(tmp_path, capsys)
+
+
+def runs_and_goes_on(tmp_path, capsys):
+    """Make a study of two arms, again, with other options, and one arm anew."""
     text = tmp_path / "text"
     text.mkdir()
     for name in "ab":
