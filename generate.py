@@ -10,7 +10,7 @@ import sys
 import time
 
 from minidsv3 import hf
-from minidsv3.command import Parser, answer
+from minidsv3.command import Parser, UserError, answer
 from minidsv3.data.foreign import read_tokenizer
 from minidsv3.device import choose_device, choose_threads
 from minidsv3.infer.generation import statistics
@@ -64,8 +64,8 @@ def prompts(arguments):
     gap = (arguments.fim_prefix, arguments.fim_suffix)
     if gap != (None, None):
         if None in gap or arguments.prompt is not None:
-            raise ValueError("--fim-prefix and --fim-suffix belong together, without --prompt; "
-                             "give both, one of them may be empty.")
+            raise UserError("--fim-prefix and --fim-suffix belong together, without --prompt; "
+                            "give both, one of them may be empty.")
         yield gap
     elif arguments.prompt is not None:
         yield arguments.prompt, None
@@ -88,7 +88,7 @@ def piped_in():
 def run(arguments):
     """Stream the continuations to the terminal -> exit code."""
     if arguments.show_drafts and not arguments.speculative:
-        raise ValueError("--show-drafts shows drafts, and there are none; add --speculative 2.")
+        raise UserError("--show-drafts shows drafts, and there are none; add --speculative 2.")
     device = choose_device(arguments.device)
     choose_threads(arguments.threads)
     folder = hf.find(arguments.model)

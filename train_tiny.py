@@ -7,9 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from minidsv3.command import answer
+from minidsv3.command import UserError, answer
 from minidsv3.device import BEGIN, choose_device, choose_threads
-from minidsv3.measure.accounting import count_parameters
 from minidsv3.train import options
 from minidsv3.train.checkpoint import RunFolder
 from minidsv3.train.options import configure
@@ -31,7 +30,7 @@ def run(arguments, begin):
     saved = folder.load_state() if arguments.resume else None
     model_config, recipe = configure(arguments, saved)
     if recipe.start and folder.path.resolve() == Path(recipe.start).resolve():
-        raise ValueError(f"--from and --out are both {folder.path}; write to another folder.")
+        raise UserError(f"--from and --out are both {folder.path}; write to another folder.")
     trainer = Trainer(model_config, recipe, folder, device)
     if saved is not None:
         trainer.restore(saved)
@@ -41,7 +40,7 @@ def run(arguments, begin):
         print("measuring some steps, which do not count ...", flush=True)
         trainer.set_steps(plan_steps(trainer, arguments.minutes, begin))
     recipe = trainer.config
-    total, active = count_parameters(trainer.model)
+    total, active = trainer.model.count_parameters()
     dtype = str(trainer.model.activation_dtype).removeprefix("torch.")
     print(f"device {device}, activations {dtype}, {total:,} parameters, {active:,} active, "
           f"{recipe.batch_size * recipe.window:,} tokens a step, {recipe.steps:,} steps")

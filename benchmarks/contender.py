@@ -9,7 +9,6 @@ import math
 import torch
 
 from minidsv3.device import choose_precision, clock
-from minidsv3.measure.accounting import count_parameters
 from minidsv3.measure.evaluate import bits_per_byte
 from minidsv3.model.transformer import DeepSeekV3
 from minidsv3.train.optim import make_optimizers
@@ -72,7 +71,7 @@ class Contender:
         config = self.model.config
         idle = config.n_routed_experts - config.num_experts_per_tok
         each = config.vocab_size - 3 * idle * config.moe_intermediate_size  # head used, experts not
-        return (count_parameters(self.model)[1] + len(self.model.mtp) * each * config.hidden_size
+        return (self.model.count_parameters()[1] + len(self.model.mtp) * each * config.hidden_size
                 + sum(parameter.numel() for parameter in self.model.mtp.parameters()))
 
     def bits_per_byte(self, data):

@@ -37,9 +37,10 @@ from tqdm import tqdm
 from train import machine, paired_ratio
 
 from minidsv3 import hf
-from minidsv3.command import Parser, answer
+from minidsv3.command import Parser, UserError, answer
 from minidsv3.data import corpus
 from minidsv3.data.foreign import read_tokenizer
+from minidsv3.files import write_text
 from minidsv3.measure import plots
 from minidsv3.measure.cost import cache_bytes
 
@@ -71,28 +72,28 @@ def parse_arguments(arguments=None):
 
 
 def check(arguments, config):
-    """Refuse what would fail only after minutes. Raises ValueError with one line."""
+    """Refuse what would fail only after minutes. Raises UserError with one line."""
     for name, given in vars(arguments).items():
         least = {"new_tokens": 2, "seed": 0}.get(name, 1)
         for number in given if isinstance(given, list) else [given]:
             if isinstance(number, int) and number < least:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, "
-                                 f"got {number}.")
+                raise UserError(f"--{name.replace('_', '-')} must be at least {least}, "
+                                f"got {number}.")
     longest = max(arguments.contexts + arguments.growth) + arguments.new_tokens
     if longest > config.max_position_embeddings:
-        raise ValueError(f"a context and --new-tokens are {longest} tokens, but the model reads "
-                         f"{config.max_position_embeddings}; shorten --contexts or --growth.")
+        raise UserError(f"a context and --new-tokens are {longest} tokens, but the model reads "
+                        f"{config.max_position_embeddings}; shorten --contexts or --growth.")
     if Path(arguments.out).exists() and not Path(arguments.out).is_dir():
-        raise ValueError(f"--out {arguments.out} is a file; name a folder.")
+        raise UserError(f"--out {arguments.out} is a file; name a folder.")
 
 
 def windows(documents, context, seed):
-    """All windows of so many tokens, shuffled: (N, context). ValueError if there is none."""
+    """All windows of so many tokens, shuffled: (N, context). UserError if there is none."""
     found = [tokens[start:start + context] for tokens in documents
              for start in range(0, len(tokens) - context + 1, context)]
     if not found:
-        raise ValueError(f"no validation text has {context} tokens, the longest "
-                         f"{max(map(len, documents))}; shorten --contexts and --growth.")
+        raise UserError(f"no validation text has {context} tokens, the longest "
+                        f"{max(map(len, documents))}; shorten --contexts and --growth.")
     return torch.tensor(random.Random(seed).sample(found, len(found)))
 
 
@@ -249,8 +250,7 @@ def run(arguments):
         "cache_bytes_per_token": cache_bytes(ours.config, 4),
         "absorbing": {"this model": attention(ours.config), "a middle size": attention(MIDDLE)}}
     out.mkdir(parents=True, exist_ok=True)
-    (out / "decode.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8",
-                                     newline="\n")
+    write_text(out / "decode.json", json.dumps(results, indent=2) + "\n")
     plots.save(figure(found), out / "decode.png")
     print("", table(found), "", *remarks(results), sep="\n")
     print(f"\nwrote {out / 'decode.json'} and {out / 'decode.png'}")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from minidsv3.measure.accounting import count_parameters
+from minidsv3.command import UserError
 from minidsv3.model.cross_entropy import cross_entropy
 from minidsv3.model.layers import Linear, RMSNorm, SwiGLU, at_least_float32
 from minidsv3.model.mla import attend
@@ -40,20 +40,20 @@ class GPTConfig:
 def matched_to(config, multiple=8):
     """The dense model whose active parameters are those of a ModelConfig's main part.
 
-    Solves for SwiGLU's inner width, rounded to the multiple. Raises ValueError where none fits.
+    Solves for SwiGLU's inner width, rounded to the multiple. Raises UserError where none fits.
     """
     width, layers = config.hidden_size, config.num_hidden_layers
     if width % (2 * config.num_attention_heads):
-        raise ValueError(f"hidden_size={width} does not divide into num_attention_heads="
-                         f"{config.num_attention_heads} heads of even width; change one of them.")
+        raise UserError(f"hidden_size={width} does not divide into num_attention_heads="
+                        f"{config.num_attention_heads} heads of even width; change one of them.")
     with torch.device("meta"):                   # counted, never computed
-        _, active = count_parameters(DeepSeekV3(config))
+        _, active = DeepSeekV3(config).count_parameters()
     vocabularies = 1 if config.tie_word_embeddings else 2
     elsewhere = (vocabularies * config.vocab_size + 1) * width + layers * (4 * width + 2) * width
     inner = round((active - elsewhere) / (3 * width * layers) / multiple) * multiple
     if inner < 1:
-        raise ValueError(f"{active:,} active parameters leave a dense model of hidden_size={width} "
-                         "nothing for its SwiGLU; choose wider experts.")
+        raise UserError(f"{active:,} active parameters leave a dense model of hidden_size={width} "
+                        "nothing for its SwiGLU; choose wider experts.")
     return GPTConfig(config.vocab_size, width, layers, config.num_attention_heads, inner,
                      config.tie_word_embeddings, config.rope_theta, config.rms_norm_eps,
                      config.initializer_range)

@@ -19,11 +19,11 @@ from tqdm import tqdm
 from train import alternate, machine
 
 from minidsv3 import ModelConfig, fp8
-from minidsv3.command import Parser, answer
+from minidsv3.command import Parser, UserError, answer
 from minidsv3.data.dataset import Dataset
 from minidsv3.device import choose_device
+from minidsv3.files import write_text
 from minidsv3.fp8 import tensor_cores
-from minidsv3.hf import write_text
 from minidsv3.model.layers import Linear
 from minidsv3.model.transformer import DeepSeekV3
 from minidsv3.train.recipe import TrainConfig
@@ -45,9 +45,9 @@ def parse_arguments(arguments=None):
     arguments = parser.parse_args(arguments)
     for name in ("rounds", "steps"):
         if getattr(arguments, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}.")
+            raise UserError(f"--{name} must be at least 1, got {getattr(arguments, name)}.")
     if arguments.out.exists() and not arguments.out.is_dir():
-        raise ValueError(f"--out {arguments.out} is a file; name a folder.")
+        raise UserError(f"--out {arguments.out} is a file; name a folder.")
     return arguments
 
 

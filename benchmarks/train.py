@@ -15,7 +15,6 @@ of the whole validation text; evaluation is off the clock.
 The dense GPT matches the matrix FLOPs a token of ours *without* MTP; with MTP ours does more.
 """
 
-import argparse
 import json
 import math
 import os
@@ -31,8 +30,10 @@ from dense_gpt import DenseGPT, matched_to
 from tqdm import tqdm
 
 from minidsv3 import ModelConfig
+from minidsv3.command import Parser, UserError, answer
 from minidsv3.data.dataset import Dataset
 from minidsv3.device import choose_device, choose_precision
+from minidsv3.files import write_text
 from minidsv3.measure import plots
 from minidsv3.model.transformer import DeepSeekV3
 from minidsv3.train.recipe import TrainConfig
@@ -48,8 +49,7 @@ WARM_UP = 2                                      # rounds of the speed part that
 
 def parse_arguments(arguments=None):
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     what = parser.add_argument_group("what")
     what.add_argument("--preset", default="tiny", help="tiny, or small on a GPU [tiny]")
     what.add_argument("--speed-only", action="store_true", help="leave out learning by the clock")
@@ -73,15 +73,15 @@ def parse_arguments(arguments=None):
 
 
 def check(arguments):
-    """Refuse what would fail only after minutes. Raises ValueError with one line."""
+    """Refuse what would fail only after minutes. Raises UserError with one line."""
     for name in ("rounds", "steps"):
         if getattr(arguments, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}.")
+            raise UserError(f"--{name} must be at least 1, got {getattr(arguments, name)}.")
     for minutes in arguments.minutes:
         if not 0 < minutes < math.inf:
-            raise ValueError(f"--minutes must be above 0, got {minutes:g}; give for instance 5.")
+            raise UserError(f"--minutes must be above 0, got {minutes:g}; give for instance 5.")
     if Path(arguments.out).exists() and not Path(arguments.out).is_dir():
-        raise ValueError(f"--out {arguments.out} is a file; name a folder.")
+        raise UserError(f"--out {arguments.out} is a file; name a folder.")
 
 
 def recipes(arguments):
@@ -236,13 +236,14 @@ def run(arguments):
                "corpus_sha256": data.sha256,
                "speed": measure_speed(entries, data, device, arguments.rounds, arguments.steps),
                "learning": []}
-    save(results, out)
+    write_text(out / "train.json", json.dumps(results, indent=2) + "\n")
     for minutes in [] if arguments.speed_only else sorted(set(arguments.minutes)):
         for name in (WITH_MTP, DENSE):
             entry = entries[name]
             speed = results["speed"][name]["tokens_per_s"]
             results["learning"].append(learn(name, entry, data, device, minutes, speed))
-            save(results, out)                   # a run of half an hour may be stopped
+            # After each run: half an hour of them may be stopped.
+            write_text(out / "train.json", json.dumps(results, indent=2) + "\n")
     print(f"\n{tables(results)}\n\nwrote {out / 'train.json'}", end="")
     if results["learning"]:
         plots.save(figure(results["learning"]), out / "train.png")
@@ -251,20 +252,10 @@ def run(arguments):
     return 0
 
 
-def save(results, out):
-    """Write train.json whole."""
-    text = json.dumps(results, indent=2) + "\n"
-    (out / "train.json.tmp").write_text(text, encoding="utf-8", newline="\n")
-    (out / "train.json.tmp").replace(out / "train.json")
-
-
 def main(arguments=None):
     """Run; bad input ends in one line and exit code 2."""
     try:
-        return run(parse_arguments(arguments))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return answer(lambda: run(parse_arguments(arguments)))
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -16,6 +16,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from .command import UserError
+from .files import write_text
+
 
 def check_types(config):
     """Refuse a text where a number belongs: JSON and --set bring anything."""
@@ -25,7 +28,7 @@ def check_types(config):
             object.__setattr__(config, field.name, float(value))
         elif type(value) is bool and allowed is not bool or not isinstance(value, allowed):
             expected = getattr(allowed, "__name__", str(allowed))
-            raise ValueError(
+            raise UserError(
                 f"{field.name}={value!r} is a {type(value).__name__}; give {expected}.")
 
 
@@ -44,19 +47,19 @@ class RopeScaling:
     def __post_init__(self):
         check_types(self)
         if self.type != "yarn":
-            raise ValueError(f"rope_scaling.type={self.type!r} is unknown; use 'yarn' or null.")
+            raise UserError(f"rope_scaling.type={self.type!r} is unknown; use 'yarn' or null.")
         for name in ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"):
             if not 0 <= (getattr(self, name) or 0) < math.inf:
-                raise ValueError(f"rope_scaling.{name}={getattr(self, name)} must be finite and "
-                                 "not negative.")
+                raise UserError(f"rope_scaling.{name}={getattr(self, name)} must be finite and "
+                                "not negative.")
         if self.factor < 1:
-            raise ValueError(f"rope_scaling.factor={self.factor} must be at least 1, as 4 is.")
+            raise UserError(f"rope_scaling.factor={self.factor} must be at least 1, as 4 is.")
         if self.original_max_position_embeddings < 1:
-            raise ValueError("rope_scaling.original_max_position_embeddings="
-                             f"{self.original_max_position_embeddings} must be at least 1 token.")
+            raise UserError("rope_scaling.original_max_position_embeddings="
+                            f"{self.original_max_position_embeddings} must be at least 1 token.")
         if not self.beta_fast >= self.beta_slow > 0:
-            raise ValueError(f"rope_scaling.beta_fast={self.beta_fast} must not be below "
-                             f"beta_slow={self.beta_slow}, and both above 0, as 32 and 1 are.")
+            raise UserError(f"rope_scaling.beta_fast={self.beta_fast} must not be below "
+                            f"beta_slow={self.beta_slow}, and both above 0, as 32 and 1 are.")
 
 
 # Sizes end where a mistake is certain: a model of more would only fill the memory with names.
@@ -67,7 +70,7 @@ LARGEST = {"max_position_embeddings": 2**40, "num_hidden_layers": 2**12, "n_rout
 class ModelConfig:
     """The shape of one DeepSeek-V3 model; the defaults are the released 671B model.
 
-    Raises ValueError that names the field, its value and a remedy.
+    Raises UserError that names the field, its value and a remedy.
     """
 
     vocab_size: int = 129280                   # entries of the embedding and the head, V
@@ -122,46 +125,46 @@ class ModelConfig:
             at_least_one.append("q_lora_rank")
         for name in at_least_one:
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
             largest = LARGEST.get(name, 2**24)
             if getattr(self, name) > largest:
-                raise ValueError(f"{name}={getattr(self, name)} is more than any model has; "
-                                 f"choose up to {largest}.")
+                raise UserError(f"{name}={getattr(self, name)} is more than any model has; "
+                                f"choose up to {largest}.")
         for name in ("n_shared_experts", "first_k_dense_replace", "num_nextn_predict_layers"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} is negative; 0 means none.")
+                raise UserError(f"{name}={getattr(self, name)} is negative; 0 means none.")
         for name in ("rope_theta", "rms_norm_eps", "initializer_range", "routed_scaling_factor"):
             if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}={getattr(self, name)} must be a number above 0.")
+                raise UserError(f"{name}={getattr(self, name)} must be a number above 0.")
         if self.rope_theta <= 1:
-            raise ValueError(f"rope_theta={self.rope_theta} must be above 1, as 10000 is.")
+            raise UserError(f"rope_theta={self.rope_theta} must be above 1, as 10000 is.")
         if self.qk_rope_head_dim % 2:
-            raise ValueError(f"qk_rope_head_dim={self.qk_rope_head_dim} is odd, but rotary "
-                             f"channels come in pairs; use {self.qk_rope_head_dim + 1}.")
+            raise UserError(f"qk_rope_head_dim={self.qk_rope_head_dim} is odd, but rotary "
+                            f"channels come in pairs; use {self.qk_rope_head_dim + 1}.")
         for name in ("bos_token_id", "eos_token_id"):
             if not 0 <= getattr(self, name) < self.vocab_size:
-                raise ValueError(f"{name}={getattr(self, name)} is no token of a vocabulary of "
-                                 f"{self.vocab_size}; choose 0 to {self.vocab_size - 1}.")
+                raise UserError(f"{name}={getattr(self, name)} is no token of a vocabulary of "
+                                f"{self.vocab_size}; choose 0 to {self.vocab_size - 1}.")
 
     def _check_experts(self):
         if self.n_routed_experts % self.n_group:
             near = max(1, round(self.n_routed_experts / self.n_group)) * self.n_group
-            raise ValueError(f"n_routed_experts={self.n_routed_experts} does not divide into "
-                             f"n_group={self.n_group} groups; choose a multiple of {self.n_group}, "
-                             f"for instance {near}.")
+            raise UserError(f"n_routed_experts={self.n_routed_experts} does not divide into "
+                            f"n_group={self.n_group} groups; choose a multiple of {self.n_group}, "
+                            f"for instance {near}.")
         per_group = self.n_routed_experts // self.n_group
         if self.n_group > 1 and per_group < 2:
-            raise ValueError(f"n_group={self.n_group} leaves {per_group} expert a group, but a "
-                             "group is scored by its two best; choose n_group up to "
-                             f"{self.n_routed_experts // 2}.")
+            raise UserError(f"n_group={self.n_group} leaves {per_group} expert a group, but a "
+                            "group is scored by its two best; choose n_group up to "
+                            f"{self.n_routed_experts // 2}.")
         if self.topk_group > self.n_group:
-            raise ValueError(f"topk_group={self.topk_group} is more than n_group={self.n_group}; "
-                             f"choose 1 to {self.n_group}.")
+            raise UserError(f"topk_group={self.topk_group} is more than n_group={self.n_group}; "
+                            f"choose 1 to {self.n_group}.")
         reachable = per_group * self.topk_group
         if self.num_experts_per_tok > reachable:
-            raise ValueError(f"num_experts_per_tok={self.num_experts_per_tok} is more than the "
-                             f"{reachable} experts in topk_group={self.topk_group} groups; "
-                             f"choose 1 to {reachable}.")
+            raise UserError(f"num_experts_per_tok={self.num_experts_per_tok} is more than the "
+                            f"{reachable} experts in topk_group={self.topk_group} groups; "
+                            f"choose 1 to {reachable}.")
 
     @property
     def qk_head_dim(self):
@@ -173,11 +176,17 @@ class ModelConfig:
         """Main-model blocks with experts (the MTP modules, which have them too, not counted)."""
         return max(0, self.num_hidden_layers - self.first_k_dense_replace)
 
+    @property
+    def idle_parameters(self):
+        """Parameters of the routed experts of one sparse block that a token does not activate."""
+        expert = 3 * self.hidden_size * self.moe_intermediate_size
+        return (self.n_routed_experts - self.num_experts_per_tok) * expert
+
     @classmethod
     def preset(cls, name):
-        """The named model. Raises ValueError that lists the names."""
+        """The named model. Raises UserError that lists the names."""
         if name not in PRESETS:
-            raise ValueError(f"preset {name!r} is unknown; choose one of {', '.join(PRESETS)}.")
+            raise UserError(f"preset {name!r} is unknown; choose one of {', '.join(PRESETS)}.")
         return cls(**PRESETS[name])
 
     @classmethod
@@ -197,7 +206,7 @@ class ModelConfig:
     def to_json(self, path):
         """Write the fields as JSON."""
         text = json.dumps(self.to_dict(), indent=2) + "\n"
-        Path(path).write_text(text, encoding="utf-8", newline="\n")
+        write_text(Path(path), text)
 
     def replace(self, **changes):
         """A copy with some fields changed, checked again; unknown names are errors."""
@@ -205,7 +214,7 @@ class ModelConfig:
 
 
 def replace_fields(config, changes):
-    """A copy of a frozen dataclass with fields changed; ValueError on an unknown name."""
+    """A copy of a frozen dataclass with fields changed; UserError on an unknown name."""
     fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     return _build(type(config), fields | changes)
 
@@ -217,11 +226,11 @@ def _build(cls, values, prefix=""):
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known are {', '.join(known)}."
-            raise ValueError(f"{cls.__name__} has no field {prefix}{name}; {hint}")
+            raise UserError(f"{cls.__name__} has no field {prefix}{name}; {hint}")
     missing = [f.name for f in dataclasses.fields(cls)
                if f.default is dataclasses.MISSING and f.name not in values]
     if missing:
-        raise ValueError(f"{cls.__name__} needs {prefix}{missing[0]}; add it.")
+        raise UserError(f"{cls.__name__} needs {prefix}{missing[0]}; add it.")
     return cls(**values)
 
 

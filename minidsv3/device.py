@@ -15,6 +15,8 @@ import statistics
 import sys
 import time
 
+from .command import UserError
+
 # Two settings that have to stand in the environment before torch is loaded; in a process that has
 # loaded torch already, as a notebook may have, they change nothing.
 # On Linux: large tensors in large pages. torch returns their memory after every step, and to get it
@@ -34,28 +36,28 @@ GROUPED = (torch.float32, torch.bfloat16, torch.float16)     # what torch's CPU 
 
 
 def choose_device(name="auto"):
-    """"auto" takes cuda, mps, cpu in that order. Raises ValueError for what is not here."""
+    """"auto" takes cuda, mps, cpu in that order. Raises UserError for what is not here."""
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
             "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind in here if here[kind]))
     kind, colon, index = name.partition(":")
     if kind not in here or (colon and not index.isdecimal()):
-        raise ValueError(f"device {name!r} is unknown; choose auto, cpu, cuda or mps.")
+        raise UserError(f"device {name!r} is unknown; choose auto, cpu, cuda or mps.")
     count = torch.cuda.device_count() if kind == "cuda" else int(here[kind])
     if int(index or 0) >= count:
-        raise ValueError(f"device {name!r} is not on this machine; choose auto or cpu.")
+        raise UserError(f"device {name!r} is not on this machine; choose auto or cpu.")
     return torch.device(kind, int(index)) if colon else torch.device(kind)
 
 
 def choose_threads(count):
-    """Let torch use so many CPU threads; None leaves its own choice. ValueError out of range."""
+    """Let torch use so many CPU threads; None leaves its own choice. UserError out of range."""
     if count is None:
         return
     most = max(8, os.cpu_count() or 1)
     if not 1 <= count <= most:
-        raise ValueError(f"--threads {count} must be 1 to {most} on this machine; leave it out for "
-                         "one thread per core.")
+        raise UserError(f"--threads {count} must be 1 to {most} on this machine; leave it out for "
+                        "one thread per core.")
     torch.set_num_threads(count)
 
 
@@ -63,19 +65,19 @@ def choose_precision(name, device):
     """The dtype of activations: "fp32", "bf16", or "auto", bf16 where its products are fast.
 
     "fp8" is a matter of products; what flows between them has the dtype of "auto". Raises
-    ValueError for an unknown name, and for "fp8" where torch has no such numbers.
+    UserError for an unknown name, and for "fp8" where torch has no such numbers.
     """
     if name == "fp8":
         try:
             torch.zeros(1, dtype=torch.float8_e4m3fn, device=device)
         except (TypeError, RuntimeError):
-            raise ValueError(f"precision 'fp8': torch has no 8-bit floats on {device}; add "
-                             "--device cpu.") from None
+            raise UserError(f"precision 'fp8': torch has no 8-bit floats on {device}; add "
+                            "--device cpu.") from None
     known = {"fp32": torch.float32, "bf16": torch.bfloat16}
     if name in ("auto", "fp8"):
         return short_float(device)
     if name not in known:
-        raise ValueError(f"precision {name!r} is unknown; choose auto, {', '.join(known)}, fp8.")
+        raise UserError(f"precision {name!r} is unknown; choose auto, {', '.join(known)}, fp8.")
     return known[name]
 
 

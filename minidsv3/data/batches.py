@@ -15,6 +15,8 @@ import torch
 from minidsv3.data.corpus import Document
 from minidsv3.data.tokenizer import Tokenizer
 
+from ..command import UserError
+
 IGNORE = -100                    # a target that torch's cross_entropy leaves out
 
 
@@ -74,9 +76,9 @@ class Batches:
     def __init__(self, documents: list[Document], tokenizer: Tokenizer, window: int,
                  fim_rate: float = 0.1, seed: int = 0):
         if not 0 <= fim_rate <= 1:
-            raise ValueError(f"fim_rate must lie between 0 and 1, got {fim_rate}")
+            raise UserError(f"fim_rate must lie between 0 and 1, got {fim_rate}")
         if seed < 0:
-            raise ValueError(f"seed must be 0 or more, got {seed}")
+            raise UserError(f"seed must be 0 or more, got {seed}")
         self.documents, self.tokenizer, self.window = documents, tokenizer, window
         self.fim_rate, self.seed = fim_rate, seed
         self.encoded = encode_documents(documents, tokenizer)
@@ -86,8 +88,8 @@ class Batches:
         self.windows_per_epoch = (length - 1) // window
         self.tokens_per_epoch = self.windows_per_epoch * window
         if self.windows_per_epoch < 1:
-            raise ValueError(f"the training text has {length} tokens, fewer than one window of "
-                             f"{window} + 1; give more text or a shorter window")
+            raise UserError(f"the training text has {length} tokens, fewer than one window of "
+                            f"{window} + 1; give more text or a shorter window")
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def take(self, start: int, count: int) -> torch.Tensor:

@@ -20,6 +20,7 @@ import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
+from ..command import UserError
 from . import sources
 from .sources import Document
 
@@ -40,7 +41,7 @@ def load(source: str = "python-stdlib") -> Corpus:
     """Read the documents of a source (see the head of this module), in an order that never varies.
 
     Empty documents and copies of another document are dropped. FileNotFoundError for a path that
-    is not there; ValueError for a source without text, a binary file, or a failed download.
+    is not there; UserError for a source without text, a binary file, or a failed download.
     """
     skipped = 0
     library = Path(sysconfig.get_path("stdlib"))
@@ -63,7 +64,7 @@ def load(source: str = "python-stdlib") -> Corpus:
     documents = distinct(documents)
     if not documents:
         note = f" ({skipped} binary files skipped)" if skipped else ""
-        raise ValueError(f"data source {source!r} holds no text{note}; give one with UTF-8 text")
+        raise UserError(f"data source {source!r} holds no text{note}; give one with UTF-8 text")
     return Corpus(source, documents, fingerprint(documents), skipped)
 
 
@@ -99,7 +100,7 @@ def split(
     cannot do that (few of them, or one holds more than half), they are cut into sections first.
     """
     if not 0 < validation_share < 1:
-        raise ValueError(f"validation_share must lie between 0 and 1, got {validation_share}")
+        raise UserError(f"validation_share must lie between 0 and 1, got {validation_share}")
     documents = distinct(documents)
     sizes = [len(document.text.encode()) for document in documents]
     if len(documents) < FEW_DOCUMENTS or 2 * max(sizes) > sum(sizes):
@@ -110,8 +111,8 @@ def split(
     sides = ([document for document in documents if document not in validation],
              [document for document in documents if document in validation])
     if not all(sides):
-        raise ValueError(f"{sum(sizes)} bytes of text are too few to divide into training and "
-                         "validation; give more text")
+        raise UserError(f"{sum(sizes)} bytes of text are too few to divide into training and "
+                        "validation; give more text")
     return sides
 
 

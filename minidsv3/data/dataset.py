@@ -2,6 +2,7 @@
 
 import torch
 
+from ..command import UserError
 from . import corpus
 from .batches import IGNORE, Batches, raw_bytes, validation_windows
 from .tokenizer import Tokenizer
@@ -20,8 +21,8 @@ class Dataset:
         train, validation = corpus.split(loaded.documents)
         self.tokenizer = tokenizer or Tokenizer.train([each.text for each in train], vocab_size)
         if fim_rate and self.tokenizer.fim_hole_id is None:
-            raise ValueError(f"fim_rate={fim_rate}, but this tokenizer has no marks to fill in the "
-                             "middle; use --set fim_rate=0.")
+            raise UserError(f"fim_rate={fim_rate}, but this tokenizer has no marks to fill in the "
+                            "middle; use --set fim_rate=0.")
         self.batches = Batches(train, self.tokenizer, window, fim_rate, seed)
         self.inputs, self.targets = validation_windows(validation, self.tokenizer, window)
         self.validation_bytes = raw_bytes(validation)

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import tokenizers
 
+from ..command import UserError
 from .tokenizer import FIM_BEGIN, FIM_END, FIM_HOLE, Tokenizer, from_visible
 
 
 def read_tokenizer(folder, config):
     """The tokenizer in a checkpoint folder, for a model of that ModelConfig.
 
-    Raises FileNotFoundError or ValueError with one line for one that cannot be used.
+    Raises FileNotFoundError or UserError with one line for one that cannot be used.
     """
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
@@ -27,11 +28,11 @@ def read_tokenizer(folder, config):
                                 + (f", not {others[0]}." if others else "."))
     try:
         tokenizer = Tokenizer.load(folder)
-    except ValueError:
+    except UserError:
         return ForeignTokenizer(path, config)
     if tokenizer.vocab_size != config.vocab_size:
-        raise ValueError(f"{path} has {tokenizer.vocab_size} tokens, but config.json says "
-                         f"vocab_size={config.vocab_size}; they belong to different models.")
+        raise UserError(f"{path} has {tokenizer.vocab_size} tokens, but config.json says "
+                        f"vocab_size={config.vocab_size}; they belong to different models.")
     return tokenizer
 
 
@@ -49,7 +50,7 @@ class ForeignTokenizer:
             content = json.loads(self.path.read_text(encoding="utf-8"))
             if content["model"]["type"] != "BPE" or "ByteLevel" not in json.dumps(
                     content["decoder"]):
-                raise ValueError("it is no byte-level BPE")
+                raise UserError("it is no byte-level BPE")
             token_bytes = {added["id"]: b"" if added["special"] else added["content"].encode()
                            for added in content["added_tokens"]}
             for token, number in content["model"]["vocab"].items():
@@ -57,11 +58,11 @@ class ForeignTokenizer:
                     token_bytes[number] = from_visible(token)
         except Exception as error:               # the library raises bare Exceptions
             first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"{path} cannot be used ({first}); need byte-level BPE as DeepSeek's "
-                             "or train_tiny.py's.") from None
+            raise UserError(f"{path} cannot be used ({first}); need byte-level BPE as DeepSeek's "
+                            "or train_tiny.py's.") from None
         if max(token_bytes) >= config.vocab_size:
-            raise ValueError(f"{path} has token {max(token_bytes)}, but config.json says "
-                             f"vocab_size={config.vocab_size}; they belong to different models.")
+            raise UserError(f"{path} has token {max(token_bytes)}, but config.json says "
+                            f"vocab_size={config.vocab_size}; they belong to different models.")
         self.token_bytes = [token_bytes.get(number, b"") for number in range(config.vocab_size)]
         self.bos_id = self.start_id = config.bos_token_id
         self.eos_id = config.eos_token_id

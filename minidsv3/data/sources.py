@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ..command import UserError
+
 # Left out of the standard library and of packages: packages within the library, tests (often
 # broken on purpose), two collections of demos, and files generated at build or install time, which
 # hold paths of one machine.
@@ -56,7 +58,7 @@ def standard_library(root: Path) -> tuple[list[Document], int]:
 def python_packages(library: Path, roots: Iterable[Path]) -> tuple[list[Document], int]:
     """The packages below `roots` and the standard library, sorted by name, and the files skipped.
 
-    Names begin with `packages/` or `stdlib/`. Tables and near copies are left out. ValueError if
+    Names begin with `packages/` or `stdlib/`. Tables and near copies are left out. UserError if
     no package is there: the standard library alone is another source.
     """
     roots = list(roots)
@@ -69,8 +71,8 @@ def python_packages(library: Path, roots: Iterable[Path]) -> tuple[list[Document
             documents.append(Document(f"packages/{name}", text))
     if not any(document.text.strip() for document in documents):
         places = ", ".join(str(root) for root in roots)
-        raise ValueError(f"data source 'python-packages' found no packages in {places}; run "
-                         "`pip install -r requirements.txt`, or take python-stdlib")
+        raise UserError(f"data source 'python-packages' found no packages in {places}; run "
+                        "`pip install -r requirements.txt`, or take python-stdlib")
     more, undecodable = standard_library(library)
     documents += [Document(f"stdlib/{name}", text) for name, text in more]
     return without_near_copies(documents), skipped + undecodable
@@ -149,8 +151,8 @@ def decode(data: bytes, source: str) -> str:
         reason = f"a NUL byte at {data.index(0)}"
     except UnicodeDecodeError as error:
         reason = f"byte {data[error.start]:#04x} at {error.start}"
-    raise ValueError(f"data source {source!r} is not UTF-8 text ({reason}); convert it to UTF-8, "
-                     "or give another file")
+    raise UserError(f"data source {source!r} is not UTF-8 text ({reason}); convert it to UTF-8, "
+                    "or give another file")
 
 
 def read_folder(root: Path) -> tuple[list[Document], int]:
@@ -165,7 +167,7 @@ def read_folder(root: Path) -> tuple[list[Document], int]:
             continue
         try:
             documents.append(Document(name, decode(paths[name].read_bytes(), name)))
-        except ValueError:
+        except UserError:
             skipped += 1
     return documents, skipped
 
@@ -177,11 +179,11 @@ def download(url: str) -> bytes:
         with urllib.request.urlopen(request, timeout=URL_TIMEOUT) as response:
             data = response.read(URL_BYTES + 1)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise ValueError(f"could not fetch {url!r} ({' '.join(str(error).split())}); check the "
-                         "address and the network, or save the text and give the file") from None
+        raise UserError(f"could not fetch {url!r} ({' '.join(str(error).split())}); check the "
+                        "address and the network, or save the text and give the file") from None
     if len(data) > URL_BYTES:
-        raise ValueError(f"{url!r} is larger than {URL_BYTES >> 20} MiB; save the part you need "
-                         "and give the file")
+        raise UserError(f"{url!r} is larger than {URL_BYTES >> 20} MiB; save the part you need "
+                        "and give the file")
     return data
 
 
@@ -190,8 +192,8 @@ def stream_from_hub(name: str) -> Iterator[Document]:
     try:
         import datasets
     except ImportError:
-        raise ValueError(f"hf:{name} needs the package `datasets`; run `pip install datasets`, or "
-                         "give a file or a folder") from None
+        raise UserError(f"hf:{name} needs the package `datasets`; run `pip install datasets`, or "
+                        "give a file or a folder") from None
     size = 0
     try:
         for number, row in enumerate(datasets.load_dataset(name, split="train", streaming=True)):
@@ -202,8 +204,8 @@ def stream_from_hub(name: str) -> Iterator[Document]:
             yield Document(f"{name}/{number:06d}", data.decode())
     # The hub's client raises a dozen unrelated types for one thing: this name gave no text.
     except Exception as error:
-        raise ValueError(f"could not read hf:{name} ({' '.join(str(error).split())}); check the "
-                         "name and the network") from None
+        raise UserError(f"could not read hf:{name} ({' '.join(str(error).split())}); check the "
+                        "name and the network") from None
 
 
 def _text_field(row: dict) -> str:
@@ -213,5 +215,5 @@ def _text_field(row: dict) -> str:
             return row[column]
     texts = [value for value in row.values() if isinstance(value, str)]
     if not texts:
-        raise ValueError(f"no column of text among {sorted(row)}")
+        raise UserError(f"no column of text among {sorted(row)}")
     return max(texts, key=len)

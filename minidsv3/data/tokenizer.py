@@ -24,6 +24,9 @@ from pathlib import Path
 import rustbpe
 import tiktoken
 
+from ..command import UserError
+from ..files import write_text
+
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 FIM_BEGIN, FIM_HOLE, FIM_END = "<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"
 SPECIAL_TOKENS = (BOS, EOS, FIM_BEGIN, FIM_HOLE, FIM_END)          # index = id
@@ -67,8 +70,8 @@ class Tokenizer:
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
         """Learn the merges from texts. The same texts in the same order give the same ids."""
         if vocab_size < SMALLEST_VOCABULARY:
-            raise ValueError(f"vocab_size={vocab_size} has no room for 256 bytes and {FIRST_BYTE} "
-                             f"special tokens; choose at least {SMALLEST_VOCABULARY}")
+            raise UserError(f"vocab_size={vocab_size} has no room for 256 bytes and {FIRST_BYTE} "
+                            f"special tokens; choose at least {SMALLEST_VOCABULARY}")
         trainer = rustbpe.Tokenizer()
         trainer.train_from_iterator(iter(texts), vocab_size - FIRST_BYTE, pattern=PATTERN)
         merged = sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
@@ -96,8 +99,8 @@ class Tokenizer:
         ids = [int(token) for token in ids]
         for token in ids:
             if not 0 <= token < self.vocab_size:
-                raise ValueError(f"token id {token} is outside the vocabulary; ids run from 0 to "
-                                 f"{self.vocab_size - 1}")
+                raise UserError(f"token id {token} is outside the vocabulary; ids run from 0 to "
+                                f"{self.vocab_size - 1}")
         return b"".join(self.token_bytes[token] for token in ids)
 
     def save(self, folder: str | Path) -> None:
@@ -116,7 +119,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
-        """Read what `save` wrote. ValueError for a `tokenizer.json` of another construction."""
+        """Read what `save` wrote. UserError for a `tokenizer.json` of another construction."""
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; give a folder made by train_tiny.py")
@@ -134,8 +137,8 @@ class Tokenizer:
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             understood = False
         if not understood:
-            raise ValueError(f"{path} is not a tokenizer that minidsv3 wrote; read it with "
-                             "transformers.AutoTokenizer, or give a folder of train_tiny.py")
+            raise UserError(f"{path} is not a tokenizer that minidsv3 wrote; read it with "
+                            "transformers.AutoTokenizer, or give a folder of train_tiny.py")
         return tokenizer
 
     def _as_json(self) -> dict:
@@ -184,7 +187,7 @@ def _empty_places(count: int) -> list[str]:
 
 def _write_json(path: Path, content: dict) -> None:
     text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
-    path.write_text(text, encoding="utf-8", newline="\n")
+    write_text(path, text)
 
 
 def _visible_bytes() -> dict[int, str]:

@@ -9,6 +9,8 @@ N_C = 128 and begin anew. For study on small products: everything is simulated i
 
 import torch
 
+from ..command import UserError
+
 STEP = 32                                        # products in one step of a tensor core
 INTERVAL = 128                                   # N_C of the report
 
@@ -19,8 +21,8 @@ def accumulate(a, b, bits=14, interval=None):
     interval: after how many products a sum is promoted, a multiple of 32; None: never.
     """
     if interval is not None and (interval < STEP or interval % STEP):
-        raise ValueError(f"interval={interval} must be a multiple of {STEP}, for instance "
-                         f"{INTERVAL}, or None to promote never.")
+        raise UserError(f"interval={interval} must be a multiple of {STEP}, for instance "
+                        f"{INTERVAL}, or None to promote never.")
     a, b = a.cpu().double(), b.cpu().double()    # not every device has float64
     M, K = a.shape
     total = torch.zeros(M, len(b), dtype=torch.float64)

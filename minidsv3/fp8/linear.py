@@ -27,6 +27,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from ..command import UserError
 from ..device import reads_are_free
 from ..kernels.grouped import Runs, grouped_linear
 from ..model.experts import Experts
@@ -74,13 +75,13 @@ class Layer(NamedTuple):
 def convert(model, recipe="deepseek-v3"):
     """Let the matrices of attention, FFN and experts compute in simulated FP8; the same model.
 
-    Parameters, their names and the optimiser's hold on them stay. Raises ValueError for an unknown
+    Parameters, their names and the optimiser's hold on them stay. Raises UserError for an unknown
     recipe. On a CPU, an input or gradient that is not finite raises FloatingPointError with the
     name of its layer; a GPU would have to be waited for at every layer, so there the loss tells.
     Decoding over a cache, absorbed attention multiplies the master of kv_b_proj as it is.
     """
     if recipe not in RECIPES:
-        raise ValueError(f"FP8 recipe {recipe!r} is unknown; choose one of {', '.join(RECIPES)}.")
+        raise UserError(f"FP8 recipe {recipe!r} is unknown; choose one of {', '.join(RECIPES)}.")
     plan = RECIPES[recipe]
     for name, module in model.named_modules():
         if isinstance(module, Experts):

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import torch
 
+from ..command import UserError
+
 
 class Format(NamedTuple):
     """A small floating-point format: its bits, and its largest number; no infinity."""
@@ -39,7 +41,7 @@ def quantize(x, tile=TILE, dtype=torch.float8_e4m3fn, power_of_two=False):
     of zeros has scale 1, one with NaN or infinity a scale that is not finite. power_of_two rounds
     the scale up to a power of two, so that scaling only moves exponents (report, section 3.3.3);
     what lies within 4 % of float32's largest number may then come back as infinity. Raises
-    ValueError for x that is not a matrix.
+    UserError for x that is not a matrix.
     """
     tiles, scale = scaled_tiles(x, tile, dtype, power_of_two)
     codes = out_of_tiles(tiles, x.shape)
@@ -85,13 +87,13 @@ def round_to(x, kind):
 def dequantize(codes, scale, tile=TILE):
     """codes (R, C), scale (ceil(R/tile_r), ceil(C/tile_c)) -> x (R, C) float32.
 
-    Raises ValueError where the scale's shape is not the one that the tiles need.
+    Raises UserError where the scale's shape is not the one that the tiles need.
     """
     tile = tile or whole(codes)
     needed = tuple(-(-size // step) for size, step in zip(codes.shape, tile, strict=True))
     if tuple(scale.shape) != needed:
-        raise ValueError(f"scale has shape {tuple(scale.shape)}, but {tuple(codes.shape)} codes in "
-                         f"tiles of {tuple(tile)} need {needed}.")
+        raise UserError(f"scale has shape {tuple(scale.shape)}, but {tuple(codes.shape)} codes in "
+                        f"tiles of {tuple(tile)} need {needed}.")
     tiles = into_tiles(decode(codes), tile) * scale.float()[:, None, :, None]
     return out_of_tiles(tiles, codes.shape)
 
@@ -107,7 +109,7 @@ def decode(codes):
 def into_tiles(x, tile):
     """x (R, C) -> (R', tile_r, C', tile_c), zeros added where the last tiles stick out."""
     if x.dim() != 2:
-        raise ValueError(f"a matrix is needed, got shape {tuple(x.shape)}; flatten it first.")
+        raise UserError(f"a matrix is needed, got shape {tuple(x.shape)}; flatten it first.")
     tile = tile or whole(x)
     rows, columns = (-size % step for size, step in zip(x.shape, tile, strict=True))
     x = torch.nn.functional.pad(x, (0, columns, 0, rows))

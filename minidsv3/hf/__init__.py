@@ -15,18 +15,18 @@ from pathlib import Path
 
 import torch
 
+from ..command import UserError
 from ..device import loading_dtype
+from ..files import write_text
 from ..model.transformer import DeepSeekV3
 from .config import read_config, read_json, released_config
-from .files import first_line, replacing, write_tensors, write_text
 from .hub import find, locate
 from .names import places, problems, released_tensors
 from .reader import Checkpoint
-from .writer import MAX_SHARD_SIZE, to_fp8, write_weights
+from .writer import MAX_SHARD_SIZE, to_fp8, write_tensors, write_weights
 
-__all__ = ["Checkpoint", "find", "first_line", "load", "locate", "read_config", "read_json",
-           "released_config", "released_tensors", "replacing", "save", "skeleton",
-           "stored_config", "write_tensors", "write_text"]
+__all__ = ["Checkpoint", "find", "load", "locate", "read_config", "read_json", "released_config",
+           "released_tensors", "save", "skeleton", "stored_config", "write_tensors"]
 
 
 def save(model, folder, fp8=False, max_shard_size=MAX_SHARD_SIZE):
@@ -49,14 +49,14 @@ def load(folder_or_hub_name, dtype=None, device="cpu"):
 
     dtype None keeps the file's, but bfloat16 becomes float32 where the device would only emulate
     it. FP8 becomes what the embedding has, bfloat16. Read tensor by tensor, so that no second copy
-    of the model is ever in memory. Raises FileNotFoundError or ValueError with one line that names
+    of the model is ever in memory. Raises FileNotFoundError or UserError with one line that names
     what does not fit.
     """
     folder = locate(folder_or_hub_name)
     config, checkpoint = read_config(folder), Checkpoint(folder)
     model, complaints = skeleton(folder, config, checkpoint)
     if complaints:
-        raise ValueError(f"{folder}: {complaints[0]}")
+        raise UserError(f"{folder}: {complaints[0]}")
     stored = checkpoint.raw("model.embed_tokens.weight").dtype
     stored = torch.bfloat16 if stored.itemsize == 1 else stored
     dtype = dtype or loading_dtype(stored, torch.device(device))

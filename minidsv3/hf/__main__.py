@@ -12,9 +12,9 @@ from collections import Counter
 from math import prod
 from pathlib import Path
 
-from ..command import Parser, answer
-from ..measure.accounting import count_parameters
-from . import Checkpoint, locate, read_config, skeleton, write_text
+from ..command import Parser, UserError, answer
+from ..files import write_text
+from . import Checkpoint, locate, read_config, skeleton
 from .config import QUANTIZATION, read_json
 from .names import FP8, SCALE, unstack
 from .reader import INDEX
@@ -28,7 +28,7 @@ def info(folder):
     """Print what a checkpoint is, from headers alone -> exit code: 2 if it would not load."""
     config, checkpoint = read_config(folder), Checkpoint(folder)
     model, complaints = skeleton(folder, config, checkpoint)
-    total, active = count_parameters(model)
+    total, active = model.count_parameters()
     dense = min(config.first_k_dense_replace, config.num_hidden_layers)
     numbers, tensors = Counter(), Counter()
     for name, dtype in checkpoint.dtypes.items():
@@ -68,9 +68,9 @@ def convert(folder, out, fp8, max_shard_size):
     config, checkpoint = read_config(folder), Checkpoint(folder)
     _, complaints = skeleton(folder, config, checkpoint)
     if complaints:
-        raise ValueError(f"{folder}: {complaints[0]}")
+        raise UserError(f"{folder}: {complaints[0]}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already; name a new folder.")
+        raise UserError(f"{out} is there already; name a new folder.")
     made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
@@ -114,10 +114,10 @@ def released(checkpoint, fp8):
 
 
 def parse_size(text):
-    """"500MB" -> bytes. ValueError names what is no size."""
+    """"500MB" -> bytes. UserError names what is no size."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(|KB|MB|GB)", text.strip().upper())
     if not match or float(match.group(1)) <= 0:
-        raise ValueError(f"--max-shard-size {text} is no size; write for instance 5GB or 500MB.")
+        raise UserError(f"--max-shard-size {text} is no size; write for instance 5GB or 500MB.")
     return int(float(match.group(1)) * UNITS[match.group(2)])
 
 

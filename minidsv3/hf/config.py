@@ -6,9 +6,10 @@ Keys that only keep books are ignored. What would change the mathematics is refu
 import json
 from pathlib import Path
 
+from ..command import UserError
 from ..config import ModelConfig, RopeScaling
+from ..files import first_line
 from ..fp8 import BLOCK
-from .files import first_line
 
 ARCHITECTURE = {
     "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3",
@@ -37,18 +38,18 @@ def released_config(config, dtype, fp8=False):
 
 
 def read_json(path):
-    """A JSON file whose content is an object. ValueError with one line otherwise."""
+    """A JSON file whose content is an object. UserError with one line otherwise."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({first_line(error)}); copy it again.") from None
+        raise UserError(f"{path} is no JSON ({first_line(error)}); copy it again.") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}, no object; copy it again.")
+        raise UserError(f"{path} holds a {type(values).__name__}, no object; copy it again.")
     return values
 
 
 def read_config(folder):
-    """config.json of a checkpoint as a ModelConfig; ValueError for another architecture."""
+    """config.json of a checkpoint as a ModelConfig; UserError for another architecture."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; name a folder that train_tiny.py wrote, or a "
@@ -56,33 +57,33 @@ def read_config(folder):
     values = read_json(path)
     try:
         return ModelConfig.from_dict(our_fields(values))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def our_fields(values):
-    """The fields of ModelConfig in a config.json; ValueError names what is not our mathematics."""
+    """The fields of ModelConfig in a config.json; UserError names what is not our mathematics."""
     if values.get("model_type") not in FAMILY:
-        raise ValueError(f"model_type={values.get('model_type')!r} is another architecture; "
-                         f"need {FAMILY[0]!r}.")
+        raise UserError(f"model_type={values.get('model_type')!r} is another architecture; "
+                        f"need {FAMILY[0]!r}.")
     fixed = {key: value for key, value in ARCHITECTURE.items() if key not in BOOKKEEPING}
     if isinstance(values.get("num_attention_heads"), int):  # latent attention has no grouped heads
         fixed["num_key_value_heads"] = values["num_attention_heads"]
     for key, needed in fixed.items():
         if values.get(key, needed) != needed:
-            raise ValueError(f"{key}={values[key]!r} would change the mathematics; "
-                             f"need {needed!r}.")
+            raise UserError(f"{key}={values[key]!r} would change the mathematics; "
+                            f"need {needed!r}.")
     check_quantization(values.get("quantization_config"))
     chosen = {key: value for key, value in values.items()
               if key in ModelConfig.__dataclass_fields__}
     rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
     if not isinstance(rope, dict):
-        raise ValueError(f"rope_scaling={rope!r} is no object; copy the file again.")
+        raise UserError(f"rope_scaling={rope!r} is no object; copy the file again.")
     chosen["rope_scaling"] = read_rope_scaling(rope)
     if "rope_theta" in rope:
         if chosen.setdefault("rope_theta", rope["rope_theta"]) != rope["rope_theta"]:
-            raise ValueError(f"rope_theta={chosen['rope_theta']!r}, but its rope settings say "
-                             f"{rope['rope_theta']!r}; leave one of them out.")
+            raise UserError(f"rope_theta={chosen['rope_theta']!r}, but its rope settings say "
+                            f"{rope['rope_theta']!r}; leave one of them out.")
     for key in ("bos_token_id", "eos_token_id"):
         if chosen.get(key, 0) is None:
             del chosen[key]
@@ -99,8 +100,8 @@ def read_rope_scaling(rope):
     fields = set(RopeScaling.__dataclass_fields__)
     for key, value in rope.items():
         if key not in fields and key not in ROPE_BOOKKEEPING and value != ROPE_FIXED.get(key):
-            raise ValueError(f"rope_scaling.{key}={value!r} would change the mathematics; "
-                             "leave it out.")
+            raise UserError(f"rope_scaling.{key}={value!r} would change the mathematics; "
+                            "leave it out.")
     return {key: value for key, value in rope.items() if key in fields} | {"type": kind}
 
 
@@ -109,8 +110,8 @@ def check_quantization(quantization):
     if quantization is None:
         return
     if not isinstance(quantization, dict):
-        raise ValueError(f"quantization_config={quantization!r} is no object; copy the file again.")
+        raise UserError(f"quantization_config={quantization!r} is no object; copy the file again.")
     for key in ("quant_method", "fmt", "weight_block_size"):
         if quantization.get(key, QUANTIZATION[key]) != QUANTIZATION[key]:
-            raise ValueError(f"quantization_config.{key}={quantization[key]!r} is not read; "
-                             f"need {QUANTIZATION[key]!r}, or weights that are not quantised.")
+            raise UserError(f"quantization_config.{key}={quantization[key]!r} is not read; "
+                            f"need {QUANTIZATION[key]!r}, or weights that are not quantised.")

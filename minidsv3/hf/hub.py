@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from .files import first_line
+from ..files import first_line
 
 WANTED = ["*.json", "*.safetensors"]             # never pickled weights, never code
 

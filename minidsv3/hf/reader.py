@@ -9,9 +9,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from ..command import UserError
+from ..files import first_line
 from ..fp8 import BLOCK, dequantize
 from .config import read_json
-from .files import first_line
 from .names import FP8, SCALE
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -21,7 +22,7 @@ PICKLED = (".bin", ".pth", ".pt", ".ckpt")
 class Checkpoint:
     """Names, shapes and dtypes (safetensors' names) of all tensors in a folder.
 
-    Raises FileNotFoundError or ValueError with one line that names the file that does not fit.
+    Raises FileNotFoundError or UserError with one line that names the file that does not fit.
     """
 
     def __init__(self, folder):
@@ -33,8 +34,8 @@ class Checkpoint:
             handle = self.open(self.folder / file)
             inside = handle.keys()
             if missing := set(names or ()) - set(inside):
-                raise ValueError(f"{self.folder / INDEX} says that tensor {min(missing)} is in "
-                                 f"{file}, but it is not; copy the checkpoint again.")
+                raise UserError(f"{self.folder / INDEX} says that tensor {min(missing)} is in "
+                                f"{file}, but it is not; copy the checkpoint again.")
             for name in names or inside:
                 header = handle.get_slice(name)
                 self.file_of[name] = self.folder / file
@@ -53,8 +54,8 @@ class Checkpoint:
         pickled = [file for file in sorted(self.folder.glob("*"))
                    if file.name != "state.pt" and file.suffix in PICKLED]
         if pickled:
-            raise ValueError(f"{pickled[0]} is pickled, and unpickling can run any code; "
-                             "convert it to model.safetensors first.")
+            raise UserError(f"{pickled[0]} is pickled, and unpickling can run any code; "
+                            "convert it to model.safetensors first.")
         raise FileNotFoundError(f"{self.folder / WHOLE} is missing; a checkpoint holds config.json "
                                 f"and {WHOLE}, or shards and {INDEX}.")
 
@@ -68,8 +69,8 @@ class Checkpoint:
                 raise FileNotFoundError(f"{path} is missing, though {INDEX} lists it; copy the "
                                         "checkpoint again.") from None
             except (SafetensorError, OSError) as error:
-                raise ValueError(f"{path} cannot be read as safetensors ({first_line(error)}); "
-                                 "copy it again.") from None
+                raise UserError(f"{path} cannot be read as safetensors ({first_line(error)}); "
+                                "copy it again.") from None
             self.path = path
         return self.handle
 
@@ -93,9 +94,9 @@ def weight_map(index):
     """{tensor: file} of an index; files must lie beside it."""
     listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not listed:
-        raise ValueError(f"{index} has no weight_map; copy it again.")
+        raise UserError(f"{index} has no weight_map; copy it again.")
     for name, file in listed.items():
         if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+\.safetensors", file):
-            raise ValueError(f"{index} puts tensor {name} into {file!r}; need the name of a "
-                             ".safetensors file in the same folder.")
+            raise UserError(f"{index} puts tensor {name} into {file!r}; need the name of a "
+                            ".safetensors file in the same folder.")
     return listed

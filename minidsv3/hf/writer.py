@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
+import safetensors.torch
 import torch
 
+from ..files import replacing, write_text
 from ..fp8 import BLOCK, quantize
-from .files import write_tensors, write_text
 from .names import SCALE, is_fp8
 from .reader import INDEX, WHOLE
 
@@ -61,6 +62,14 @@ def write_weights(folder, tensors, max_shard_size=MAX_SHARD_SIZE):
 def part(folder, number):
     """What a shard is called until it is known how many there are."""
     return folder / f"{WHOLE}.part{number}"
+
+
+def write_tensors(path, tensors):
+    """Write a safetensors file whole or not at all."""
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        # Not save_file: it writes under a random name, which a kill would leave behind.
+        temporary.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
 
 
 def write_part(folder, number, shard):

@@ -8,6 +8,7 @@ of each sequence.
 
 import torch
 
+from ..command import UserError
 from ..device import send
 from .sampling import Sampler, distributions
 from .speculative import Drafter, last_of, verify
@@ -116,8 +117,8 @@ class Decoder:
         k = 0 if guesses is None else guesses.size(1)
         read = (likeliest if guesses is None else torch.cat([guesses, likeliest], dim=1)).tolist()
         if any(-1 in row for row in read):
-            raise ValueError("the model's logits are no numbers: its weights are damaged; copy the "
-                             "checkpoint again.")
+            raise UserError("the model's logits are no numbers: its weights are damaged; copy the "
+                            "checkpoint again.")
         new, p = [], distributions(self.sequences, logits)             # (B, k+1, V)
         for row, sequence in enumerate(self.sequences):
             drafts = read[row][:k]

@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from .. import hf
-from ..command import Parser, answer
+from ..command import Parser, UserError, answer
 from ..data import corpus
 from ..data.foreign import read_tokenizer
 from ..device import choose_device
@@ -42,9 +42,9 @@ def synthetic_prompts(tokenizer, config, arguments):
     """
     longest = min(LONGEST, config.max_position_embeddings - arguments.max_new_tokens)
     if longest < 1:
-        raise ValueError(f"--max-new-tokens {arguments.max_new_tokens} leaves no room for a prompt "
-                         f"in max_position_embeddings={config.max_position_embeddings}; choose "
-                         "fewer.")
+        raise UserError(f"--max-new-tokens {arguments.max_new_tokens} leaves no room for a prompt "
+                        f"in max_position_embeddings={config.max_position_embeddings}; choose "
+                        "fewer.")
     chance, documents = random.Random(arguments.seed), corpus.split(corpus.load().documents)[1]
     prompts = []
     while len(prompts) < arguments.requests:
@@ -79,12 +79,12 @@ def parse_arguments(arguments=None):
     for name, least in (("requests", 1), ("max_new_tokens", 1), ("budget", 1), ("places", 1),
                         ("speculative", 0), ("seed", 0)):
         if getattr(parsed, name) < least:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(parsed, name)} must be at "
-                             f"least {least}.")
+            raise UserError(f"--{name.replace('_', '-')} {getattr(parsed, name)} must be at "
+                            f"least {least}.")
     if parsed.speculative > MOST_DRAFTS:
-        raise ValueError(f"--speculative {parsed.speculative} must be at most {MOST_DRAFTS}.")
+        raise UserError(f"--speculative {parsed.speculative} must be at most {MOST_DRAFTS}.")
     if parsed.rate is not None and not 0 < parsed.rate < float("inf"):
-        raise ValueError(f"--rate {parsed.rate} must be above 0; leave it out for all at once.")
+        raise UserError(f"--rate {parsed.rate} must be above 0; leave it out for all at once.")
     return parsed
 
 

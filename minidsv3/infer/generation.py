@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..command import UserError
 from .decoder import Decoder, Sequence
 from .sampling import Sampler
 
@@ -27,7 +28,7 @@ def generate(model, tokens, max_new_tokens, temperature=0.0, top_k=None, top_p=1
     the speed and, but for rounding, not the text (greedy) or its distribution (sampling). Sequence
     i draws from a generator of seed + i, or of seed[i], so its text does not depend on the others,
     but for rounding.
-    stop: tokens that end a text, besides EOS. Raises ValueError for a setting out of range.
+    stop: tokens that end a text, besides EOS. Raises UserError for a setting out of range.
     """
     begin = time.perf_counter()
     prompts = [row.tolist() for row in tokens]
@@ -52,24 +53,24 @@ def generate(model, tokens, max_new_tokens, temperature=0.0, top_k=None, top_p=1
 
 
 def begin_all(model, prompts, max_new_tokens, sampler, speculative, seeds, stop, kind=Sequence):
-    """A Decoder with room for all prompts, and their sequences. ValueError if a number is wrong."""
+    """A Decoder with room for all prompts, and their sequences. UserError if a number is wrong."""
     if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1.")
+        raise UserError(f"max_new_tokens={max_new_tokens} must be at least 1.")
     if not 0 <= speculative <= MOST_DRAFTS:
-        raise ValueError(f"speculative={speculative} must be 0 (no drafts) to {MOST_DRAFTS}; 1 or "
-                         "2 pay most.")
+        raise UserError(f"speculative={speculative} must be 0 (no drafts) to {MOST_DRAFTS}; 1 or "
+                        "2 pay most.")
     if not prompts or not all(prompts):
-        raise ValueError("the prompt has no token; begin with EOS to start a new document.")
+        raise UserError("the prompt has no token; begin with EOS to start a new document.")
     if len(seeds) != len(prompts):
-        raise ValueError(f"seed={seeds} has {len(seeds)} numbers for {len(prompts)} sequences; "
-                         "give one number, or one for each.")
+        raise UserError(f"seed={seeds} has {len(seeds)} numbers for {len(prompts)} sequences; "
+                        "give one number, or one for each.")
     for seed in seeds:
         if not 0 <= seed < 2**63:
-            raise ValueError(f"seed={seed} must be between 0 and 2^63 - 1, for instance 0.")
+            raise UserError(f"seed={seed} must be between 0 and 2^63 - 1, for instance 0.")
     longest, limit = max(map(len, prompts)), model.config.max_position_embeddings
     if longest + max_new_tokens > limit:
-        raise ValueError(f"{longest} prompt tokens and max_new_tokens={max_new_tokens} are "
-                         f"more than max_position_embeddings={limit}; shorten one of them.")
+        raise UserError(f"{longest} prompt tokens and max_new_tokens={max_new_tokens} are "
+                        f"more than max_position_embeddings={limit}; shorten one of them.")
     stops = {model.config.eos_token_id, *stop}
     sequences = [kind(prompt, max_new_tokens, stops, sampler, seed)
                  for prompt, seed in zip(prompts, seeds)]

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 from safetensors.torch import load, save
 
+from ..command import UserError
 from .decoder import Decoder, Sequence, padded
 from .sampling import Sampler
 from .speculative import last_of
@@ -54,8 +55,8 @@ class Handover:
         """Everything, in the safetensors format: nothing is pickled."""
         sequence = self.sequence
         if type(sequence) is not Sequence:
-            raise ValueError(f"a {type(sequence).__name__} cannot be handed over as bytes, since "
-                             "what it adds would be lost; use a plain Sequence.")
+            raise UserError(f"a {type(sequence).__name__} cannot be handed over as bytes, since "
+                            "what it adds would be lost; use a plain Sequence.")
         about = {"number": self.number, "tokens": sequence.tokens, "new": sequence.new,
                  "limit": sequence.limit, "stop": sorted(sequence.stop),
                  "sampler": list(sequence.sampler)}
@@ -87,7 +88,7 @@ class Prefill:
 
     def __init__(self, model, budget=256, speculative=0):
         if budget < 1:
-            raise ValueError(f"budget={budget} must be at least 1 token a pass, for instance 256.")
+            raise UserError(f"budget={budget} must be at least 1 token a pass, for instance 256.")
         self.model, self.budget, self.speculative = model, budget, speculative
         self.queue, self.added = deque(), 0
 
@@ -96,9 +97,9 @@ class Prefill:
         config = self.model.config
         length, most = len(sequence.tokens) + sequence.limit, config.max_position_embeddings
         if not sequence.tokens or length > most:
-            raise ValueError(f"request {self.added} has {len(sequence.tokens)} prompt tokens and "
-                             f"asks for {sequence.limit}; give at least 1, and no more than "
-                             f"max_position_embeddings={most} together.")
+            raise UserError(f"request {self.added} has {len(sequence.tokens)} prompt tokens and "
+                            f"asks for {sequence.limit}; give at least 1, and no more than "
+                            f"max_position_embeddings={most} together.")
         width = config.kv_lora_rank + config.qk_rope_head_dim
         nothing = [torch.empty(config.num_hidden_layers, 0, width)]
         if self.speculative:
@@ -163,16 +164,16 @@ class Decode:
         return not self.waiting and not self.decoder.sequences
 
     def admit(self, handover):
-        """Let a sequence join as soon as there is a place. ValueError if it will never fit."""
+        """Let a sequence join as soon as there is a place. UserError if it will never fit."""
         sequence, cache = handover.sequence, self.decoder.cache
         needed = len(sequence.tokens) + sequence.limit + self.speculative
         if needed > cache.max_len:
-            raise ValueError(f"handover {handover.number} needs room for {needed} tokens (prompt, "
-                             f"new ones, drafts), but max_len={cache.max_len}; make the engine "
-                             "with a larger max_len.")
+            raise UserError(f"handover {handover.number} needs room for {needed} tokens (prompt, "
+                            f"new ones, drafts), but max_len={cache.max_len}; make the engine "
+                            "with a larger max_len.")
         if self.speculative and handover.state is None:
-            raise ValueError(f"handover {handover.number} has no latents of the MTP module, with "
-                             f"which speculative={self.speculative} drafts; prefill with it too.")
+            raise UserError(f"handover {handover.number} has no latents of the MTP module, with "
+                            f"which speculative={self.speculative} drafts; prefill with it too.")
         self.waiting.append(handover)
 
     def step(self):

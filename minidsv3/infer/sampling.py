@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import torch
 
+from ..command import UserError
 from ..model.layers import at_least_float32
 
 
 class Sampler(NamedTuple):
-    """How a sequence's tokens are chosen; `checked` raises ValueError for a value out of range."""
+    """How a sequence's tokens are chosen; `checked` raises UserError for a value out of range."""
 
     temperature: float = 0.0                     # 0 always takes the likeliest token
     top_k: int | None = None                     # None keeps all
@@ -27,16 +28,16 @@ class Sampler(NamedTuple):
     def checked(self):
         """Itself, if all is in range."""
         if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature={self.temperature} must not be negative or infinite; "
-                             "0 is greedy, 1 as trained.")
+            raise UserError(f"temperature={self.temperature} must not be negative or infinite; "
+                            "0 is greedy, 1 as trained.")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} is a probability; choose above 0, up to 1 "
-                             "(1 keeps all).")
+            raise UserError(f"top_p={self.top_p} is a probability; choose above 0, up to 1 "
+                            "(1 keeps all).")
         if not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p={self.min_p} is a share of the likeliest token's probability; "
-                             "choose 0 to 1 (0 keeps all).")
+            raise UserError(f"min_p={self.min_p} is a share of the likeliest token's probability; "
+                            "choose 0 to 1 (0 keeps all).")
         if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k={self.top_k} must be at least 1; leave it out to keep all.")
+            raise UserError(f"top_k={self.top_k} must be at least 1; leave it out to keep all.")
         return self
 
     def probabilities(self, logits):

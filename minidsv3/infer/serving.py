@@ -21,6 +21,7 @@ from multiprocessing import connection
 import torch
 
 from .. import hf
+from ..command import UserError
 from .handover import Decode, Handover, Prefill
 
 
@@ -30,8 +31,8 @@ class Served:
     def __init__(self, requests, arrivals, progress):
         self.arrivals = list(arrivals or [0.0] * len(requests))        # seconds after `begin`
         if not requests or len(self.arrivals) != len(requests):
-            raise ValueError(f"{len(requests)} requests with {len(self.arrivals)} arrivals; give "
-                             "at least one request, and a time for each.")
+            raise UserError(f"{len(requests)} requests with {len(self.arrivals)} arrivals; give "
+                            "at least one request, and a time for each.")
         self.progress, self.begin = progress, time.perf_counter()
         self.first, self.last, self.new = {}, {}, {}
         self.nbytes = self.expanded_nbytes = 0
@@ -202,7 +203,7 @@ def child(work, parent, threads, folder, dtype, *arguments):
     torch.set_num_threads(threads)
     try:
         work(parent, folder, dtype, *arguments)
-    except (ValueError, EOFError, OSError) as error:
+    except (UserError, EOFError, OSError) as error:
         with suppress(OSError):
             say(parent, error=str(error) or type(error).__name__)
 

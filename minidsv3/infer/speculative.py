@@ -14,6 +14,7 @@ After a rejection both caches are cut back to what was kept.
 
 import torch
 
+from ..command import UserError
 from ..device import send
 from ..model.cache import LatentCache
 from .sampling import distributions, draw
@@ -24,8 +25,8 @@ class Drafter:
 
     def __init__(self, model, places, max_len, drafts):
         if not model.mtp:
-            raise ValueError(f"speculative={drafts} drafts with the MTP module, and this model has "
-                             "none (num_nextn_predict_layers=0); leave it out.")
+            raise UserError(f"speculative={drafts} drafts with the MTP module, and this model has "
+                            "none (num_nextn_predict_layers=0); leave it out.")
         like = model.embed_tokens.weight
         self.model, self.drafts, self.module = model, drafts, model.mtp[0]
         self.cache = LatentCache(model.config, places, max_len,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..command import UserError
 from ..device import send
 from .decoder import Sequence
 from .generation import begin_all
@@ -27,7 +28,7 @@ def complete(model, tokenizer, prompt, max_new_tokens, temperature=0.0, top_k=No
 
     An empty prompt begins a document. suffix: what shall come after the new text, which then fills
     the gap. stop: strings before which the text ends. The other settings are those of `generate`.
-    Raises ValueError at once for a setting out of range.
+    Raises UserError at once for a setting out of range.
     """
     ending = ""
     if suffix is not None:
@@ -46,8 +47,8 @@ def complete(model, tokenizer, prompt, max_new_tokens, temperature=0.0, top_k=No
 def around_a_hole(tokenizer, prefix, suffix):
     """Tokens that ask for the text between prefix and suffix, as in training (report, 4.1)."""
     if tokenizer.fim_hole_id is None:
-        raise ValueError("this model's tokenizer has no marks to fill in the middle; leave the "
-                         "suffix out, or train with fim_rate above 0.")
+        raise UserError("this model's tokenizer has no marks to fill in the middle; leave the "
+                        "suffix out, or train with fim_rate above 0.")
     return [tokenizer.fim_begin_id, *tokenizer.encode(prefix),
             tokenizer.fim_hole_id, *tokenizer.encode(suffix), tokenizer.fim_end_id]
 

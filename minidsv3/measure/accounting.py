@@ -15,28 +15,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from ..command import Parser, answer
+from ..command import Parser, UserError, answer
 from ..config import PRESETS, ModelConfig
 from ..hf import read_config
 from . import cost
-
-
-def count_parameters(model):
-    """Parameters of the main model: (total, active for one token); shared matrices count once.
-
-    A token uses K of E routed experts in each sparse block and everything else. Router biases are
-    no parameters, and MTP modules are left out, since inference can drop them.
-    """
-    config = model.config
-    main = [p for name, p in model.named_parameters() if not name.startswith("mtp.")]
-    total = sum(parameter.numel() for parameter in main)
-    return total, total - config.num_moe_layers * idle_parameters(config)
-
-
-def idle_parameters(config):
-    """Parameters of the routed experts that a token does not visit in one sparse block."""
-    expert = 3 * config.hidden_size * config.moe_intermediate_size
-    return (config.n_routed_experts - config.num_experts_per_tok) * expert
 
 
 def block_matrices(config, sparse):
@@ -121,9 +103,9 @@ def activated_parameters(config):
     """
     counts = main_parameters(config)
     vocabulary, shared = counts["embedding"], counts["embedding"] + counts["head"]
-    body = sum(counts.values()) - shared - config.num_moe_layers * idle_parameters(config)
+    body = sum(counts.values()) - shared - config.num_moe_layers * config.idle_parameters
     depths = config.num_nextn_predict_layers
-    mtp = sum(mtp_parameters(config).values()) - depths * idle_parameters(config)
+    mtp = sum(mtp_parameters(config).values()) - depths * config.idle_parameters
     return {
         "all": body + shared,
         "without_embedding": body + vocabulary,
@@ -248,12 +230,12 @@ def words(key):
 
 
 def model_config(name):
-    """The ModelConfig of a preset or a checkpoint's folder; ValueError or OSError if it is none."""
+    """The ModelConfig of a preset or a checkpoint's folder; UserError or OSError if it is none."""
     if name in PRESETS:
         return ModelConfig.preset(name)
     if not Path(name).is_dir():
-        raise ValueError(f"{name!r} is neither a preset nor a folder; choose one of "
-                         f"{', '.join(PRESETS)}, or a folder with a config.json.")
+        raise UserError(f"{name!r} is neither a preset nor a folder; choose one of "
+                        f"{', '.join(PRESETS)}, or a folder with a config.json.")
     return read_config(name)
 
 

@@ -15,6 +15,7 @@ from xml.sax.saxutils import escape
 
 from ..command import Parser, answer
 from ..config import ModelConfig
+from ..files import write_text
 
 WIDTH, HEIGHT = 1000, 720                  # all text is 14 or more: over 12 at a width of 900
 INK, DASHED = "#3C4148", "5 4"
@@ -222,7 +223,7 @@ def run(arguments):
     parser.add_argument("out", type=Path, help="SVG file to write; an old one is replaced")
     options = parser.parse_args(arguments)
     svg = architecture_svg(ModelConfig.preset(options.preset))
-    options.out.write_text(svg, encoding="utf-8", newline="\n")
+    write_text(options.out, svg)
     print(f"wrote {options.out}")
 
 

@@ -10,6 +10,8 @@ so it depends on which FLOPs one counts; `accounting.training_flops` lists the c
 import math
 from typing import NamedTuple
 
+from ..command import UserError
+
 H800_PEAK = 989.4e12                   # dense bfloat16 [FLOP/s]; FP8 has twice that
 
 
@@ -69,11 +71,11 @@ def training_memory(config, parameters, batch, window, moment_width=2, recompute
     whatever has several copies then splits its master weights and moments among them (ZeRO-1).
     stages is of a pipeline: a mean stage has its share of the layers, but as many micro-batches
     under way, so activations stay. Left out: buffers, and the second copy of the weights that
-    DualPipe needs. Raises ValueError on ranks that do not divide.
+    DualPipe needs. Raises UserError on ranks that do not divide.
     """
     if min(data_ranks, expert_ranks, stages) < 1 or data_ranks % expert_ranks:
-        raise ValueError(f"expert_ranks={expert_ranks} must divide data_ranks={data_ranks}, and "
-                         f"stages={stages} be at least 1; choose 1, 1 and 1 for one GPU.")
+        raise UserError(f"expert_ranks={expert_ranks} must divide data_ranks={data_ranks}, and "
+                        f"stages={stages} be at least 1; choose 1, 1 and 1 for one GPU.")
     experts = config.num_moe_layers + config.num_nextn_predict_layers      # layers that have them
     expert = 3 * config.hidden_size * config.moe_intermediate_size
     others = (parameters - experts * config.n_routed_experts * expert) / stages

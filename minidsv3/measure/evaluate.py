@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import hf
-from ..command import Parser, answer
+from ..command import Parser, UserError, answer
 from ..data import corpus
 from ..data.batches import IGNORE, raw_bytes, validation_windows
 from ..data.foreign import read_tokenizer
@@ -156,8 +156,8 @@ def measure(arguments):
     model = hf.load(folder, device=device)
     limit = model.config.max_position_embeddings
     if arguments.window > limit:
-        raise ValueError(f"--window {arguments.window} is above max_position_embeddings={limit}; "
-                         "choose a shorter one.")
+        raise UserError(f"--window {arguments.window} is above max_position_embeddings={limit}; "
+                        "choose a shorter one.")
     tokenizer = read_tokenizer(folder, model.config)
     documents, name = documents_of(folder, arguments.data)
     inputs, targets = validation_windows(documents, tokenizer, arguments.window)
@@ -190,7 +190,7 @@ def parse_arguments(arguments=None):
     parsed = parser.parse_args(arguments)
     for name, least in (("window", 2), ("samples", 0), ("length", 1)):
         if getattr(parsed, name) < least:
-            raise ValueError(f"--{name} {getattr(parsed, name)} must be at least {least}.")
+            raise UserError(f"--{name} {getattr(parsed, name)} must be at least {least}.")
     return parsed
 
 

@@ -24,6 +24,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from PIL import Image
 
+from ..command import UserError
+
 BLUE, VERMILLION, GREEN, PURPLE, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000"
 ORANGE, SKY = "#E69F00", "#56B4E9"        # 2.3:1 against white: areas with a dark edge, no lines
 
@@ -70,11 +72,11 @@ def loss_curve(metrics: list[dict], title: str | None = None, ax=None):
 
     metrics: the lines of metrics.jsonl. Every step's loss is drawn faint, its moving average on
     top. ax: one axes for the losses, or a pair, the second for bits per byte; the second panel
-    is left out if no step was evaluated. Raises ValueError on an empty list.
+    is left out if no step was evaluated. Raises UserError on an empty list.
     """
     if not metrics:
-        raise ValueError("metrics is empty, at least one step is needed; "
-                         "read metrics.jsonl of a run that has finished its first step.")
+        raise UserError("metrics is empty, at least one step is needed; "
+                        "read metrics.jsonl of a run that has finished its first step.")
     evaluated = [line for line in metrics if line.get("val_bits_per_byte") is not None]
     if ax is None:
         _, ax = canvas(1 + bool(evaluated), sharex=True, height_ratios=[3, 2][:1 + bool(evaluated)])
@@ -158,8 +160,8 @@ def expert_load(loads, steps, ax=None):
     """
     loads = np.asarray(loads, dtype=float)              # (S, L, E)
     if loads.ndim != 3 or len(loads) != len(steps):
-        raise ValueError(f"loads has shape {loads.shape} for {len(steps)} steps; "
-                         "it needs (steps, MoE layers, experts).")
+        raise UserError(f"loads has shape {loads.shape} for {len(steps)} steps; "
+                        "it needs (steps, MoE layers, experts).")
     layers, experts = loads.shape[1:]
     if ax is None:
         rows = -(-layers // 4)

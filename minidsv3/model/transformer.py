@@ -168,6 +168,17 @@ class DeepSeekV3(nn.Module):
             router.update_bias(gamma)
         return loads
 
+    def count_parameters(self):
+        """Parameters of the main model -> (all, activated per token); a tied matrix counts once.
+
+        Of the routed experts of a sparse block a token activates K of E. Router biases are no
+        parameters, and MTP modules are left out, since inference can drop them.
+        """
+        config = self.config
+        total = sum(parameter.numel() for name, parameter in self.named_parameters()
+                    if not name.startswith("mtp."))
+        return total, total - config.num_moe_layers * config.idle_parameters
+
     def new_cache(self, batch, max_len):
         """An empty latent cache for `batch` sequences of up to `max_len` tokens."""
         weight = self.embed_tokens.weight

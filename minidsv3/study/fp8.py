@@ -32,11 +32,11 @@ import torch
 from tqdm import tqdm
 
 from .. import fp8
-from ..command import Parser, answer
+from ..command import Parser, UserError, answer
 from ..config import ModelConfig
 from ..data import corpus
 from ..device import choose_device
-from ..hf import write_text
+from ..files import write_text
 from ..measure import plots
 from ..train.recipe import TrainConfig
 from ..train.trainer import Trainer
@@ -66,13 +66,13 @@ def parse_arguments(arguments=None):
     arguments = parser.parse_args(arguments)
     for name in ("seeds", "jobs"):
         if getattr(arguments, name) < 1:
-            raise ValueError(f"--{name} {getattr(arguments, name)} must be at least 1.")
+            raise UserError(f"--{name} {getattr(arguments, name)} must be at least 1.")
     if arguments.steps < 20:
-        raise ValueError(f"--steps {arguments.steps} are too few to smooth; take 20 or more.")
+        raise UserError(f"--steps {arguments.steps} are too few to smooth; take 20 or more.")
     arguments.arms = [arm for arm in ARMS if arm in {BASELINE, *arguments.arms}]
     choose_device(arguments.device)
     if arguments.out.exists() and not arguments.out.is_dir():
-        raise ValueError(f"--out {arguments.out} is a file; name a folder.")
+        raise UserError(f"--out {arguments.out} is a file; name a folder.")
     return arguments
 
 
@@ -122,7 +122,7 @@ def train_and_store(path, *what):
 def make_missing(arguments):
     """Make the runs that are asked for and not there, some at a time.
 
-    Raises ValueError if one that is there and stays does not match what is asked for.
+    Raises UserError if one that is there and stays does not match what is asked for.
     """
     wanted = {"steps": arguments.steps, "optimizer": arguments.optimizer,
               "corpus_sha256": corpus.load(arguments.data).sha256}
@@ -134,9 +134,9 @@ def make_missing(arguments):
         run = read(path)
         for name, value in wanted.items():
             if run[name] != value:
-                raise ValueError(f"{path} was made with {name} {run[name]}, not {value}; use "
-                                 "another --out" + (", or --overwrite." if (
-                                     run["arm"], run["seed"]) in asked else "."))
+                raise UserError(f"{path} was made with {name} {run[name]}, not {value}; use "
+                                "another --out" + (", or --overwrite." if (
+                                    run["arm"], run["seed"]) in asked else "."))
     (arguments.out / "runs").mkdir(parents=True, exist_ok=True)
     spawn, at_once = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_DFL)
     with (ProcessPoolExecutor(arguments.jobs, spawn, signal.signal, at_once) as pool,   # Ctrl-C
@@ -149,8 +149,8 @@ def make_missing(arguments):
                 done.result()
                 bar.update()
         except BrokenProcessPool:
-            raise ValueError("a run's process was killed; if memory was short, take fewer --jobs. "
-                             "Finished runs are kept; the same command goes on.") from None
+            raise UserError("a run's process was killed; if memory was short, take fewer --jobs. "
+                            "Finished runs are kept; the same command goes on.") from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -161,7 +161,7 @@ def run_path(folder, arm, seed):
 
 
 def read(path):
-    """One stored run. Raises ValueError for what is none."""
+    """One stored run. Raises UserError for what is none."""
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
         if run["arm"] in ARMS and len(run["losses"]) == run["steps"] and {
@@ -169,7 +169,7 @@ def read(path):
             return run
     except (ValueError, KeyError, TypeError):
         pass
-    raise ValueError(f"{path} is no run of this study; remove it, or use another --out.")
+    raise UserError(f"{path} is no run of this study; remove it, or use another --out.")
 
 
 def load(folder):

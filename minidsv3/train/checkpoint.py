@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from ..hf import first_line, replacing, write_text
+from ..command import UserError
+from ..files import first_line, replacing, write_text
 
 EXPORTS = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
            "ema.safetensors", "train.json", "metrics.jsonl", "summary.json", "loss.png",
@@ -30,7 +31,7 @@ STATE = {"step", "seconds", "config", "model_config", "corpus_sha256", "model", 
 class RunFolder:
     """The files of one run.
 
-    Raises ValueError (something stands in the way) with one line that says what to do.
+    Raises UserError (something stands in the way) with one line that says what to do.
     """
 
     def __init__(self, path, resume=False, overwrite=False):
@@ -38,19 +39,19 @@ class RunFolder:
         self.state_path = self.path / "state.pt"
         for place in (self.path, *self.path.parents):
             if place.exists() and not place.is_dir():
-                raise ValueError(f"--out {self.path}: {place} is a file; name a folder.")
+                raise UserError(f"--out {self.path}: {place} is a file; name a folder.")
         finished = (self.path / "summary.json").exists()
         if resume:
             if not self.state_path.is_file():
-                raise ValueError(f"nothing to resume: {self.state_path} does not exist; "
-                                 "leave out --resume.")
+                raise UserError(f"nothing to resume: {self.state_path} does not exist; "
+                                "leave out --resume.")
             if finished:
-                raise ValueError(f"the run in {self.path} is finished; start another with --out.")
+                raise UserError(f"the run in {self.path} is finished; start another with --out.")
         elif not overwrite:
             self.refuse_to_replace(finished)
 
     def refuse_to_replace(self, finished):
-        """ValueError if the folder holds a run, or files of others under the names of ours."""
+        """UserError if the folder holds a run, or files of others under the names of ours."""
         present = [name for name in EXPORTS if (self.path / name).exists()]
         what, way = f"{present[0] if present else ''} already", ""
         if finished:
@@ -59,8 +60,8 @@ class RunFolder:
             what, way = "an unfinished run", "--resume to go on, "
         elif not present:
             return
-        raise ValueError(f"{self.path} holds {what}; {way}--overwrite to replace it, "
-                         "or --out for another folder.")
+        raise UserError(f"{self.path} holds {what}; {way}--overwrite to replace it, "
+                        "or --out for another folder.")
 
     def start(self, first_state=None):
         """Make the folder and remove what a killed run left half-written.
@@ -89,21 +90,22 @@ class RunFolder:
 
     def save_state(self, state):
         """Replace state.pt in one move; on any error the old one stays."""
-        with replacing(self.state_path) as temporary, temporary.open("wb") as file:
+        with replacing(self.state_path) as temporary, temporary.open("wb", buffering=0) as file:
+            # Unbuffered: torch turns an error of a buffered file into a RuntimeError.
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
 
     def load_state(self):
-        """state.pt as tensors and plain values on the CPU; ValueError if it is not one of ours."""
+        """state.pt as tensors and plain values on the CPU; UserError if it is not one of ours."""
         try:
             state = torch.load(self.state_path, map_location="cpu", weights_only=True)
             missing = STATE - state.keys()
         except Exception as error:               # pickle, zip and torch have kinds of their own
             missing = type(error).__name__
         if missing:
-            raise ValueError(f"{self.state_path} cannot be read ({missing}); it is damaged or no "
-                             "state of this program: start anew with --overwrite.")
+            raise UserError(f"{self.state_path} cannot be read ({missing}); it is damaged or no "
+                            "state of this program: start anew with --overwrite.")
         return state
 
     def write_json(self, name, values):

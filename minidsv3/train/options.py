@@ -4,7 +4,7 @@ import difflib
 import json
 
 from .. import hf
-from ..command import Parser
+from ..command import Parser, UserError
 from ..config import ModelConfig
 from .recipe import TrainConfig
 
@@ -47,14 +47,14 @@ def parse_arguments(arguments=None, description=None):
                      help="any field of ModelConfig or TrainConfig, value as JSON; repeatable")
     parsed = parser.parse_args(arguments)
     if parsed.resume and parsed.minutes is not None:
-        raise ValueError("--minutes plans a new run, and --resume goes on with the steps that were "
-                         "planned; leave one of them out.")
+        raise UserError("--minutes plans a new run, and --resume goes on with the steps that were "
+                        "planned; leave one of them out.")
     if parsed.minutes is not None and not 0 < parsed.minutes <= MOST_MINUTES:
-        raise ValueError(f"--minutes {parsed.minutes:g} must be above 0 and up to {MOST_MINUTES:,},"
-                         " for instance 5.")
+        raise UserError(f"--minutes {parsed.minutes:g} must be above 0 and up to {MOST_MINUTES:,},"
+                        " for instance 5.")
     if parsed.minutes is not None and any(each.startswith("steps=") for each in parsed.settings):
-        raise ValueError("--minutes plans the steps, and --set steps=... names them; leave one of "
-                         "them out.")
+        raise UserError("--minutes plans the steps, and --set steps=... names them; leave one of "
+                        "them out.")
     return parsed
 
 
@@ -68,9 +68,9 @@ def read_settings(settings):
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]}?" if near else "config.py and recipe.py list all."
-            raise ValueError(f"--set {setting}: there is no field {key!r}; {hint}")
+            raise UserError(f"--set {setting}: there is no field {key!r}; {hint}")
         if not equals:
-            raise ValueError(f"--set {key} has no value; write --set {key}=VALUE.")
+            raise UserError(f"--set {key} has no value; write --set {key}=VALUE.")
         try:
             known[key][key] = json.loads(text)
         except ValueError:
@@ -99,10 +99,10 @@ def configure(arguments, saved=None):
             for name, value in given.to_dict().items():
                 began = stored.get(name, value)      # an older version had fewer fields
                 if value != began:
-                    raise ValueError(f"--resume: the run began with {name}={began!r}, not "
-                                     f"{value!r}; leave that out, or begin another with --out.")
+                    raise UserError(f"--resume: the run began with {name}={began!r}, not "
+                                    f"{value!r}; leave that out, or begin another with --out.")
     depths, limit = model.num_nextn_predict_layers, model.max_position_embeddings
     if not depths < recipe.window <= limit:
-        raise ValueError(f"window={recipe.window} must be above num_nextn_predict_layers={depths} "
-                         f"and up to max_position_embeddings={limit}; change one of them.")
+        raise UserError(f"window={recipe.window} must be above num_nextn_predict_layers={depths} "
+                        f"and up to max_position_embeddings={limit}; change one of them.")
     return model, recipe

@@ -7,6 +7,7 @@ import time
 
 import torch
 
+from ..command import UserError
 from ..device import clock, disturbance, reads_are_free, send
 from ..measure.evaluate import bits_per_byte
 
@@ -90,14 +91,14 @@ def plan_steps(trainer, minutes, begin):
     """How many steps this machine makes until `minutes` after `begin`, the end of it included.
 
     Takes some steps and throws them away: afterwards the trainer is as if they had not been.
-    begin: of the program, by time.perf_counter. Raises ValueError if no time is left to train.
+    begin: of the program, by time.perf_counter. Raises UserError if no time is left to train.
     """
     config, data, before = trainer.config, trainer.data, copy.deepcopy(trainer.state())
     try:
         step = seconds_a_step(trainer, until=time.perf_counter() + 60 * minutes / 20)
     except FloatingPointError as error:          # a layer in 8 bits
-        raise ValueError(f"--minutes {minutes:g}: a first step fails, {error}; try a lower "
-                         "learning_rate.") from None
+        raise UserError(f"--minutes {minutes:g}: a first step fails, {error}; try a lower "
+                        "learning_rate.") from None
     few = data.inputs[:32], data.targets[:32], 1
     for _ in range(2):                           # the second time all kernels are there
         start = clock(trainer.device)
@@ -114,7 +115,7 @@ def plan_steps(trainer, minutes, begin):
     spent = time.perf_counter() - begin + rest
     steps = int((60 * minutes - spent) / step)
     if steps < FIRST:
-        raise ValueError(f"--minutes {minutes:g} leave no time to train: to start and to evaluate "
-                         f"take {duration(spent)} on this machine; give at least "
-                         f"{math.ceil((spent + (FIRST + 1) * step) / 6) / 10}.")
+        raise UserError(f"--minutes {minutes:g} leave no time to train: to start and to evaluate "
+                        f"take {duration(spent)} on this machine; give at least "
+                        f"{math.ceil((spent + (FIRST + 1) * step) / 6) / 10}.")
     return steps

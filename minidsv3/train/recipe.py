@@ -10,12 +10,13 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+from ..command import UserError
 from ..config import check_types, replace_fields
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The recipe of one run. Raises ValueError that names the field, its value and a remedy."""
+    """The recipe of one run. Raises UserError that names the field, its value and a remedy."""
 
     data: str = "python-stdlib"                  # or python-packages, a path, a URL, hf:NAME
     start: str = ""                              # checkpoint whose weights and tokenizer to take
@@ -61,40 +62,40 @@ class TrainConfig:
         for name in ("window", "steps", "batch_size", "micro_batch", "batch_start", "eval_every",
                      "save_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
         if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed={self.seed} must be between 0 and 2^63 - 1, for instance 0.")
+            raise UserError(f"seed={self.seed} must be between 0 and 2^63 - 1, for instance 0.")
         if self.batch_start > self.batch_size:
-            raise ValueError(f"batch_start={self.batch_start} is above batch_size="
-                             f"{self.batch_size}; choose 1 to {self.batch_size}.")
+            raise UserError(f"batch_start={self.batch_start} is above batch_size="
+                            f"{self.batch_size}; choose 1 to {self.batch_size}.")
         for name, choices in (("optimizer", ("adamw", "muon")),
                               ("precision", ("auto", "fp32", "bf16", "fp8")),
                               ("balance_over", ("affinity", "routed"))):
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; "
-                                 f"choose {' or '.join(choices)}.")
+                raise UserError(f"{name}={getattr(self, name)!r} is unknown; "
+                                f"choose {' or '.join(choices)}.")
         for name in ("learning_rate", "muon_learning_rate", "clip_norm"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} must be a number above 0.")
+                raise UserError(f"{name}={getattr(self, name)} must be a number above 0.")
         for name in ("batch_ramp", "fim_rate", "warmup", "constant_until", "cosine_until",
                      "low_rate", "last_from", "last_rate", "beta1", "beta2", "ema_decay",
                      "mtp_drop_at", "gamma_until"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} is a share; choose 0 to 1.")
+                raise UserError(f"{name}={getattr(self, name)} is a share; choose 0 to 1.")
         for name in ("weight_decay", "mtp_weight", "mtp_weight_late", "balance_weight", "gamma"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} is negative; 0 switches it off.")
+                raise UserError(f"{name}={getattr(self, name)} is negative; 0 switches it off.")
         if not self.warmup <= self.constant_until <= self.cosine_until <= self.last_from:
-            raise ValueError(f"warmup={self.warmup}, constant_until={self.constant_until}, "
-                             f"cosine_until={self.cosine_until}, last_from={self.last_from} "
-                             "must be in rising order.")
+            raise UserError(f"warmup={self.warmup}, constant_until={self.constant_until}, "
+                            f"cosine_until={self.cosine_until}, last_from={self.last_from} "
+                            "must be in rising order.")
 
     @classmethod
     def preset(cls, name):
         """The recipe that goes with the model preset of that name."""
         if name not in PRESETS:
-            raise ValueError(f"no training recipe for preset {name!r}; "
-                             f"choose one of {', '.join(PRESETS)}.")
+            raise UserError(f"no training recipe for preset {name!r}; "
+                            f"choose one of {', '.join(PRESETS)}.")
         return cls(**PRESETS[name])
 
     def replace(self, **changes):

@@ -15,12 +15,13 @@ import torch
 from tqdm import tqdm
 
 from .. import fp8, hf
+from ..command import UserError
 from ..data.dataset import Dataset
 from ..data.foreign import read_tokenizer
 from ..device import choose_precision, send
+from ..files import write_text
 from ..infer.text import complete
 from ..measure import plots
-from ..measure.accounting import count_parameters
 from ..measure.evaluate import bits_per_byte, evaluate
 from ..measure.memory import saved_by_eight_bits
 from ..model.moe import max_violation
@@ -192,10 +193,10 @@ class Trainer:
                 "rng": torch.get_rng_state()}
 
     def restore(self, state):
-        """Continue from a saved state. ValueError if the text is not the one it was trained on."""
+        """Continue from a saved state. UserError if the text is not the one it was trained on."""
         if state["corpus_sha256"] != self.data.sha256:
-            raise ValueError(f"the text {self.config.data!r} has changed since this run began; "
-                             "start a new run, or bring the old text back.")
+            raise UserError(f"the text {self.config.data!r} has changed since this run began; "
+                            "start a new run, or bring the old text back.")
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -224,7 +225,7 @@ class Trainer:
             figure = plots.expert_load([line["expert_load"] for line in looked],
                                        [line["step"] for line in looked])
             plots.save(figure, self.folder.path / "expert_load.png")
-        hf.write_text(self.folder.path / "sample.txt", sample)
+        write_text(self.folder.path / "sample.txt", sample)
         summary = self.summary(result, averaged, metrics[-1]["tokens"])
         if self.config.precision == "fp8":
             tokens = self.data.batches.take(0, self.config.micro_batch).to(self.device)
@@ -247,7 +248,7 @@ class Trainer:
 
     def summary(self, result, averaged, tokens):
         """The figures of summary.json."""
-        total, active = count_parameters(self.model)
+        total, active = self.model.count_parameters()
         return {"val_bits_per_byte": result.bits_per_byte,
                 "val_bits_per_byte_ema": averaged,
                 "seconds": round(self.seconds, 1), "steps": self.step, "tokens": tokens,
@@ -262,13 +263,13 @@ class Trainer:
 
 
 def begin_from(model, folder):
-    """Copy the weights of a checkpoint. ValueError if they have other shapes than the model."""
+    """Copy the weights of a checkpoint. UserError if they have other shapes than the model."""
     try:
         model.load_state_dict(hf.load(folder, torch.float32).state_dict())
     except RuntimeError as error:                # torch tells all, from the second line on
         first = str(error).splitlines()[1].strip()
-        raise ValueError(f"--from {folder}: {first} Leave out what --set changes of the "
-                         "model.") from None
+        raise UserError(f"--from {folder}: {first} Leave out what --set changes of the "
+                        "model.") from None
 
 
 class CatchInterrupt:

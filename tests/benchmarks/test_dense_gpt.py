@@ -13,7 +13,6 @@ from dense_gpt import DenseGPT, GPTConfig, matched_to, rotate
 from torch.utils.flop_counter import FlopCounterMode
 
 from minidsv3 import ModelConfig
-from minidsv3.measure.accounting import count_parameters
 from minidsv3.measure.evaluate import evaluate
 from minidsv3.model.transformer import DeepSeekV3
 from minidsv3.train.recipe import TrainConfig
@@ -47,7 +46,7 @@ def test_as_many_parameters_work_on_a_token_as_in_our_main_model(preset):
     """Oracle: both models built, their parameters counted."""
     config = ModelConfig.preset(preset)
     with torch.device("meta"):
-        _, active = count_parameters(DeepSeekV3(config))
+        _, active = DeepSeekV3(config).count_parameters()
         dense = sum(p.numel() for p in DenseGPT(matched_to(config)).parameters())
     assert dense == pytest.approx(active, rel=0.02)
 

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from minidsv3 import DeepSeekV3, ModelConfig
 from minidsv3.config import PRESETS
 from minidsv3.measure import accounting, cost
-from minidsv3.measure.accounting import count_parameters
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 V3 = ModelConfig.preset("v3-671b")
@@ -48,14 +47,14 @@ def on_meta(config):
 def test_the_released_model_has_671_billion_parameters():
     """Oracle: the count of the released checkpoint's main model, and of one token's share."""
     model = on_meta(V3)
-    assert count_parameters(model) == (671_026_404_352, 37_552_282_624)
+    assert model.count_parameters() == (671_026_404_352, 37_552_282_624)
     mtp = sum(parameter.numel() for parameter in model.mtp.parameters())
     assert mtp == 11_610_067_968
 
 
 def test_moonlight_has_16_billion_parameters():
     """Oracle: 15,960,110,208 in the released file, less 26 * 64 biases that are buffers here."""
-    total, active = count_parameters(on_meta(MOONLIGHT))
+    total, active = on_meta(MOONLIGHT).count_parameters()
     assert total == 15_960_110_208 - 26 * 64
     assert active == total - 26 * 58 * 3 * 2048 * 1408 == 2_914_774_528
 
@@ -78,7 +77,7 @@ def test_a_small_model_by_hand(tied, rank, shared, dense):
     total = V * C * (1 if tied else 2) + C + L * (attention + 2 * C)
     total += (L - sparse) * 3 * C * 30 + sparse * (E * C + (E + shared) * 3 * C * F)
     active = total - sparse * (E - K) * 3 * C * F
-    assert count_parameters(DeepSeekV3(config)) == (total, active)
+    assert DeepSeekV3(config).count_parameters() == (total, active)
     assert sum(accounting.main_parameters(config).values()) == total
     assert accounting.activated_parameters(config)["all"] == active
 
@@ -111,7 +110,7 @@ def test_every_component_is_that_of_the_model(config):
             mtp["blocks"] += parameter.numel()
     formulas = accounting.main_parameters(config)
     assert {part: count for part, count in formulas.items() if count} == main
-    assert sum(formulas.values()) == count_parameters(model)[0]
+    assert sum(formulas.values()) == model.count_parameters()[0]
     assert {part: count for part, count in accounting.mtp_parameters(config).items()
             if count} == mtp
 

@@ -1,0 +1,33 @@
+"""Files that are written whole or not at all, so that no crash leaves half of one behind."""
+
+from contextlib import contextmanager, suppress
+
+
+@contextmanager
+def replacing(path):
+    """Give a temporary path to write to; it replaces `path` in one move, or is removed on an error.
+
+    An OSError of the writer, such as a full disk, becomes one line that names the file.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise OSError(f"cannot write {path} ({first_line(error)}); what was there is kept: "
+                          "make room, or choose a folder that may be written.") from error
+        raise
+
+
+def write_text(path, text):
+    """Write a text file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def first_line(error):
+    """The first line of an error's text, or its type's name if it has no text."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
