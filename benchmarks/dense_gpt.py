@@ -6,8 +6,8 @@
 Multi-head attention with rotary positions on whole heads, no experts, no latents, no MTP.
 `matched_to(config)` gives it our model's depth, width, heads and vocabulary, and a SwiGLU so wide
 that as many parameters work on a token as in ours without MTP. Matrix FLOPs are then equal too, the
-head's included. Linear, RMSNorm, SwiGLU, `attend` and `cross_entropy` are ours, hence precision and
-tuning as well.
+head's included. Linear, RMSNorm, SwiGLU, `attend` and the loss are ours, hence precision and tuning
+as well.
 """
 
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from minidsv3.command import UserError
-from minidsv3.model.cross_entropy import cross_entropy
 from minidsv3.model.layers import Linear, RMSNorm, SwiGLU, at_least_float32
 from minidsv3.model.mla import attend
+from minidsv3.model.objective import combine, next_token_loss
 from minidsv3.model.transformer import DeepSeekV3
 
 
@@ -136,11 +136,10 @@ class DenseGPT(nn.Module):
         angle = position[:, None] / self.config.rope_theta ** (channel / width)  # (T, D/2)
         return angle.cos(), angle.sin()
 
-    def loss(self, tokens):
-        """tokens (B, T+1): inputs and, one place later, targets -> mean cross-entropy [nats]."""
+    def loss(self, tokens, *_):
+        """tokens (B, T+1): inputs and, one place later, targets -> LossTerms of the next token."""
         hidden, _ = self.hidden_states(tokens[:, :-1])                 # (B, T, C)
-        targets = tokens[:, 1:].flatten()
-        return cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets) / len(targets)
+        return combine(next_token_loss(hidden, self.lm_head.weight, tokens[:, 1:]), [], [], 0, 0)
 
     def mtp_states(self, hidden, tokens):
         """No module that looks further ahead."""
@@ -149,3 +148,10 @@ class DenseGPT(nn.Module):
     def routers(self):
         """No router."""
         return []
+
+    def router_loads(self):
+        """No load, as a training step wants it: (0, 0)."""
+        return torch.zeros(0, 0, dtype=torch.long, device=self.norm.weight.device)
+
+    def update_router_bias(self, gamma, loads):
+        """Nothing to do without routers."""

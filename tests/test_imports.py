@@ -16,7 +16,7 @@ PACKAGE = "minidsv3"
 # Reading order and import order: a room imports only from itself and from rooms before it.
 ROOMS = ["command", "files", "config", "device", "kernels", "model", "fp8", "hf", "data", "infer",
          "measure", "train", "context", "scale", "serve", "study"]
-MODEL = ["layers", "rope", "cache", "mla", "experts", "moe", "block", "mtp", "cross_entropy",
+MODEL = ["layers", "rope", "cache", "mla", "experts", "moe", "block", "mtp", "objective",
          "transformer"]
 
 # Imports that cost seconds or that not everybody has, and the modules that own them at their top.

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from minidsv3 import DeepSeekV3
-from minidsv3.model import mla, moe, mtp, rope
+from minidsv3.model import mla, moe, mtp, objective, rope, transformer
 from minidsv3.model.cache import LatentCache
 from minidsv3.model.mla import MLA
 from minidsv3.model.moe import MoE, Router
@@ -182,7 +182,7 @@ def counted_inside_the_block(self, x):
 
 def balance_over_the_batch(affinity, chosen):
     """f and P over all sequences together."""
-    batch = moe.sequence_balance(affinity.flatten(0, 1)[None], chosen.flatten(0, 1)[None])
+    batch = objective.sequence_balance(affinity.flatten(0, 1)[None], chosen.flatten(0, 1)[None])
     return batch.expand(len(affinity))
 
 
@@ -211,20 +211,18 @@ def state_before_the_final_norm(self, hidden, tokens):
 mtp_states = DeepSeekV3.mtp_states
 
 
-def targets_one_too_early(self, tokens, *weights):
+def targets_one_too_early(states, head, targets):
     """Depth 1 asked for the token it was given."""
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    states, _ = self.mtp_states(self.hidden_states(inputs)[0], inputs)
-    depths = [self.cross_entropy(s, targets[:, :-k]) / targets.numel()
-              for k, s in enumerate(states, start=1)]
-    return loss(self, tokens, *weights)._replace(mtp=torch.stack(depths).mean())
+    return [F.cross_entropy((state @ head.T).flatten(0, 1), targets[:, :-k].flatten(),
+                            reduction="sum") / targets.numel()
+            for k, state in enumerate(states, start=1)]
 
 
-def mean_over_valid_positions(self, tokens, *weights):
+def mean_over_valid_positions(states, head, targets):
     """1/(T-k) in place of eq. 24's 1/T."""
-    terms = loss(self, tokens, *weights)
-    T = tokens.size(1) - 1
-    return terms._replace(mtp=terms.mtp * T / (T - 1))
+    T = targets.size(1)
+    return [loss * T / (T - k)
+            for k, loss in enumerate(objective.mtp_losses(states, head, targets), start=1)]
 
 
 # ---- the table ----
@@ -284,8 +282,8 @@ PITFALLS = [
     (Router, "update_bias", bias_pulled_the_wrong_way, test_golden.test_bias_update_by_hand),
     (mtp.MTP, "forward", hidden_state_first, draft),
     (DeepSeekV3, "mtp_states", state_before_the_final_norm, draft),
-    (DeepSeekV3, "loss", targets_one_too_early, terms),
-    (DeepSeekV3, "loss", mean_over_valid_positions, terms),
+    (transformer, "mtp_losses", targets_one_too_early, terms),
+    (transformer, "mtp_losses", mean_over_valid_positions, terms),
 ]
 NAMES = [wrong.__name__ if wrong.__name__ != "<lambda>" else "router_in_bfloat16"
          for _, _, wrong, _ in PITFALLS]

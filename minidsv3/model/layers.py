@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..kernels.norm import rms_norm
+
 
 def at_least_float32(x):
     """x as float32, or untouched where it is wider: a float64 model stays float64 throughout."""
@@ -40,8 +42,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        wide, weight = at_least_float32(x), self.weight                # (..., C), (C,)
-        return F.rms_norm(wide, weight.shape, weight.to(wide.dtype), self.eps).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)                      # (..., C)
 
 
 class SwiGLU(nn.Module):

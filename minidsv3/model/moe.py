@@ -117,19 +117,6 @@ class MoE(nn.Module):
         return y, routing
 
 
-def sequence_balance(affinity, chosen):
-    """Sum over experts of f * P, one number a sequence, 1 when balanced (eq. 17-20 without alpha).
-
-    affinity (B, T, E), chosen (B, T, K) -> (B,). f is a count and carries no gradient; P does.
-    """
-    T, E = affinity.shape[1:]
-    K = chosen.size(-1)
-    f = hits(chosen.flatten(1), E).to(affinity.dtype) * E / (K * T)    # (B, E)  eq. 18
-    share = affinity / affinity.sum(dim=-1, keepdim=True)              # (B, T, E)  eq. 19
-    P = share.mean(dim=1)                                              # (B, E)  eq. 20
-    return (f * P).sum(dim=-1)                                         # (B,)    eq. 17
-
-
 def hits(chosen, num_experts):
     """How often each expert is chosen: indices (..., M) -> (..., E), without reading any of them.
 

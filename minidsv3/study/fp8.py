@@ -25,7 +25,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import torch
@@ -38,8 +38,11 @@ from ..data import corpus
 from ..device import choose_device
 from ..files import write_text
 from ..measure import plots
+from ..measure.evaluate import bits_per_byte
+from ..train.optim import make_optimizers
+from ..train.prepare import make_model, read_text
 from ..train.recipe import TrainConfig
-from ..train.trainer import Trainer
+from ..train.step import Step, all_steps
 
 BASELINE, TWIN = "bf16", "bf16-nudged"
 ARMS = {BASELINE: "bf16", TWIN: "bf16", "fp32": "fp32", **dict.fromkeys(fp8.RECIPES, "fp8")}
@@ -81,27 +84,29 @@ def train(arm, seed, steps, optimizer, data, device):
     torch.set_num_threads(1)
     recipe = TrainConfig.preset("tiny").replace(optimizer=optimizer, precision=ARMS[arm],
                                                 seed=seed, steps=steps, data=data)
-    trainer = Trainer(ModelConfig.preset("tiny"), recipe, None, choose_device(device))
+    config, device = ModelConfig.preset("tiny"), choose_device(device)
+    text, model = read_text(recipe, config), make_model(config, recipe, device)
     if arm in fp8.RECIPES:
-        fp8.convert(trainer.model, arm)
+        fp8.convert(model, arm)
     if arm == TWIN:
-        nudge(trainer.model, seed)
-    losses, seconds, data = [], [], trainer.data
+        nudge(model, seed)
+    losses, moments = [], [time.perf_counter()]
+    run = all_steps(Step(model, make_optimizers(model, recipe), recipe), text.batches)
     try:
-        for _ in tqdm(range(steps), desc=f"{arm}, seed {seed}", leave=False):
-            begin = time.perf_counter()
-            losses.append(round(trainer.train_step()[0]["loss"], 6))
-            seconds.append(time.perf_counter() - begin)
-        score = trainer.evaluate(data.inputs, data.targets, data.validation_bytes).bits_per_byte
+        for figures in tqdm(run, f"{arm}, seed {seed}", steps, leave=False):
+            losses.append(round(figures.next_token, 6))
+            moments.append(time.perf_counter())
+        score = bits_per_byte(model, text.inputs, text.targets, text.validation_bytes)
     except FloatingPointError:                   # a result like others: no number from here on
         losses += [math.nan] * (steps - len(losses))
         score = math.nan
+    seconds = [after - before for before, after in pairwise(moments)]
     return {"arm": arm, "seed": seed, "steps": steps, "optimizer": optimizer,
-            "corpus_sha256": data.sha256,
+            "corpus_sha256": text.sha256,
             "val_bits_per_byte": round(score, 6),
             "seconds_a_step": round(statistics.median(seconds or [math.nan]), 4),
-            "flow": str(trainer.model.activation_dtype).removeprefix("torch."),
-            "device": str(trainer.device), "torch": torch.__version__,
+            "flow": str(model.activation_dtype).removeprefix("torch."),
+            "device": str(device), "torch": torch.__version__,
             "python": platform.python_version(), "losses": losses}
 
 

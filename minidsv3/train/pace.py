@@ -9,7 +9,7 @@ import torch
 
 from ..command import UserError
 from ..device import clock, disturbance, reads_are_free, send
-from ..measure.evaluate import bits_per_byte
+from ..measure.evaluate import bits_per_byte, evaluate
 
 FIRST = 10                                       # steps after which a run tells its length
 SLOW = 2.0                                       # times its own best: something else has begun
@@ -102,8 +102,8 @@ def plan_steps(trainer, minutes, begin):
     few = data.inputs[:32], data.targets[:32], 1
     for _ in range(2):                           # the second time all kernels are there
         start = clock(trainer.device)
-        trainer.evaluate(*few)
-        trainer.evaluate(*few, bits_per_byte)
+        evaluate(trainer.model, *few)
+        bits_per_byte(trainer.model, *few)
         window = (clock(trainer.device) - start) / len(few[0])
     trainer.restore(before)
     # At the end raw and averaged weights are evaluated on everything; then pictures and a sample.

@@ -121,6 +121,11 @@ def batch_size_at(config, step):
     return round(config.batch_start + share * (config.batch_size - config.batch_start))
 
 
+def batch_sizes(config):
+    """Sequences of every step of the run."""
+    return [batch_size_at(config, step) for step in range(config.steps)]
+
+
 def learning_rate_factor(config, progress):
     """Share of the highest learning rate at a share of the run's tokens: four phases."""
     if progress < config.warmup:

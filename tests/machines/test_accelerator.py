@@ -12,8 +12,8 @@ from minidsv3.train.optim import make_optimizers
 from minidsv3.train.options import configure, parse_arguments
 from minidsv3.train.recipe import TrainConfig
 from minidsv3.train.step import Step
-from minidsv3.train.trainer import Trainer
 from tests.machines.emulation import Accelerator
+from train_tiny import make_trainer
 
 pytestmark = pytest.mark.slow
 
@@ -81,7 +81,7 @@ def test_a_run_reads_once_a_step(miniature, tmp_path):
     """Oracle: the watch, over two steps of a run, batches and averaged weights included."""
     arguments = parse_arguments([*miniature, "--out", str(tmp_path), "--precision", "bf16",
                                  "--set", "moe_intermediate_size=16"])
-    run = Trainer(*configure(arguments), RunFolder(tmp_path), torch.device("meta"))
+    run = make_trainer(*configure(arguments), RunFolder(tmp_path), torch.device("meta"))
     with Accelerator() as watch:
         for steps in (1, 2):
             run.train_step()
@@ -142,4 +142,4 @@ def test_a_step_never_waits_for_a_gpu(optimizer):
         figures = step(tokens, 0.5)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert step.read(figures).is_finite
+    step.read(figures)                                     # raises if they are not finite

@@ -13,7 +13,7 @@ from minidsv3.device import choose_threads
 from minidsv3.train import pace
 from minidsv3.train.checkpoint import RunFolder
 from minidsv3.train.options import configure, parse_arguments
-from minidsv3.train.trainer import Trainer
+from train_tiny import make_trainer
 
 SHOW = "import os, minidsv3; print(os.environ.get('GOMP_SPINCOUNT'))"
 linux = pytest.mark.skipif(sys.platform != "linux", reason="libgomp's setting is made on Linux")
@@ -62,7 +62,8 @@ def test_any_number_of_threads_gives_the_same_losses(miniature, tmp_path, thread
         choose_threads(count)
         assert torch.get_num_threads() == count
         arguments = parse_arguments([*miniature, "--out", str(tmp_path / str(count))])
-        run = Trainer(*configure(arguments), RunFolder(tmp_path / str(count)), torch.device("cpu"))
+        run = make_trainer(*configure(arguments), RunFolder(tmp_path / str(count)),
+                           torch.device("cpu"))
         losses.append([run.train_step()[0]["loss"] for _ in range(4)])
     for other in losses[1:]:
         assert other == pytest.approx(losses[0], rel=1e-5)

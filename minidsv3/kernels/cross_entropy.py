@@ -10,8 +10,6 @@ it is kept, in the states' dtype.
 import torch
 from torch.autograd.function import once_differentiable
 
-from .layers import at_least_float32
-
 ROWS = 256                                       # tokens at a time: 2 MB of logits in preset tiny
 
 
@@ -27,9 +25,10 @@ class CrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets):
         """hidden (N, C), weight (V, C) of one dtype, targets (N,) -> sum [nats]."""
         error = hidden.new_empty(len(hidden), len(weight))             # (N, V)
-        total = at_least_float32(hidden.new_zeros(()))
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        total = hidden.new_zeros((), dtype=wide)
         for h, target, e in zip(*(x.split(ROWS) for x in (hidden, targets, error)), strict=True):
-            log_p = at_least_float32(h @ weight.T).log_softmax(dim=-1)  # (ROWS, V)
+            log_p = (h @ weight.T).to(wide).log_softmax(dim=-1)        # (ROWS, V)
             of_target = log_p.gather(-1, target[:, None])              # (ROWS, 1)
             total -= of_target.sum()
             # p - 1 before rounding: where p is near 1, little would be left of it.
