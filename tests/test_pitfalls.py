@@ -30,27 +30,27 @@ def norm_over_the_rotary_key_too(self, x, table):
     """One RMSNorm over all Rkv + Dr outputs of kv_a_proj."""
     joint = self.kv_a_proj_with_mqa(x)
     joint = joint * torch.rsqrt(joint.square().mean(-1, keepdim=True) + 1e-6)
-    c_kv, k_rope = joint.split([self.kv_rank, self.rope], dim=-1)
+    c_kv, k_rope = joint.split([self.kv_rank, self.rope_width], dim=-1)
     return torch.cat([self.kv_a_layernorm.weight * c_kv, mla.apply_rope(k_rope, table)], dim=-1)
 
 
 def no_norm_of_the_latent(self, x, table):
     """c_kv cached as it comes out of its projection."""
-    c_kv, k_rope = self.kv_a_proj_with_mqa(x).split([self.kv_rank, self.rope], dim=-1)
+    c_kv, k_rope = self.kv_a_proj_with_mqa(x).split([self.kv_rank, self.rope_width], dim=-1)
     return torch.cat([c_kv, mla.apply_rope(k_rope, table)], dim=-1)
 
 
 def rotary_key_cached_unrotated(self, x, table):
     """k_rope left as it comes out of its projection."""
-    c_kv, k_rope = self.kv_a_proj_with_mqa(x).split([self.kv_rank, self.rope], dim=-1)
+    c_kv, k_rope = self.kv_a_proj_with_mqa(x).split([self.kv_rank, self.rope_width], dim=-1)
     return torch.cat([self.kv_a_layernorm(c_kv), k_rope], dim=-1)
 
 
 def all_keys_then_all_values(self, latents):
     """kv_b_proj read as [K of all heads; V of all heads]; it is [K; V] head by head."""
-    c_kv, k_rope = latents.split([self.kv_rank, self.rope], dim=-1)
+    c_kv, k_rope = latents.split([self.kv_rank, self.rope_width], dim=-1)
     keys, values = self.kv_b_proj(c_kv).split(
-        [self.num_heads * self.nope, self.num_heads * self.value], dim=-1)
+        [self.num_heads * self.nope_width, self.num_heads * self.value_width], dim=-1)
     k_nope, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (keys, values))
     k_rope = k_rope[:, None].expand(-1, self.num_heads, -1, -1)
     return torch.cat([k_nope, k_rope], dim=-1), v
@@ -60,7 +60,7 @@ def rope_before_nope(self, x, table):
     """Query heads read as [rotary; without position]."""
     q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
     q = q.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-    q_rope, q_nope = q.split([self.rope, self.nope], dim=-1)
+    q_rope, q_nope = q.split([self.rope_width, self.nope_width], dim=-1)
     return torch.cat([q_nope, mla.apply_rope(q_rope, table)], dim=-1)
 
 
@@ -251,11 +251,11 @@ def long_window_frequencies():
 
 PITFALLS = [
     (mla, "apply_rope", rope_in_halves, logits),
-    (MLA, "latents", norm_over_the_rotary_key_too, logits),
-    (MLA, "latents", no_norm_of_the_latent, logits),
-    (MLA, "latents", rotary_key_cached_unrotated, logits),
+    (MLA, "compress", norm_over_the_rotary_key_too, logits),
+    (MLA, "compress", no_norm_of_the_latent, logits),
+    (MLA, "compress", rotary_key_cached_unrotated, logits),
     (MLA, "expand", all_keys_then_all_values, logits),
-    (MLA, "queries", rope_before_nope, logits),
+    (MLA, "query", rope_before_nope, logits),
     (mla, "softmax_scale", scale_without_the_rotary_width, logits),
     (mla, "softmax_scale", temperature_not_squared, logits),
     (rope, "rope_amplitude", temperature_on_both, logits),

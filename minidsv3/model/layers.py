@@ -1,4 +1,4 @@
-"""The three parts that every block is made of: Linear, RMSNorm, SwiGLU.
+"""The parts that the model is made of: Linear, Embedding, RMSNorm, SwiGLU.
 
     RMSNorm(x) = w * x / sqrt(mean(x^2) + eps)
     SwiGLU(x)  = W_down( silu(W_gate x) * W_up x )
@@ -31,6 +31,13 @@ class Linear(nn.Linear):
 
     def forward(self, x):
         return F.linear(x, self.weight.to(x.dtype))                    # (..., in) -> (..., out)
+
+
+class Embedding(nn.Embedding):
+    """One vector per token of the vocabulary: tokens (...) -> (..., C)."""
+
+    def reset_parameters(self):
+        """Left to `DeepSeekV3.initialize`."""
 
 
 class RMSNorm(nn.Module):

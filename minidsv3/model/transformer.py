@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from .block import Block
 from .cache import LatentCache
 from .experts import Experts
-from .layers import Linear, RMSNorm
+from .layers import Embedding, Linear, RMSNorm
 from .moe import Router
 from .mtp import MTP
 from .objective import balance_losses, combine, mtp_losses, next_token_loss
@@ -28,8 +28,8 @@ class DeepSeekV3(nn.Module):
         super().__init__()
         self.config = config
         self.activation_dtype = None     # None: that of the weights; bfloat16 is faster
-        self.recompute = False           # True: run blocks again in the backward pass, saves memory
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.recompute = False           # True: run blocks again in the backward pass: less memory
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             Block(config, sparse=i >= config.first_k_dense_replace)
             for i in range(config.num_hidden_layers))
@@ -45,10 +45,12 @@ class DeepSeekV3(nn.Module):
         So a model made on the meta device is a new one after `to_empty` and this.
         """
         self.reset()
+        # One draw that is overwritten: torch's Embedding makes it, and older runs contain it.
+        nn.Embedding.reset_parameters(self.embed_tokens)
         for module in self.modules():
             if isinstance(module, RMSNorm):
                 module.weight.fill_(1)
-            elif isinstance(module, (Linear, nn.Embedding)):
+            elif isinstance(module, (Linear, Embedding)):
                 module.weight.normal_(std=self.config.initializer_range)
             elif isinstance(module, Experts):
                 module.gate_up_proj.normal_(std=self.config.initializer_range)
@@ -65,8 +67,8 @@ class DeepSeekV3(nn.Module):
     def forward(self, tokens, cache=None, counts=None):
         """tokens (B, T) -> logits (B, T, V); with a cache they follow the tokens it holds.
 
-        counts: how many of the T tokens of each sequence are real, the others behind them filling
-        that the cache forgets at once; None: all.
+        counts: how many of the T tokens of each sequence are real; those after them are padding,
+        which the cache forgets at once. None: all are real.
         """
         hidden, _ = self.hidden_states(tokens, cache, counts)
         return self.lm_head(hidden)
@@ -88,7 +90,7 @@ class DeepSeekV3(nn.Module):
         return self.norm(x), routings
 
     def embed(self, tokens):
-        """tokens (B, T) -> (B, T, C) in the dtype that activations shall have."""
+        """tokens (B, T) -> (B, T, C) in the dtype of activations."""
         x = self.embed_tokens(tokens)
         return x if self.activation_dtype is None else x.to(self.activation_dtype)
 
@@ -102,7 +104,7 @@ class DeepSeekV3(nn.Module):
         return x, routings
 
     def run(self, block, *inputs):
-        """A block's output, recomputed in the backward pass if memory matters more than time."""
+        """A block's output; with `recompute` its insides are not kept but computed again."""
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
@@ -111,7 +113,7 @@ class DeepSeekV3(nn.Module):
         """Normed states of each MTP depth k, of hidden (B, T, C) and tokens (B, T).
 
         -> [(B, T-k, C) for each k], [Routing]. Depth k at index i joins the state of depth k-1 at i
-        with token i+k, and guesses token i+k+1.
+        with token i+k, and predicts token i+k+1.
         With T = 4: depth 1 sees (h0, t1) (h1, t2) (h2, t3), depth 2 (h'0, t2) (h'1, t3).
         """
         states, routings = [], []
