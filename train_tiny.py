@@ -52,7 +52,7 @@ def run(arguments, begin):
     total, active = trainer.model.count_parameters()
     dtype = str(trainer.model.activation_dtype).removeprefix("torch.")
     print(f"device {device}, activations {dtype}, {total:,} parameters, {active:,} active, "
-          f"{recipe.batch_size * recipe.window:,} tokens a step, {recipe.steps:,} steps")
+          f"{recipe.batch_size * recipe.window:,} tokens per step, {recipe.steps:,} steps")
     after = f" after step {trainer.step}" if saved is not None else ""
     print(f"output in {folder.path}; Ctrl-C saves, --resume goes on{after}", flush=True)
     try:
