@@ -88,7 +88,7 @@ def test_a_batch_is_a_function_of_seed_and_sample(documents, tokenizer):
     assert torch.equal(fresh().take(3 * last, 2), far)
     assert not torch.equal(fresh(6).take(0, 8), fresh().take(0, 8))
     assert not torch.equal(one.take(last, 8), one.take(0, 8))
-    assert len(one._epochs) <= 2
+    assert len(one.epochs) <= 2
 
 
 def test_one_epoch_holds_every_token_once(documents, tokenizer):
@@ -111,7 +111,7 @@ def test_a_tenth_of_the_documents_is_rearranged_and_still_whole(tokenizer):
     data = Batches(documents, tokenizer, window=64, seed=3)
     rearranged = []
     for epoch in range(5):
-        stream, order = data._make_epoch(epoch)
+        stream, order = data.make_epoch(epoch)
         assert sorted(order) == list(range(data.windows_per_epoch))
         text = " ".join(map(str, stream.tolist()))
         pieces = [list(map(int, piece.split())) for piece in text.split(" 1 ")[:-1]]
@@ -125,15 +125,15 @@ def test_a_tenth_of_the_documents_is_rearranged_and_still_whole(tokenizer):
 def test_documents_meet_in_a_new_order_in_every_epoch(documents, tokenizer):
     """Oracle: first tokens of the streams of two epochs differ; FIM everywhere marks everything."""
     data = Batches(documents, tokenizer, window=40, fim_rate=1.0)
-    first, second = (data._make_epoch(epoch)[0] for epoch in (0, 1))
+    first, second = (data.make_epoch(epoch)[0] for epoch in (0, 1))
     assert first[0] == second[0] == tokenizer.fim_begin_id
     assert not np.array_equal(first[:200], second[:200])
 
 
 @pytest.mark.parametrize("options, words", [
     ({"window": 10_000_000}, r"tokens, fewer than one window of 10000000 .* shorter window"),
-    ({"window": 8, "fim_rate": 1.5}, r"fim_rate .* 0 and 1, got 1.5"),
-    ({"window": 8, "seed": -1}, r"seed .* got -1"),
+    ({"window": 8, "fim_rate": 1.5}, r"fim_rate=1.5 .* 0 to 1"),
+    ({"window": 8, "seed": -1}, r"seed=-1 .* 0 or more"),
 ])
 def test_bad_values_are_refused(documents, tokenizer, options, words):
     """Oracle: value and remedy in the text."""

@@ -220,7 +220,7 @@ def test_packages_of_this_interpreter_are_found(monkeypatch):
     own = [Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")]
     if Path(torch.__file__).parents[1] not in own:
         pytest.skip("torch is not among the packages of this interpreter itself")
-    monkeypatch.setattr(sources, "_read_python", lambda path: f"# {path}\n")
+    monkeypatch.setattr(sources, "read_python", lambda path: f"# {path}\n")
     loaded = corpus.load("python-packages")
     texts = dict(loaded.documents)
     for name, module in (("packages/torch", torch), ("stdlib/json", json)):
