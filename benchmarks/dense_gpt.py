@@ -4,15 +4,16 @@
     x <- x + SwiGLU(RMSNorm(x))
 
 Multi-head attention with rotary positions on whole heads, no experts, no latents, no MTP.
-`matched_to(config)` gives it our model's depth, width, heads and vocabulary, and a SwiGLU so wide
-that as many parameters work on a token as in ours without MTP. Matrix FLOPs are then equal too, the
-head's included. Linear, RMSNorm, SwiGLU, `attend` and the loss are ours, hence precision and tuning
-as well.
+`matched_to(config)` gives it the depth, width, heads and vocabulary of our model. Its SwiGLU is so
+wide that it has as many parameters as ours without MTP activates per token. The matrix FLOPs per
+token are then equal too, those of the head included. Linear, RMSNorm, SwiGLU, `attend` and the loss
+are shared with our model, so both have the same precision and the same optimised code.
 """
 
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import nn
 
 from minidsv3.command import UserError
@@ -71,10 +72,10 @@ class Attention(nn.Module):
         self.o_proj = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x, rope):
-        q, k, v = (project(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, T, D)
+        q, k, v = (rearrange(project(x), "B T (H D) -> B H T D", H=self.num_heads)
                    for project in (self.q_proj, self.k_proj, self.v_proj))
         o = attend(rotate(q, rope), rotate(k, rope), v, q.size(-1)**-0.5)  # (B, H, T, D)
-        return self.o_proj(o.transpose(1, 2).flatten(2))               # (B, T, C)
+        return self.o_proj(rearrange(o, "B H T D -> B T (H D)"))       # (B, T, C)
 
 
 def rotate(x, tables):

@@ -53,7 +53,7 @@ def parse_arguments(arguments=None):
     parser = Parser(description=__doc__)
     what = parser.add_argument_group("what")
     what.add_argument("--preset", default="tiny", help="tiny, or small on a GPU [tiny]")
-    what.add_argument("--speed-only", action="store_true", help="leave out the second part, learning")
+    what.add_argument("--speed-only", action="store_true", help="leave out the second part")
     long = parser.add_argument_group("how long")
     long.add_argument("--minutes", type=float, nargs="+", default=[1, 3, 5], metavar="M",
                       help="minutes of training; each number is one run per model [1 3 5]")
