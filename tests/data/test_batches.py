@@ -1,4 +1,4 @@
-"""FIM, packing and windows; oracles: plain lists, counting, the documents put together again."""
+"""FIM, packing and windows; oracles: plain lists, counts, the documents joined again."""
 
 from collections import Counter
 
@@ -39,7 +39,7 @@ def test_fim_undone_is_the_document(documents, tokenizer):
 
 
 def test_fim_cuts_reach_every_character(tokenizer):
-    """Oracle: all 10 pairs of cuts in a text of three characters, about as often as dice say."""
+    """Oracle: all 10 pairs of cuts in a text of three characters, as often as chance predicts."""
     generator = np.random.default_rng(1)
     seen = Counter(tuple(batches.fim("a€c", tokenizer, generator)) for _ in range(1600))
     assert len(seen) == 10                                  # 4 equal pairs, 6 unequal ones
@@ -74,7 +74,7 @@ def test_validation_windows_are_those_of_the_docstring(tokenizer):
 
 
 def test_a_batch_is_a_function_of_seed_and_sample(documents, tokenizer):
-    """Oracle: a fresh object, other groupings, another order of asking, across three epochs."""
+    """Oracle: a new object, other batch sizes, another order of calls, across three epochs."""
     def fresh(seed=5):
         return Batches(documents, tokenizer, window=50, seed=seed)
 
@@ -82,7 +82,7 @@ def test_a_batch_is_a_function_of_seed_and_sample(documents, tokenizer):
     last = one.windows_per_epoch
     whole = one.take(last - 4, 8)
     assert whole.dtype == torch.int64 and whole.shape == (8, 51)
-    far = one.take(3 * last, 2)                                # leaves the kept epochs
+    far = one.take(3 * last, 2)                                # replaces the epochs kept
     assert torch.equal(one.take(last - 4, 8), whole)
     assert torch.equal(torch.cat([fresh().take(last - 4, 3), fresh().take(last - 1, 5)]), whole)
     assert torch.equal(fresh().take(3 * last, 2), far)
@@ -123,7 +123,7 @@ def test_a_tenth_of_the_documents_is_rearranged_and_still_whole(tokenizer):
 
 
 def test_documents_meet_in_a_new_order_in_every_epoch(documents, tokenizer):
-    """Oracle: first tokens of the streams of two epochs differ; FIM everywhere marks everything."""
+    """Oracle: the streams of two epochs differ; with a FIM rate of 1 both start with a mark."""
     data = Batches(documents, tokenizer, window=40, fim_rate=1.0)
     first, second = (data.make_epoch(epoch)[0] for epoch in (0, 1))
     assert first[0] == second[0] == tokenizer.fim_begin_id
@@ -136,6 +136,6 @@ def test_documents_meet_in_a_new_order_in_every_epoch(documents, tokenizer):
     ({"window": 8, "seed": -1}, r"seed=-1 .* 0 or more"),
 ])
 def test_bad_values_are_refused(documents, tokenizer, options, words):
-    """Oracle: value and remedy in the text."""
+    """Oracle: the value and the remedy are in the error's text."""
     with pytest.raises(ValueError, match=words):
         Batches(documents, tokenizer, **options)
