@@ -230,8 +230,8 @@ def run(arguments):
     entries, out = contenders(config, ours, dense), Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     dtype = str(choose_precision(ours.precision, device)).removeprefix("torch.")
-    print(f"device {device}, activations {dtype}, {ours.batch_size * ours.window:,} tokens per step, "
-          f"results in {out}", flush=True)
+    print(f"device {device}, activations {dtype}, {ours.batch_size * ours.window:,} tokens "
+          f"per step, results in {out}", flush=True)
     data = Dataset(ours.data, config.vocab_size, ours.window, ours.fim_rate, ours.seed)
     results = {"machine": machine(device), "command": " ".join(sys.argv),
                "preset": arguments.preset, "dtype": dtype, "seed": arguments.seed,

@@ -61,7 +61,7 @@ def parse_arguments(arguments=None):
                         help=f"variants to run beside {BASELINE}: some of {', '.join(ARMS)} [all]")
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon",
                         help="muon is the preset's, adamw the report's [muon]")
-    parser.add_argument("--data", default="python-stdlib", help="as in train_tiny.py [python-stdlib]")
+    parser.add_argument("--data", default="python-stdlib", help="the text [python-stdlib]")
     parser.add_argument("--out", type=Path, default="studies/fp8", help="results [studies/fp8]")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, one thread each [1]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
