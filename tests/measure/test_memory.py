@@ -60,7 +60,7 @@ def test_the_whole_is_what_both_forms_keep():
 
 
 def test_suspended_is_the_model_of_before():
-    """Oracle: the logits before conversion; the classes are restored, after an error too."""
+    """Oracle: logits of the same weights, not converted; FP8 comes back, after an error too."""
     torch.manual_seed(0)
     model, tokens = DeepSeekV3(CONFIG), torch.randint(97, (2, 33))
     before = model(tokens)
