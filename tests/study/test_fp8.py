@@ -180,7 +180,7 @@ def test_a_small_study_runs_and_goes_on(tmp_path, capsys):
 
 
 def runs_and_goes_on(tmp_path, capsys):
-    """Make a study of two arms, again, with other options, and one arm anew."""
+    """Run a study of two variants, run it again, with other options, and repeat one variant."""
     text = tmp_path / "text"
     text.mkdir()
     for name in "ab":
