@@ -102,7 +102,7 @@ def test_a_run_that_diverges_is_a_result(monkeypatch, tmp_path):
 
     def step(self):
         layer = self.model.layers[0].self_attn.q_b_proj
-        seen.append((layer.layer.recipe, self.config.precision, self.config.seed,
+        seen.append((layer.product.recipe, self.config.precision, self.config.seed,
                      self.config.optimizer, self.config.steps))
         try:
             return {"loss": next(steps)}, None
