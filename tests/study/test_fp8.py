@@ -103,7 +103,7 @@ def test_a_run_that_diverges_is_a_result(monkeypatch, tmp_path):
 
     def read(self, figures):
         layer = self.model.layers[0].self_attn.q_b_proj
-        seen.append((layer.layer.recipe, self.recipe.precision, self.recipe.seed,
+        seen.append((layer.product.recipe, self.recipe.precision, self.recipe.seed,
                      self.recipe.optimizer, self.recipe.steps))
         try:
             return Figures(0.0, next(steps), 0.0, 0.0, 0.0, None)
