@@ -11,7 +11,7 @@ from minidsv3 import DeepSeekV3, hf
 from minidsv3.infer import generate
 from minidsv3.infer.decoder import Sequence
 from minidsv3.infer.sampling import Sampler
-from minidsv3.infer.serving import serve_separated
+from minidsv3.serve.serving import serve_separated
 from tests.infer.conftest import SMALL
 
 pytestmark = pytest.mark.multi
@@ -96,7 +96,7 @@ def test_what_a_process_complains_of_is_passed_on(folder):
 
 def test_the_command_ends_with_code_2(monkeypatch, capfd, tmp_path):
     """Oracle: exit code 2 and one line, when decode is killed while it still loads its model."""
-    from minidsv3.infer import engines
+    from minidsv3.serve import engines
     monkeypatch.chdir(tmp_path)
     finished = threading.Event()
 
@@ -123,7 +123,7 @@ def test_the_command_prints_both_forms(capsys, monkeypatch, tmp_path):
     """Oracle: the checkpoint in the box: all texts equal, and a third of the bytes by its sizes."""
     import json
 
-    from minidsv3.infer import engines
+    from minidsv3.serve import engines
     monkeypatch.chdir(tmp_path)
     arguments = ["--requests", "6", "--max-new-tokens", "5", "--rate", "50", "--speculative", "1"]
     assert engines.main([*arguments, "--json"]) == 0

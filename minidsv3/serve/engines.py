@@ -1,4 +1,4 @@
-"""Prefill and decode as two engines: `python -m minidsv3.infer.engines --requests 64`.
+"""Prefill and decode as two engines: `python -m minidsv3.serve.engines --requests 64`.
 
 Serves the same requests by one process that takes turns, and by a prefill and a decode process of
 which the first hands its latents to the second; compares the times, counts the bytes that travel,
@@ -24,11 +24,8 @@ from ..command import Parser, UserError, answer
 from ..data import corpus
 from ..data.foreign import read_tokenizer
 from ..device import choose_device
-from .decoder import Sequence
-from .generation import MOST_DRAFTS, generate
-from .handover import Decode as Decode
-from .handover import Handover as Handover
-from .handover import Prefill as Prefill
+from ..infer.decoder import Sequence
+from ..infer.generation import MOST_DRAFTS, generate
 from .serving import serve_colocated, serve_separated
 
 SHORTEST, LONGEST = 16, 200                      # prompts [tokens]
@@ -56,7 +53,7 @@ def synthetic_prompts(tokenizer, config, arguments):
 
 def parse_arguments(arguments=None):
     """The command line."""
-    parser = Parser(prog="python -m minidsv3.infer.engines", description=__doc__)
+    parser = Parser(prog="python -m minidsv3.serve.engines", description=__doc__)
     what = parser.add_argument_group("what")
     what.add_argument("--model", metavar="DIR", help="checkpoint folder, or owner/name on the "
                       "Hugging Face hub [runs/tiny, else checkpoints/tiny]")

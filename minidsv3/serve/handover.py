@@ -25,9 +25,9 @@ import torch
 from safetensors.torch import load, save
 
 from ..command import UserError
-from .decoder import Decoder, Sequence, padded
-from .sampling import Sampler
-from .speculative import last_of
+from ..infer.decoder import Decoder, Sequence, padded
+from ..infer.sampling import Sampler
+from ..infer.speculative import last_of
 
 
 @dataclass

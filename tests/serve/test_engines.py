@@ -6,12 +6,13 @@ from functools import partial
 import pytest
 import torch
 
-from minidsv3.infer import generate, serving
+from minidsv3.infer import generate
 from minidsv3.infer.decoder import Sequence
-from minidsv3.infer.engines import Decode, Handover, Prefill
 from minidsv3.infer.sampling import Sampler
-from minidsv3.infer.serving import Served, serve_colocated
 from minidsv3.infer.text import HealedSequence
+from minidsv3.serve import serving
+from minidsv3.serve.handover import Decode, Handover, Prefill
+from minidsv3.serve.serving import Served, serve_colocated
 
 LENGTHS = [5, 17, 1, 30, 8, 2, 11]               # prompts [tokens]
 NEW = [9, 4, 12, 1, 7, 12, 3]                    # new ones, unless one of STOP ends it earlier
