@@ -56,7 +56,7 @@ def read_all(model, sequences, budget=256, speculative=0):
         prefill.add(sequence)
     handovers = []
     while prefill.queue:
-        handovers += prefill.step()
+        handovers += prefill.step(len(sequences))
     return handovers
 
 
@@ -108,6 +108,8 @@ def test_any_order_of_joining_gives_the_same_texts(exact, alone, sampler, specul
         handovers = read_all(exact, sequences_of(exact, sampler), 16, speculative)
         decode, ended = Decode(exact, 2, 48, speculative), []
         for number in order:
+            while not decode.free:
+                ended += decode.step()
             decode.admit(handovers[number])
             ended += decode.step()
         ended += write_all(decode)
@@ -170,6 +172,13 @@ def test_what_does_not_fit_is_refused(exact):
         Decode(exact, 2, 48, 2).admit(handovers[0])
     with pytest.raises(ValueError, match="budget=0 .*at least 1"):
         Prefill(exact, 0)
+    with pytest.raises(ValueError, match="places=0 .*at least 1"):
+        Decode(exact, 0, 48)
+    full = Decode(exact, 1, 48)
+    full.admit(handovers[1])
+    with pytest.raises(ValueError, match="places for 1 sequences .*number 2"):
+        full.admit(handovers[2])
+    assert full.free == 0 and len(write_all(full)) == 1
 
 
 def test_prefill_refuses_what_no_position_is_left_for(exact):
