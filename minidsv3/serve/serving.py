@@ -38,7 +38,7 @@ from .handover import Decode, Handover, Prefill
 
 
 class Served:
-    """The texts of all requests, and when the parent heard of their first and last tokens [s]."""
+    """The text of each request, and the times from its arrival to its first and last token [s]."""
 
     def __init__(self, requests, arrivals, progress):
         self.arrivals = list(arrivals or [0.0] * len(requests))        # seconds after `begin`
@@ -252,7 +252,7 @@ def run_prefill(parent, folder, dtype, device, speculative, places, budget, wait
                 under_way += 1
                 say(parent, begun=handover.number, nbytes=handover.nbytes,
                     expanded=handover.expanded_nbytes(prefill.model.config))
-                # An error here means that decode has ended, so nobody asks for the result.
+                # An error here means that decode has ended, so the result is not needed.
                 sender.submit(hand_over.send_bytes, handover.to_bytes())
 
 
