@@ -48,3 +48,27 @@ def grouped_linear(rows, weight, runs):
         return grouped_mm(rows, weight.transpose(1, 2), offs=runs.ends)
     parts = rows.split(runs.sizes)
     return torch.cat([part @ matrix.T for part, matrix in zip(parts, weight, strict=True)])
+
+
+def grouped_swiglu(rows, gate_up_proj, down_proj, runs):
+    """SwiGLU of every expert on its own rows.
+
+    rows (M, C) sorted by expert, gate_up_proj (E, 2F, C), down_proj (E, C, F), Runs -> (M, C).
+    """
+    gate, up = grouped_linear(rows, gate_up_proj, runs).chunk(2, dim=-1)    # (M, F) each
+    return grouped_linear(F.silu(gate) * up, down_proj, runs)
+
+
+def assign_slots(experts, load, multiple=1):
+    """Give every copy of a token a row, expert by expert.
+
+    experts (N*K,), load (E,) -> slots (N*K,), counts (E,): rows of each expert, rounded up to the
+    multiple. Example: experts 1 0 1, load 1 2, multiple 2 -> slots 2 0 3, counts 2 2; row 1 is
+    padding.
+    """
+    counts = (load + multiple - 1) // multiple * multiple
+    shift = (counts.cumsum(0) - counts) - (load.cumsum(0) - load)      # (E,)  padding before it
+    order = experts.argsort(stable=True)                               # (N*K,)
+    slots = torch.empty_like(order)
+    slots[order] = torch.arange(len(order), device=order.device) + shift[experts[order]]
+    return slots, counts

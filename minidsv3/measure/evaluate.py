@@ -24,7 +24,7 @@ from ..data.foreign import read_tokenizer
 from ..device import choose_device, send
 from ..infer.text import complete
 from ..model.layers import at_least_float32
-from ..model.moe import hits, max_violation
+from ..model.moe import hits
 
 
 class Evaluation(NamedTuple):
@@ -64,6 +64,16 @@ def evaluate(model, inputs, targets, raw_bytes, batch=16):
     return Evaluation(nats / math.log(2) / raw_bytes,
                       [round(v, 4) for v in max_violation(loads).tolist()],
                       agreed / compared if compared else 0.0)
+
+
+def max_violation(load):
+    """MaxVio: the busiest expert's load over the mean, less 1: (..., E) -> (...), on the CPU.
+
+    0 is balance.
+    """
+    load = load.cpu().double()
+    mean = load.mean(dim=-1).clamp(min=1e-12)
+    return load.amax(dim=-1) / mean - 1
 
 
 @torch.inference_mode()

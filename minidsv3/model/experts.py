@@ -3,29 +3,21 @@
     y = sum over the chosen of g * expert(x)               eq. 12, without the shared expert
 
 Every token is copied K times, the copies are sorted by expert, each expert computes its own, and
-the results go back to their tokens, weighed. Nothing here has to be read by the host: sizes follow
-from N and K, and the counts of each expert stay where they are.
+the weighted results return to their tokens. The host reads nothing: sizes follow from N and K, and
+the counts of each expert stay on the device.
 
 Each of the three methods can be overridden alone: experts on several machines have another dispatch
-and combine (and a `forward` that is `in_groups`, since `one_by_one` calls neither). The products
-are a function that Experts holds, so that another precision can be put in its place from outside.
+and combine (and a `forward` that is `in_groups`, since `one_by_one` calls neither). Experts hold
+the function of their products, so that another precision can replace it from outside.
 """
 
 import torch
-import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
 from ..device import reads_are_free, row_multiple
-from ..kernels.grouped import Runs, grouped_linear
-
-
-def grouped_swiglu(rows, gate_up_proj, down_proj, runs):
-    """SwiGLU of every expert on its own rows.
-
-    rows (M, C) sorted by expert, gate_up_proj (E, 2F, C), down_proj (E, C, F), Runs -> (M, C).
-    """
-    gate, up = grouped_linear(rows, gate_up_proj, runs).chunk(2, dim=-1)    # (M, F) each
-    return grouped_linear(F.silu(gate) * up, down_proj, runs)
+from ..kernels.few_tokens import one_by_one
+from ..kernels.grouped import Runs, assign_slots, grouped_swiglu
 
 
 class Experts(nn.Module):
@@ -45,7 +37,8 @@ class Experts(nn.Module):
             # would change them, and a few tokens alone must not get another precision.
             return self.in_groups(x, weights, routing)
         if 0 < len(x) <= 3 and reads_are_free(x.device):
-            return self.one_by_one(x, weights, routing)
+            return one_by_one(x, weights, routing.experts.flatten(0, -2), self.gate_up_proj,
+                              self.down_proj)
         return self.in_groups(x, weights, routing, row_multiple(x))
 
     def in_groups(self, x, weights, routing, multiple=1):
@@ -71,31 +64,5 @@ class Experts(nn.Module):
     def combine(self, rows, slots, weights):
         """Back to the tokens: rows (M, C), slots (N*K,), weights (N, K) -> (N, C).  eq. 12"""
         rows = rows.index_select(0, slots)                             # (N*K, C)  no padding rows
-        rows = rows.unflatten(0, (-1, weights.size(-1)))               # (N, K, C)
+        rows = rearrange(rows, "(n k) c -> n k c", k=weights.size(-1))
         return (weights.to(rows.dtype)[:, None] @ rows).squeeze(1)     # (N, C)
-
-    def one_by_one(self, x, weights, routing):
-        """The same for very few tokens, where sorting and gathering would take longer than this."""
-        y, experts = [], routing.experts.flatten(0, -2).tolist()       # (N, K)
-        for row, gates, chosen in zip(x.split(1), weights.to(x.dtype).split(1), experts):
-            outputs = []
-            for expert in chosen:
-                gate, up = F.linear(row, self.gate_up_proj[expert].to(x.dtype)).chunk(2, dim=-1)
-                outputs.append(F.linear(F.silu(gate) * up, self.down_proj[expert].to(x.dtype)))
-            y.append(gates @ torch.cat(outputs))                       # (1, C)  combine, eq. 12
-        return torch.cat(y)                                            # (N, C)
-
-
-def assign_slots(experts, load, multiple=1):
-    """Give every copy of a token a row, expert by expert.
-
-    experts (N*K,), load (E,) -> slots (N*K,), counts (E,): rows of each expert, rounded up to the
-    multiple. Example: experts 1 0 1, load 1 2, multiple 2 -> slots 2 0 3, counts 2 2; row 1 is
-    padding.
-    """
-    counts = (load + multiple - 1) // multiple * multiple
-    shift = (counts.cumsum(0) - counts) - (load.cumsum(0) - load)      # (E,)  padding before it
-    order = experts.argsort(stable=True)                               # (N*K,)
-    slots = torch.empty_like(order)
-    slots[order] = torch.arange(len(order), device=order.device) + shift[experts[order]]
-    return slots, counts

@@ -126,13 +126,3 @@ def hits(chosen, num_experts):
     """
     zeros = chosen.new_zeros(*chosen.shape[:-1], num_experts)
     return zeros.scatter_add_(-1, chosen, torch.ones_like(chosen))
-
-
-def max_violation(load):
-    """MaxVio: the busiest expert's load over the mean, less 1: (..., E) -> (...), on the CPU.
-
-    0 is balance.
-    """
-    load = load.cpu().double()
-    mean = load.mean(dim=-1).clamp(min=1e-12)
-    return load.amax(dim=-1) / mean - 1

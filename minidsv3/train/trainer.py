@@ -16,8 +16,7 @@ from tqdm import tqdm
 from .. import hf
 from ..command import UserError
 from ..device import send
-from ..measure.evaluate import bits_per_byte
-from ..model.moe import max_violation
+from ..measure.evaluate import bits_per_byte, max_violation
 from .pace import Pace
 from .recipe import batch_sizes
 from .report import finish

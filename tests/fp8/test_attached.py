@@ -166,7 +166,7 @@ def test_experts_in_eight_bits_never_take_a_short_cut_or_pad(count, monkeypatch)
     """Oracle: the methods that are called; bfloat16, where plain experts do both."""
     model = fp8.convert(model_of_subclasses())
     mlp = model.layers[1].mlp
-    monkeypatch.setattr(ElsewhereExperts, "one_by_one", None)
+    monkeypatch.setattr("minidsv3.model.experts.one_by_one", None)
     x = torch.randn(1, count, 48).bfloat16()
     mlp(x)
     assert mlp.experts.calls == ("dispatch, multiple 1", "combine")

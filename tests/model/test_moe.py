@@ -6,9 +6,11 @@ import torch.nn.functional as F
 
 from minidsv3 import DeepSeekV3, ModelConfig
 from minidsv3.device import groups_products
+from minidsv3.kernels.grouped import assign_slots
+from minidsv3.measure.evaluate import max_violation
 from minidsv3.model import experts as experts_module
-from minidsv3.model.experts import Experts, assign_slots
-from minidsv3.model.moe import MoE, Router, Routing, hits, max_violation
+from minidsv3.model.experts import Experts
+from minidsv3.model.moe import MoE, Router, Routing, hits
 from minidsv3.model.objective import sequence_balance
 
 CONFIG = ModelConfig(
