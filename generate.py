@@ -1,8 +1,8 @@
-"""Let a trained model write: `python generate.py --prompt "def "`.
+"""Continue a text with a trained model: `python generate.py --prompt "def "`.
 
-The model is a run folder of train_tiny.py or any checkpoint in the same format; without --model it
-is runs/tiny, or else the small trained model in checkpoints/tiny. Without --prompt a text that is
-piped in is continued; at a terminal you are asked for one line after the other.
+The model is a run folder of train_tiny.py or any checkpoint in the same format. Without --model it
+is runs/tiny if that exists, or else the shipped checkpoint, checkpoints/tiny. Without --prompt the
+text comes from a pipe; at a terminal you can type several prompts, one per line.
 """
 
 import json
@@ -16,7 +16,7 @@ from minidsv3.device import choose_device, choose_threads
 from minidsv3.infer.generation import statistics
 from minidsv3.infer.text import complete
 
-GREEN, PLAIN = "\033[32m", "\033[0m"             # of a terminal
+GREEN, PLAIN = "\033[32m", "\033[0m"             # colour codes of a terminal
 
 
 def parse_arguments(arguments=None):
@@ -26,41 +26,45 @@ def parse_arguments(arguments=None):
     what.add_argument("--model", metavar="DIR",
                       help="checkpoint folder, or owner/name on the Hugging Face hub "
                            "[runs/tiny, else checkpoints/tiny]")
-    what.add_argument("--prompt", help="text to continue; empty starts a new document "
-                                       "[what is piped in, or asked for]")
+    what.add_argument("--prompt", help="text to continue; an empty one starts a new document "
+                                       "[read from a pipe or from the terminal]")
     what.add_argument("--fim-prefix", metavar="TEXT",
-                      help="with --fim-suffix: fill the gap between the two")
-    what.add_argument("--fim-suffix", metavar="TEXT", help="what shall follow the new text")
+                      help="text before a gap to fill; with --fim-suffix")
+    what.add_argument("--fim-suffix", metavar="TEXT",
+                      help="text after the gap; with --fim-prefix")
     long = parser.add_argument_group("how long")
     long.add_argument("--max-new-tokens", type=int, default=200, metavar="N",
-                      help="tokens to write at most [200]")
+                      help="largest number of new tokens [200]")
     long.add_argument("--stop", action="append", default=[], metavar="TEXT",
-                      help="end before this text; may be given several times [none]")
+                      help="end before this text; can be given several times [none]")
     where = parser.add_argument_group("where")
     where.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
     where.add_argument("--threads", type=int, metavar="N", help="CPU threads [one per core]")
     how = parser.add_argument_group("how")
     how.add_argument("--temperature", type=float, default=0.7, metavar="T",
-                     help="0 always takes the likeliest token, 1 samples as trained [0.7]")
+                     help="0 always takes the most likely token, 1 samples from the model's "
+                          "probabilities as they are [0.7]")
     how.add_argument("--top-k", type=int, metavar="K",
-                     help="sample among the K likeliest tokens [all]")
+                     help="sample among the K most likely tokens [all]")
     how.add_argument("--top-p", type=float, default=0.95, metavar="P",
-                     help="sample among the likeliest tokens that together reach P [0.95]")
+                     help="sample among the most likely tokens that together have probability P "
+                          "[0.95]")
     how.add_argument("--min-p", type=float, default=0.0, metavar="P",
-                     help="sample among tokens of at least P times the likeliest's probability [0]")
-    how.add_argument("--seed", type=int, default=0, help="of the sampling [0]")
+                     help="sample among tokens with at least P times the probability of the most "
+                          "likely one [0]")
+    how.add_argument("--seed", type=int, default=0, help="seed of the sampling [0]")
     how.add_argument("--speculative", type=int, default=0, metavar="K",
-                     help="tokens that the MTP module drafts for the main model to verify, so that "
-                          "several come of one pass; 1 or 2 pay most [0]")
+                     help="tokens that the MTP module drafts and the main model verifies in one "
+                          "pass; 1 or 2 speed up most [0]")
     how.add_argument("--show-drafts", action="store_true",
-                     help="accepted drafts in green; with --speculative")
+                     help="print accepted drafts in green; with --speculative")
     how.add_argument("--stats", action="store_true",
                      help="end with one line of JSON: tokens, seconds, ...")
     return parser.parse_args(arguments)
 
 
 def prompts(arguments):
-    """What shall be continued, (prompt, suffix or None), one after the other."""
+    """Yield every text to continue as (prompt, suffix or None)."""
     gap = (arguments.fim_prefix, arguments.fim_suffix)
     if gap != (None, None):
         if None in gap or arguments.prompt is not None:
@@ -72,13 +76,13 @@ def prompts(arguments):
     elif (text := piped_in()) is not None:
         yield text, None
     else:
-        print("Type the beginning of a text; an empty line ends.")
+        print("Type the beginning of a text; an empty line ends the program.")
         while line := sys.stdin.readline().rstrip("\r\n"):             # also "" at the end of file
             yield line, None
 
 
 def piped_in():
-    """The text on stdin: None at a terminal, an empty one where nothing can be read."""
+    """The text on stdin: None at a terminal, an empty text if nothing can be read."""
     try:
         return None if sys.stdin.isatty() else sys.stdin.buffer.read().decode("utf-8", "replace")
     except (AttributeError, OSError, ValueError):
@@ -88,7 +92,7 @@ def piped_in():
 def run(arguments):
     """Stream the continuations to the terminal -> exit code."""
     if arguments.show_drafts and not arguments.speculative:
-        raise UserError("--show-drafts shows drafts, and there are none; add --speculative 2.")
+        raise UserError("--show-drafts needs drafts, and there are none; add --speculative 2.")
     device = choose_device(arguments.device)
     choose_threads(arguments.threads)
     folder = hf.find(arguments.model)
@@ -96,7 +100,7 @@ def run(arguments):
     tokenizer = read_tokenizer(folder, model.config)
     settings = {name: getattr(arguments, name) for name in (
         "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "speculative", "seed", "stop")}
-    complete(model, tokenizer, "", **settings)   # refuses a bad one, before any prompt is read
+    complete(model, tokenizer, "", **settings)   # raises for a bad setting before reading a prompt
     for prompt, suffix in prompts(arguments):
         pieces = complete(model, tokenizer, prompt, suffix=suffix, **settings)
         write(pieces, prompt, suffix, arguments)
@@ -104,7 +108,7 @@ def run(arguments):
 
 
 def write(pieces, prompt, suffix, arguments):
-    """One continuation, piece by piece as it comes, and its figures if asked for."""
+    """Print one continuation piece by piece as it is generated, and its figures with --stats."""
     begin, moments = time.perf_counter(), []
     print(prompt, end="", flush=True)
     for piece in pieces:

@@ -8,17 +8,26 @@ import time
 from pathlib import Path
 
 from minidsv3.command import UserError, answer
-from minidsv3.device import BEGIN, choose_device, choose_threads
+from minidsv3.device import BEGIN, choose_device, choose_threads, send
 from minidsv3.train import options
 from minidsv3.train.checkpoint import RunFolder
+from minidsv3.train.optim import make_optimizers
 from minidsv3.train.options import configure
 from minidsv3.train.pace import plan_steps
+from minidsv3.train.prepare import make_model, read_text
 from minidsv3.train.trainer import Trainer
 
 
 def parse_arguments(arguments=None):
     """The command line."""
     return options.parse_arguments(arguments, __doc__)
+
+
+def make_trainer(model_config, recipe, folder, device):
+    """The text, a model, its optimisers, and the run that trains it."""
+    data = read_text(recipe, model_config)
+    model = make_model(model_config, recipe, device)
+    return Trainer(model, make_optimizers(model, recipe), data, recipe, folder)
 
 
 def run(arguments, begin):
@@ -31,19 +40,19 @@ def run(arguments, begin):
     model_config, recipe = configure(arguments, saved)
     if recipe.start and folder.path.resolve() == Path(recipe.start).resolve():
         raise UserError(f"--from and --out are both {folder.path}; write to another folder.")
-    trainer = Trainer(model_config, recipe, folder, device)
+    trainer = make_trainer(model_config, recipe, folder, device)
     if saved is not None:
         trainer.restore(saved)
     if arguments.compile:
-        trainer.compile()
+        trainer.update.compile(send(trainer.data.batches.take(0, recipe.micro_batch), device))
     if arguments.minutes is not None:
         print("measuring some steps, which do not count ...", flush=True)
-        trainer.set_steps(plan_steps(trainer, arguments.minutes, begin))
-    recipe = trainer.config
+        recipe = recipe.replace(steps=plan_steps(trainer, arguments.minutes, begin))
+        trainer.set_recipe(recipe)
     total, active = trainer.model.count_parameters()
     dtype = str(trainer.model.activation_dtype).removeprefix("torch.")
     print(f"device {device}, activations {dtype}, {total:,} parameters, {active:,} active, "
-          f"{recipe.batch_size * recipe.window:,} tokens a step, {recipe.steps:,} steps")
+          f"{recipe.batch_size * recipe.window:,} tokens per step, {recipe.steps:,} steps")
     after = f" after step {trainer.step}" if saved is not None else ""
     print(f"output in {folder.path}; Ctrl-C saves, --resume goes on{after}", flush=True)
     try:

@@ -1,7 +1,6 @@
 """A model in training as the benchmarks drive it: whole optimiser steps, and a clock beside them.
 
-The step is the one of minidsv3/train/trainer.py without what only a run folder needs (averaged
-weights, metrics, checkpoints), for our model and for the dense GPT alike.
+The step is the one of minidsv3/train/step.py, for our model and for the dense GPT alike.
 """
 
 import math
@@ -12,8 +11,7 @@ from minidsv3.device import choose_precision, clock
 from minidsv3.measure.evaluate import bits_per_byte
 from minidsv3.model.transformer import DeepSeekV3
 from minidsv3.train.optim import make_optimizers
-from minidsv3.train.recipe import gamma_at, learning_rate_factor, mtp_weight_at
-from minidsv3.train.trainer import Diverged
+from minidsv3.train.step import Diverged, Step
 
 
 class Contender:
@@ -23,7 +21,7 @@ class Contender:
         torch.manual_seed(recipe.seed)
         self.model, self.recipe, self.device = make().to(device), recipe, device
         self.model.activation_dtype = choose_precision(recipe.precision, device)
-        self.optimizers = make_optimizers(self.model, recipe)
+        self.update = Step(self.model, make_optimizers(self.model, recipe), recipe)
         self.taken, self.seconds = 0, 0.0
 
     def step(self, batches, progress):
@@ -31,38 +29,12 @@ class Contender:
         size = self.recipe.batch_size
         tokens = batches.take(self.taken * size, size).to(self.device)  # (B, T+1)
         begin = clock(self.device)
-        loss = self.update(tokens, progress)
+        loss = self.update(tokens, progress)[0].item()
         self.seconds += clock(self.device) - begin
         self.taken += 1
         if not math.isfinite(loss):
             raise Diverged(f"the loss is {loss} at step {self.taken}; try a lower learning rate.")
         return loss
-
-    def update(self, tokens, progress):
-        """Loss, backward, clipping, optimisers, router bias; tokens (B, T+1) -> loss [nats]."""
-        factor = learning_rate_factor(self.recipe, progress)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * factor
-        mean = 0.0
-        for part in tokens.split(self.recipe.micro_batch):
-            loss = self.loss(part, progress) * (len(part) / len(tokens))
-            loss.backward()
-            mean += loss.detach()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        if isinstance(self.model, DeepSeekV3):
-            self.model.update_router_bias(gamma_at(self.recipe, progress))
-        return mean.item()
-
-    def loss(self, tokens, progress):
-        """All that is minimised; of the dense model it is the next token's cross-entropy alone."""
-        if not isinstance(self.model, DeepSeekV3):
-            return self.model.loss(tokens)
-        return self.model.loss(tokens, mtp_weight_at(self.recipe, progress),
-                               self.recipe.balance_weight, self.recipe.balance_over).total
 
     def at_work(self):
         """Parameters that work on one token in training, MTP's and its use of the head included."""
@@ -76,5 +48,4 @@ class Contender:
 
     def bits_per_byte(self, data):
         """On all of the validation text."""
-        self.model.eval()
         return bits_per_byte(self.model, data.inputs, data.targets, data.validation_bytes)

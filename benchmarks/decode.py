@@ -2,23 +2,25 @@
 
     python benchmarks/decode.py                    the tiny model; some ten minutes on a laptop
 
-Same weights (ours in float32, saved and loaded there), same prompts (windows of validation texts:
-what is accepted of drafts depends on the text), greedy, and no end of text, so that every run says
---new-tokens. In a round each contender runs once in each cell (batch, context), in an order that
-rotates, so that a machine that slows down does so for all. Medians over rounds; ratios are taken
-within a round: above 1 is faster.
+All contenders have the same weights (ours in float32, saved and loaded into transformers) and the
+same prompts. Prompts are windows of validation texts, because the acceptance of drafts depends on
+the text. Decoding is greedy and ignores the end of text, so every run generates --new-tokens. In a
+round each contender runs once in each cell (batch, context). The order rotates, so that a machine
+that slows down slows all of them. Figures are medians over rounds; ratios are taken within a round,
+and above 1 is faster.
 
-Ours is what `generate` runs, with its bookkeeping. Prefill ends with the first token; taking the
-cache's memory and, with drafts, the module's reading of the prompt belong to it. transformers gets
-a bare loop over its model, without what its `generate` costs on top, and in each cell the fastest
-of its settings, found by trial for prefill and decoding apart. use_mtp is its `generate`, which
-drafts a token a module for one sequence; its MTP layer is loaded once here, not in every call.
+Ours is what `generate` runs, with its bookkeeping. Prefill ends with the first token; it includes
+allocating the cache and, with drafts, the MTP module's reading of the prompt. transformers gets a
+bare loop over its model, without the overhead of its `generate`, and in each cell the fastest of
+its settings, found by trial for prefill and decoding separately. use_mtp is its `generate`, which
+drafts one token per module for a single sequence; its MTP layer is loaded once here, not in every
+call.
 
-Left out: compiled models, which need a compiler, static caches, which are there for those, GPUs.
-"Same text" counts texts equal to those of ours, plain; in float32 a near tie may fall either way.
-Beyond the window that a model was trained in (256 for tiny) its text decays, and with it what is
-accepted of drafts; what a pass takes is the same.
-In the end the rule of `model/mla.py` for absorbing is held against the clock.
+Left out are compiled models, which need a compiler, static caches, which serve those, and GPUs.
+"Same text" counts texts equal to those of ours without drafts; in float32 a near tie may be decided
+either way. Beyond the window of its training (256 for tiny) a model's text gets worse, and fewer
+drafts are accepted; the time of a pass does not change.
+At the end, the absorption rule of `model/mla.py` is compared with measured times.
 """
 
 import json
@@ -47,6 +49,8 @@ from minidsv3.measure.cost import cache_bytes
 HERE = Path(__file__).resolve().parent
 OURS, THEIRS, USE_MTP = "ours", "transformers", "transformers, use_mtp"
 LOOKS = [(plots.GREEN, "s", "--"), (plots.PURPLE, "D", "-."), (plots.VERMILLION, "v", ":")]
+
+
 def parse_arguments(arguments=None):
     """The command line."""
     parser = Parser(description=__doc__)
@@ -56,15 +60,16 @@ def parse_arguments(arguments=None):
                       help="checkpoint folder, with its tokenizer [checkpoints/tiny]")
     what.add_argument("--data", default="python-stdlib", metavar="SOURCE",
                       help="text whose validation part gives the prompts [python-stdlib]")
-    what.add_argument("--contexts", default=[64, 2048], help="tokens of a prompt [64 2048]", **many)
+    what.add_argument("--contexts", default=[64, 2048], help="tokens per prompt [64 2048]", **many)
     what.add_argument("--batches", default=[1, 8], help="sequences at once [1 8]", **many)
     what.add_argument("--drafts", default=[1, 2], help="tokens that ours drafts [1 2]", **many)
     what.add_argument("--growth", default=[128, 512, 1024, 2048], help="contexts of one sequence, "
-                      "for the growth of a token's time [128 512 1024 2048]", **many)
+                      "to see how the time per token grows [128 512 1024 2048]", **many)
     how = parser.add_argument_group("how")
-    how.add_argument("--rounds", type=int, default=5, help="that count; one more warms up [5]")
-    how.add_argument("--new-tokens", type=int, default=64, help="after each prompt [64]")
-    how.add_argument("--threads", type=int, help="of torch [its own choice]")
+    how.add_argument("--rounds", type=int, default=5,
+                     help="measured rounds, after one to warm up [5]")
+    how.add_argument("--new-tokens", type=int, default=64, help="tokens after each prompt [64]")
+    how.add_argument("--threads", type=int, help="CPU threads [torch's own choice]")
     how.add_argument("--seed", type=int, default=0, help="chooses the prompts [0]")
     how.add_argument("--out", default=HERE / "results", metavar="DIR",
                      help="folder for decode.json and decode.png [benchmarks/results]")
@@ -72,7 +77,7 @@ def parse_arguments(arguments=None):
 
 
 def check(arguments, config):
-    """Refuse what would fail only after minutes. Raises UserError with one line."""
+    """Raise UserError now for settings that would fail only after minutes."""
     for name, given in vars(arguments).items():
         least = {"new_tokens": 2, "seed": 0}.get(name, 1)
         for number in given if isinstance(given, list) else [given]:
@@ -88,17 +93,17 @@ def check(arguments, config):
 
 
 def windows(documents, context, seed):
-    """All windows of so many tokens, shuffled: (N, context). UserError if there is none."""
+    """All whole windows of the documents, shuffled: (N, context). UserError if there is none."""
     found = [tokens[start:start + context] for tokens in documents
              for start in range(0, len(tokens) - context + 1, context)]
     if not found:
-        raise UserError(f"no validation text has {context} tokens, the longest "
+        raise UserError(f"no validation text has {context} tokens, the longest has "
                         f"{max(map(len, documents))}; shorten --contexts and --growth.")
     return torch.tensor(random.Random(seed).sample(found, len(found)))
 
 
 def measure(cells, prompts, rounds, new):
-    """{(batch, context): {name: contender}} -> the same with [Run of each round]."""
+    """{(batch, context): {name: contender}} -> the same keys, with a list of one Run per round."""
     runs = {cell: {name: [] for name in entries} for cell, entries in cells.items()}
     for number in tqdm(range(-1, rounds), desc="rounds", dynamic_ncols=True):
         for (batch, context), entries in cells.items():
@@ -112,7 +117,7 @@ def measure(cells, prompts, rounds, new):
 
 
 def figures(runs, name, batch, new):
-    """The figures of one contender in a cell, from the runs of all."""
+    """The figures of one contender in a cell; runs has the runs of all contenders there."""
     mine = runs[name]
     steps = [run.decode / (new - 1) for run in mine]
 
@@ -137,7 +142,7 @@ def figures(runs, name, batch, new):
 
 
 def table(cells):
-    """All cells, aligned."""
+    """The figures of all cells as an aligned table."""
     rows = [["batch", "context", "", "prefill ms", "to tr.", "ms/token", "tokens/s", "to tr.",
              "to plain", "cache kB", "tokens/pass", "accepted", "same text"]]
     for (batch, context), cell in cells.items():
@@ -155,12 +160,12 @@ def table(cells):
 
 
 def remarks(results):
-    """What the table does not hold, line by line."""
+    """Yield the results that are not in the table, line by line."""
     contexts, growth = results["growth"]["contexts"], results["growth"]["percent"]
-    yield (f"a token's time, from context {contexts[0]:,} to {contexts[-1]:,}: "
+    yield (f"time per token, from context {contexts[0]:,} to {contexts[-1]:,}: "
            + "; ".join(f"{name} {percent:+.0f} %" for name, percent in growth.items()))
     size = results["cache_bytes_per_token"]
-    yield (f"cache of a token [bytes]: {size['mla']:,}, with drafts {size['mla_with_mtp']:,}, "
+    yield (f"cache per token [bytes]: {size['mla']:,}, with drafts {size['mla_with_mtp']:,}, "
            f"expanded it would be {size['expanded']:,}")
     for name, f in results["absorbing"].items():
         pairs = zip(f["new_tokens"], f["absorbed_ms"], f["expanded_ms"])
@@ -171,7 +176,7 @@ def remarks(results):
 
 @plots.style()
 def figure(cells):
-    """Time of a token against context for one sequence, a line a contender."""
+    """Time per token against context for one sequence, one line per contender."""
     mine = {context: cell for (batch, context), cell in cells.items() if batch == 1}
     contexts, looks, ends = sorted(mine), iter(LOOKS * 9), []
     picture, ax = plots.canvas()
@@ -182,7 +187,7 @@ def figure(cells):
                         color=color, marker=marker, linestyle=line, label=name)
     ax.set_xscale("log", base=2)
     ax.set_xticks(contexts, [f"{context:,}" for context in contexts])
-    ax.set_ylim(0, 1.15 * ax.get_ylim()[1])      # room for the names of lines that end high
+    ax.set_ylim(0, 1.15 * ax.get_ylim()[1])      # space for the labels of lines that end high
     ratio = mine[contexts[-1]][OURS]["to_transformers"]
     ax.set_title(f"At context {contexts[-1]:,} ours decodes {ratio:.1f} times as fast as "
                  "transformers", loc="left")
@@ -212,13 +217,13 @@ def prepare(arguments, ours, shapes):
 
 
 def in_words(model):
-    """Which model it is; one of the repository without the folder that this lies in."""
+    """The name of a model; inside the repository its path does not show where that is."""
     path, root = Path(model).resolve(), HERE.parent
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(model)
 
 
 def run(arguments):
-    """Measure, write, print."""
+    """Measure all cells, print and write the results."""
     check(arguments, hf.stored_config(arguments.model))
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

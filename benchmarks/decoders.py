@@ -1,7 +1,7 @@
-"""The contenders of decode.py: a batch of prompts (B, T) and how many new tokens -> a Run.
+"""The contenders of decode.py: prompts (B, T) and a number of new tokens -> Run.
 
 Ours is what `generate` runs, with its bookkeeping. transformers gets a bare loop over its model,
-without what its `generate` costs on top, and `generate(use_mtp=True)` besides.
+without the overhead of its `generate`, and besides that `generate(use_mtp=True)`.
 """
 
 import math
@@ -21,26 +21,26 @@ from minidsv3 import hf
 from minidsv3.infer.decoder import Decoder, Sequence
 from minidsv3.infer.generation import advance
 
-# Settings of transformers, (attention, experts). batched_mm copies the matrices of each token's
-# experts, gigabytes for a long prompt.
+# Settings of transformers, (attention, experts). batched_mm is for decoding only: it copies the
+# expert matrices for each token, which takes gigabytes for a long prompt.
 FOR_PREFILL = list(product(("sdpa", "eager"), ("grouped_mm", "eager")))
 FOR_DECODING = list(product(("sdpa", "eager"), ("grouped_mm", "eager", "batched_mm")))
 
 
 class Run(NamedTuple):
-    """A contender over a batch of prompts."""
+    """What one contender did for a batch of prompts."""
 
     texts: list                                  # new tokens of each sequence
-    prefill: float                               # up to the first token [s]
-    decode: float                                # all others [s]
-    cache: int                                   # bytes
+    prefill: float                               # time up to the first token [s]
+    decode: float                                # time of all other tokens [s]
+    cache: int                                   # size of the cache [bytes]
     passes: int                                  # of the main model, while decoding
-    accepted: list = []                          # drafts kept, by position
-    tried: list = []                             # drafts judged, by position
+    accepted: list = []                          # number of accepted drafts, by position
+    tried: list = []                             # number of verified drafts, by position
 
 
 def run_ours(model, drafts, tokens, new):
-    """`generate`, with a clock between its two halves."""
+    """`generate`, timed separately for prefill and decoding."""
     begin = perf_counter()
     decoder = Decoder(model, len(tokens), tokens.size(1) + new + drafts, drafts)
     sequences = [Sequence(row, new, stop=()) for row in tokens.tolist()]
@@ -54,7 +54,10 @@ def run_ours(model, drafts, tokens, new):
 
 @torch.inference_mode()
 def run_theirs(model, best, tokens, new):
-    """A bare greedy loop; best: settings of the two halves, switched while no clock runs."""
+    """A bare greedy loop over transformers' model.
+
+    best: settings for prefill and for decoding; switching between them is not timed.
+    """
     cache, times, said = DynamicCache(config=model.config), [], []
     for setting, length in zip(best, (1, new)):
         switch(model, setting)
@@ -70,10 +73,10 @@ def run_theirs(model, best, tokens, new):
 @torch.inference_mode()
 def run_with_mtp(model, module, best, tokens, new):
     """transformers' own speculative loop, for one sequence."""
-    noted, sizes = {}, []                        # sizes: prompt, first token, then of each step
+    noted, sizes = {}, []                        # sizes: tokens of the prompt, 1, then of each step
 
     def has_drafted(_, arguments, options, output):
-        if not noted:                            # it has read the prompt, and the model before it
+        if not noted:                            # first call: both models have read the prompt
             switch(model, best[1]), switch(module, best[1])
             noted.update(cache=options["mtp_cache"], middle=perf_counter())
 
@@ -87,7 +90,7 @@ def run_with_mtp(model, module, best, tokens, new):
                               return_dict_in_generate=True)
     end = perf_counter()
     listener.remove()
-    # A draft that is right but beyond the last token counts as refused.
+    # A right draft beyond the last token counts as rejected.
     accepted, tried = ([sum(size > k + more for size in sizes[2:])
                         for k in range(module.num_mtp_layers)] for more in (1, 0))
     return Run(made.sequences[:, tokens.size(1):].tolist(), noted["middle"] - begin,
@@ -96,20 +99,20 @@ def run_with_mtp(model, module, best, tokens, new):
 
 
 def switch(model, setting):
-    """Choose how transformers computes."""
+    """Let transformers' model compute with this setting, (attention, experts)."""
     model.set_attn_implementation(setting[0])
     model.set_experts_implementation(setting[1])
 
 
 def held(cache):
-    """Bytes of a cache of transformers; it too keeps latents, and expands them all each step."""
+    """Bytes of transformers' cache. It keeps latents as ours does, and expands all at each step."""
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
 def load_theirs(ours):
-    """The same weights in transformers -> its model, and its MTP module or None."""
+    """Load our weights into transformers -> its model, and its MTP module or None."""
     first, depths = ours.config.num_hidden_layers, ours.config.num_nextn_predict_layers
-    # It knows the MTP layer by its number in the 671B model alone, 61.
+    # transformers ignores MTP weights only under their number in the 671B model, 61.
     names = [rf"model\.layers\.{layer}\." for layer in range(first, first + depths)]
     with (tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
           patch.object(DeepseekV3PreTrainedModel, "_keys_to_ignore_on_load_unexpected", names)):
@@ -121,7 +124,7 @@ def load_theirs(ours):
 
 
 def fastest(model, tokens, new):
-    """The best settings for prefill and for decoding, of two trials each."""
+    """The fastest settings for prefill and for decoding, from two trials of each."""
     prefill, decode = {}, {}
     for setting in 2 * FOR_DECODING:
         reading = setting if setting in FOR_PREFILL else FOR_PREFILL[0]

@@ -1,24 +1,25 @@
-"""A plain dense GPT of today: the peer that benchmarks hold our model against.
+"""A plain dense GPT with today's parts: the baseline that our model is compared with.
 
     x <- x + Attention(RMSNorm(x))
     x <- x + SwiGLU(RMSNorm(x))
 
 Multi-head attention with rotary positions on whole heads, no experts, no latents, no MTP.
-`matched_to(config)` gives it our model's depth, width, heads and vocabulary, and a SwiGLU so wide
-that as many parameters work on a token as in ours without MTP. Matrix FLOPs are then equal too, the
-head's included. Linear, RMSNorm, SwiGLU, `attend` and `cross_entropy` are ours, hence precision and
-tuning as well.
+`matched_to(config)` gives it the depth, width, heads and vocabulary of our model. Its SwiGLU is so
+wide that it has as many parameters as ours without MTP activates per token. The matrix FLOPs per
+token are then equal too, those of the head included. Linear, RMSNorm, SwiGLU, `attend` and the loss
+are shared with our model, so both have the same precision and the same optimised code.
 """
 
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import nn
 
 from minidsv3.command import UserError
-from minidsv3.model.cross_entropy import cross_entropy
 from minidsv3.model.layers import Linear, RMSNorm, SwiGLU, at_least_float32
 from minidsv3.model.mla import attend
+from minidsv3.model.objective import combine, next_token_loss
 from minidsv3.model.transformer import DeepSeekV3
 
 
@@ -34,33 +35,33 @@ class GPTConfig:
     rope_theta: float
     rms_norm_eps: float
     initializer_range: float
-    n_routed_experts: int = 1                    # read by measure/evaluate.py alone
+    n_routed_experts: int = 1                    # only measure/evaluate.py reads it
 
 
 def matched_to(config, multiple=8):
-    """The dense model whose active parameters are those of a ModelConfig's main part.
+    """The dense model with as many parameters as a ModelConfig's main model activates per token.
 
-    Solves for SwiGLU's inner width, rounded to the multiple. Raises UserError where none fits.
+    Solves for the inner width of SwiGLU and rounds it. Raises UserError if no width fits.
     """
     width, layers = config.hidden_size, config.num_hidden_layers
     if width % (2 * config.num_attention_heads):
         raise UserError(f"hidden_size={width} does not divide into num_attention_heads="
                         f"{config.num_attention_heads} heads of even width; change one of them.")
-    with torch.device("meta"):                   # counted, never computed
+    with torch.device("meta"):                   # only to count parameters
         _, active = DeepSeekV3(config).count_parameters()
     vocabularies = 1 if config.tie_word_embeddings else 2
     elsewhere = (vocabularies * config.vocab_size + 1) * width + layers * (4 * width + 2) * width
     inner = round((active - elsewhere) / (3 * width * layers) / multiple) * multiple
     if inner < 1:
-        raise UserError(f"{active:,} active parameters leave a dense model of hidden_size={width} "
-                        "nothing for its SwiGLU; choose wider experts.")
+        raise UserError(f"{active:,} activated parameters leave a dense model of hidden_size="
+                        f"{width} nothing for its SwiGLU; choose wider experts.")
     return GPTConfig(config.vocab_size, width, layers, config.num_attention_heads, inner,
                      config.tie_word_embeddings, config.rope_theta, config.rms_norm_eps,
                      config.initializer_range)
 
 
 class Attention(nn.Module):
-    """Multi-head attention: every head has keys and values of its own."""
+    """Multi-head attention: every head has its own keys and values."""
 
     def __init__(self, config):
         super().__init__()
@@ -71,14 +72,17 @@ class Attention(nn.Module):
         self.o_proj = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x, rope):
-        q, k, v = (project(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, T, D)
+        q, k, v = (rearrange(project(x), "B T (H D) -> B H T D", H=self.num_heads)
                    for project in (self.q_proj, self.k_proj, self.v_proj))
         o = attend(rotate(q, rope), rotate(k, rope), v, q.size(-1)**-0.5)  # (B, H, T, D)
-        return self.o_proj(o.transpose(1, 2).flatten(2))               # (B, T, C)
+        return self.o_proj(rearrange(o, "B H T D -> B T (H D)"))       # (B, T, C)
 
 
 def rotate(x, tables):
-    """Rotary positions, pair m in channels (m, m + D/2), which is faster: (B, H, T, D) -> same."""
+    """Rotary positions: x (B, H, T, D) -> the same shape.
+
+    Pair m is in channels m and m + D/2, which is faster than neighbouring channels.
+    """
     cos, sin = tables                                                  # (T, D/2)
     a, b = at_least_float32(x).chunk(2, dim=-1)                        # (B, H, T, D/2) each
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
@@ -100,7 +104,7 @@ class Block(nn.Module):
 
 
 class DenseGPT(nn.Module):
-    """embedding -> blocks -> norm -> head; driven and evaluated like minidsv3's DeepSeekV3."""
+    """embedding -> blocks -> norm -> head; trained and evaluated like minidsv3's DeepSeekV3."""
 
     def __init__(self, config):
         super().__init__()
@@ -136,16 +140,22 @@ class DenseGPT(nn.Module):
         angle = position[:, None] / self.config.rope_theta ** (channel / width)  # (T, D/2)
         return angle.cos(), angle.sin()
 
-    def loss(self, tokens):
-        """tokens (B, T+1): inputs and, one place later, targets -> mean cross-entropy [nats]."""
+    def loss(self, tokens, *_):
+        """tokens (B, T+1): inputs and, one place later, targets -> LossTerms of the next token."""
         hidden, _ = self.hidden_states(tokens[:, :-1])                 # (B, T, C)
-        targets = tokens[:, 1:].flatten()
-        return cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets) / len(targets)
+        return combine(next_token_loss(hidden, self.lm_head.weight, tokens[:, 1:]), [], [], 0, 0)
 
     def mtp_states(self, hidden, tokens):
-        """No module that looks further ahead."""
+        """There are no MTP modules: no states and no Routing."""
         return [], []
 
     def routers(self):
-        """No router."""
+        """There are no routers."""
         return []
+
+    def router_loads(self):
+        """No load, as a training step wants it: (0, 0)."""
+        return torch.zeros(0, 0, dtype=torch.long, device=self.norm.weight.device)
+
+    def update_router_bias(self, gamma, loads):
+        """Nothing to do without routers."""

@@ -2,8 +2,9 @@
 
     python benchmarks/load.py            1 GB in shards of 250 MB, made in a temporary folder
 
-The peak is the highest resident memory of a process of its own, above what it had after importing
-torch. Linux and macOS. This process imports no torch: a child's peak begins with its parent's.
+The checkpoint is loaded in a separate process. The peak is the highest resident memory of that
+process, minus what it had after importing torch. Linux and macOS only. This script itself does not
+import torch, because a child's peak begins at the memory of its parent.
 """
 
 import json
@@ -35,13 +36,13 @@ print(json.dumps({"files": len(files), "bytes": sum(files), "largest": max(files
 
 
 def python(source, *arguments):
-    """Run Python source in a process of its own -> what it printed."""
+    """Run Python source in a separate process -> what it printed."""
     return subprocess.run([sys.executable, "-c", source, *arguments], check=True,
                           stdout=subprocess.PIPE, text=True).stdout
 
 
 def main():
-    """Make, load, tell."""
+    """Make both checkpoints, load them and print the figures."""
     with tempfile.TemporaryDirectory() as folder:
         python(MAKE, folder)
         for form in ("bfloat16", "fp8"):

@@ -1,11 +1,12 @@
-"""What eight bits cost where they are simulated, and gain where a GPU has tensor cores for them.
+"""Speed of FP8: slower where it is simulated, faster where a GPU has tensor cores for it.
 
     python benchmarks/precision.py                 three minutes on a laptop
 
-Steps: whole optimiser steps of a preset in float32, bfloat16 and FP8, in turns, round after round;
-medians of the times and, within each round, their ratios to float32. Products: a linear layer's
-forward and backward pass, in turns likewise; its FP8 products are real ones where
-minidsv3/fp8/tensor_cores.py found that they agree with the simulation, and else simulated.
+Steps: whole optimiser steps of a preset in float32, bfloat16 and FP8, in turns, round after round.
+Given are the medians of the times, and of their ratios to float32 within a round. Products: the
+forward and backward pass of a linear layer, measured in the same way. Its FP8 products run on
+tensor cores if minidsv3/fp8/tensor_cores.py finds that they agree with the simulation; otherwise
+they are simulated.
 """
 
 import json
@@ -37,8 +38,10 @@ def parse_arguments(arguments=None):
     """The command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("--preset", default="tiny", help="tiny, or small on a GPU [tiny]")
-    parser.add_argument("--rounds", type=int, default=7, help="that count, after two more [7]")
-    parser.add_argument("--steps", type=int, default=5, help="of one precision in a round [5]")
+    parser.add_argument("--rounds", type=int, default=7,
+                        help="measured rounds, after two to warm up [7]")
+    parser.add_argument("--steps", type=int, default=5,
+                        help="optimiser steps of each precision in a round [5]")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), metavar="DIR",
                         help="folder for precision.json [benchmarks/results]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
@@ -52,9 +55,9 @@ def parse_arguments(arguments=None):
 
 
 def step_times(arguments, device):
-    """Seconds an optimiser step -> {precision: [of each round]}."""
+    """Seconds per optimiser step -> {precision: [one number per round]}."""
     recipe = TrainConfig.preset(arguments.preset)
-    recipe = recipe.replace(batch_start=recipe.batch_size)             # steps of equal size
+    recipe = recipe.replace(batch_start=recipe.batch_size)             # all steps of equal size
     config = ModelConfig.preset(arguments.preset)
     data = Dataset(recipe.data, config.vocab_size, recipe.window, recipe.fim_rate, recipe.seed)
     running = {}
@@ -74,7 +77,7 @@ def step_times(arguments, device):
 
 
 def product_times(size, rounds, device):
-    """Seconds of a layer's forward and backward pass -> {precision: [of each round]}."""
+    """Seconds of a layer's forward and backward pass -> {precision: [one number per round]}."""
     N, K, O = size
     layers = {"fp32": Linear(K, O), "bf16": Linear(K, O),
               "fp8": fp8.convert(torch.nn.ModuleDict({"q_b_proj": Linear(K, O)}))["q_b_proj"]}
@@ -94,7 +97,7 @@ def product_times(size, rounds, device):
 
 
 def figures(times):
-    """Median milliseconds, and the median ratio to float32 within a round, of each precision."""
+    """For each precision the median of the times [ms], and of the ratios to float32 in a round."""
     counted = {name: seconds[2:] for name, seconds in times.items()}
     return {name: {"ms": round(1000 * statistics.median(seconds), 3),
                    "to_fp32": round(statistics.median(

@@ -1,18 +1,18 @@
-"""Training speed, and learning by the clock: our model beside a dense GPT of equal work.
+"""Training speed, and learning for a given time: our model beside a dense GPT of equal work.
 
     python benchmarks/train.py                     both parts; about 25 minutes on a laptop
     python benchmarks/train.py --speed-only        the first part; two minutes
 
-Speed: whole optimiser steps on real batches (loss, backward, clipping, optimisers, router bias; not
-the drawing of the batch), the models in turns, round after round, so that a machine that slows down
-does so for all. Medians over rounds; ratios are taken within a round.
+Speed: whole optimiser steps on real batches (loss, backward, clipping, optimisers, router bias;
+making the batch is not timed). The models take turns, round after round, so that a machine that
+slows down slows all of them. Figures are medians over rounds; ratios are taken within a round.
 
-Learning, ours with MTP and the dense GPT: each number of minutes is a run of its own, from new
-weights and through the whole learning-rate schedule, its steps planned from the speed just
-measured. Both see the same tokens in the same order; the slower sees fewer. Bits per byte are those
-of the whole validation text; evaluation is off the clock.
+Learning, ours with MTP and the dense GPT: each number of minutes is a separate run, from new
+weights and through the whole learning-rate schedule. Its number of steps is planned from the speed
+just measured. Both models see the same tokens in the same order; the slower one sees fewer. Bits
+per byte are those of the whole validation text; evaluation is not timed.
 
-The dense GPT matches the matrix FLOPs a token of ours *without* MTP; with MTP ours does more.
+The dense GPT has as many matrix FLOPs per token as ours *without* MTP; with MTP ours has more.
 """
 
 import json
@@ -38,13 +38,14 @@ from minidsv3.measure import plots
 from minidsv3.model.transformer import DeepSeekV3
 from minidsv3.train.recipe import TrainConfig
 
-# The dense model's own best; ours is in minidsv3/train/recipe.py. All else is the same for both.
+# The best settings found for the dense model; ours are in minidsv3/train/recipe.py. Everything else
+# is the same for both.
 DENSE_OPTIMIZER = "muon"
 DENSE_MUON_LR = 2e-2
 DENSE_ADAMW_LR = 3e-3
 
 WITH_MTP, WITHOUT_MTP, DENSE = "ours", "ours without MTP", "dense GPT"
-WARM_UP = 2                                      # rounds of the speed part that are not counted
+WARM_UP = 2                                      # rounds of the speed part that are not measured
 
 
 def parse_arguments(arguments=None):
@@ -52,28 +53,29 @@ def parse_arguments(arguments=None):
     parser = Parser(description=__doc__)
     what = parser.add_argument_group("what")
     what.add_argument("--preset", default="tiny", help="tiny, or small on a GPU [tiny]")
-    what.add_argument("--speed-only", action="store_true", help="leave out learning by the clock")
+    what.add_argument("--speed-only", action="store_true", help="leave out the second part")
     long = parser.add_argument_group("how long")
     long.add_argument("--minutes", type=float, nargs="+", default=[1, 3, 5], metavar="M",
-                      help="of training for each model; one complete run for each number [1 3 5]")
-    long.add_argument("--rounds", type=int, default=7, help="of the speed part that count [7]")
+                      help="minutes of training; each number is one run per model [1 3 5]")
+    long.add_argument("--rounds", type=int, default=7,
+                      help="measured rounds of the speed part [7]")
     long.add_argument("--steps", type=int, default=20,
-                      help="optimiser steps of one model in a round [20]; fewer on a slow machine")
+                      help="optimiser steps per model and round [20]; fewer on a slow machine")
     where = parser.add_argument_group("where")
     where.add_argument("--out", default="benchmarks/results", metavar="DIR",
                        help="folder for train.json and train.png [benchmarks/results]")
     where.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
     how = parser.add_argument_group("how (two values each: our models, dense GPT)")
     pair = {"nargs": 2, "metavar": ("OURS", "DENSE")}
-    how.add_argument("--optimizers", help="muon (matrices; adamw for the rest) or adamw", **pair)
-    how.add_argument("--learning-rates", type=float, help="Muon's highest", **pair)
-    how.add_argument("--adamw-learning-rates", type=float, help="AdamW's highest", **pair)
-    how.add_argument("--seed", type=int, default=0, help="of weights and batches [0]")
+    how.add_argument("--optimizers", help="muon (adamw for all but matrices) or adamw", **pair)
+    how.add_argument("--learning-rates", type=float, help="highest rate of Muon", **pair)
+    how.add_argument("--adamw-learning-rates", type=float, help="highest rate of AdamW", **pair)
+    how.add_argument("--seed", type=int, default=0, help="seed of weights and batches [0]")
     return parser.parse_args(arguments)
 
 
 def check(arguments):
-    """Refuse what would fail only after minutes. Raises UserError with one line."""
+    """Raise UserError now for settings that would fail only after minutes."""
     for name in ("rounds", "steps"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(arguments, name)}.")
@@ -85,9 +87,9 @@ def check(arguments):
 
 
 def recipes(arguments):
-    """The recipes of our models and of the dense one, equal but for optimiser and rates."""
+    """The recipes of our models and of the dense one; only optimiser and learning rates differ."""
     ours = TrainConfig.preset(arguments.preset)
-    ours = ours.replace(seed=arguments.seed, batch_start=ours.batch_size)  # steps of equal size
+    ours = ours.replace(seed=arguments.seed, batch_start=ours.batch_size)  # all steps of equal size
     dense = ours.replace(optimizer=DENSE_OPTIMIZER, muon_learning_rate=DENSE_MUON_LR,
                          learning_rate=DENSE_ADAMW_LR)
     for field, values in (("optimizer", arguments.optimizers),
@@ -99,7 +101,7 @@ def recipes(arguments):
 
 
 def contenders(config, ours, dense):
-    """{name: (function that makes the model, its recipe)}, in the order of their turns."""
+    """{name: (function that makes the model, its recipe)}, in the order in which they run."""
     plain = config.replace(num_nextn_predict_layers=0)
     peer = matched_to(config)
     return {WITH_MTP: (lambda: DeepSeekV3(config), ours),
@@ -119,7 +121,7 @@ def alternate(names, rounds, measure):
 
 
 def measure_speed(entries, data, device, rounds, steps):
-    """Tokens a second of each model in each counted round -> {name: figures}."""
+    """Tokens per second of each model in each measured round -> {name: figures}."""
     running = {name: Contender(*entry, device) for name, entry in entries.items()}
     total = (WARM_UP + rounds) * steps
     with tqdm(total=total * len(running), unit="step", desc="speed", dynamic_ncols=True) as bar:
@@ -143,17 +145,17 @@ def measure_speed(entries, data, device, rounds, steps):
 
 
 def paired_ratio(speeds, reference):
-    """Median over rounds of one model's speed to another's in the same round."""
+    """Median over rounds of one model's speed divided by another's in the same round."""
     return statistics.median(a / b for a, b in zip(speeds, reference, strict=True))
 
 
 def plan_steps(minutes, tokens_per_s, recipe):
-    """Optimiser steps that fill so many minutes at the measured speed."""
+    """The number of optimiser steps that take this many minutes at the measured speed."""
     return max(1, round(minutes * 60 * tokens_per_s / (recipe.batch_size * recipe.window)))
 
 
 def learn(name, entry, data, device, minutes, tokens_per_s):
-    """One run from new weights through the whole schedule -> its figures."""
+    """Train one model from new weights through the whole schedule -> its figures."""
     contender = Contender(*entry, device)
     steps = plan_steps(minutes, tokens_per_s, contender.recipe)
     with tqdm(total=steps, unit="step", desc=f"{name}, {minutes:g} min", dynamic_ncols=True) as bar:
@@ -169,10 +171,10 @@ def learn(name, entry, data, device, minutes, tokens_per_s):
             "learning_rate": recipe.learning_rate}
 
 
-# ---- what is said about them ----
+# ---- reporting the results ----
 
 def machine(device):
-    """What the figures were measured on."""
+    """The machine and the versions that figures were measured with."""
     name = platform.processor() or platform.machine()
     linux = Path("/proc/cpuinfo")
     if linux.exists():
@@ -184,8 +186,8 @@ def machine(device):
 
 
 def tables(results):
-    """Both parts as markdown."""
-    lines = ["| model | parameters | at work per token in training | tokens/s | to dense GPT |",
+    """The results of both parts as Markdown tables."""
+    lines = ["| model | parameters | activated per token in training | tokens/s | to dense GPT |",
              "|---|---|---|---|---|"]
     for name, row in results["speed"].items():
         lines.append(f"| {name} | {row['parameters'] / 1e6:.2f}M | {row['at_work'] / 1e6:.2f}M "
@@ -201,7 +203,7 @@ def tables(results):
 
 
 def figure(runs):
-    """Bits per byte against minutes of training, one line a model."""
+    """Bits per byte against minutes of training, one line per model."""
     looks = {WITH_MTP: (plots.OURS, "o", "-"),
              DENSE: (plots.BASELINE, "^", ":")}
     picture, ax = plots.canvas()
@@ -228,8 +230,8 @@ def run(arguments):
     entries, out = contenders(config, ours, dense), Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     dtype = str(choose_precision(ours.precision, device)).removeprefix("torch.")
-    print(f"device {device}, activations {dtype}, {ours.batch_size * ours.window:,} tokens a step, "
-          f"results in {out}", flush=True)
+    print(f"device {device}, activations {dtype}, {ours.batch_size * ours.window:,} tokens "
+          f"per step, results in {out}", flush=True)
     data = Dataset(ours.data, config.vocab_size, ours.window, ours.fim_rate, ours.seed)
     results = {"machine": machine(device), "command": " ".join(sys.argv),
                "preset": arguments.preset, "dtype": dtype, "seed": arguments.seed,
@@ -242,7 +244,7 @@ def run(arguments):
             entry = entries[name]
             speed = results["speed"][name]["tokens_per_s"]
             results["learning"].append(learn(name, entry, data, device, minutes, speed))
-            # After each run: half an hour of them may be stopped.
+            # Written after each run, so that stopping the benchmark loses only the current one.
             write_text(out / "train.json", json.dumps(results, indent=2) + "\n")
     print(f"\n{tables(results)}\n\nwrote {out / 'train.json'}", end="")
     if results["learning"]:

@@ -21,7 +21,7 @@ from .files import write_text
 
 
 def check_types(config):
-    """Refuse a text where a number belongs: JSON and --set bring anything."""
+    """Raise UserError if a field has another type than declared: JSON and --set check nothing."""
     for field in dataclasses.fields(config):
         value, allowed = getattr(config, field.name), field.type
         if allowed in (float, float | None) and type(value) is int:
@@ -34,7 +34,7 @@ def check_types(config):
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """YaRN: how rotary frequencies are stretched beyond the trained window (report, 4.3)."""
+    """YaRN: how rotary frequencies are stretched for a window longer than trained (report, 4.3)."""
 
     factor: float                              # window multiplier, s
     original_max_position_embeddings: int      # window before extension [tokens], L
@@ -62,13 +62,13 @@ class RopeScaling:
                             f"beta_slow={self.beta_slow}, and both above 0, as 32 and 1 are.")
 
 
-# Sizes end where a mistake is certain: a model of more would only fill the memory with names.
+# A larger size is certainly a mistake, and building such a model would only exhaust the memory.
 LARGEST = {"max_position_embeddings": 2**40, "num_hidden_layers": 2**12, "n_routed_experts": 2**14}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of one DeepSeek-V3 model; the defaults are the released 671B model.
+    """The shape of one DeepSeek-V3 model; the defaults are those of the released 671B model.
 
     Raises UserError that names the field, its value and a remedy.
     """
@@ -91,7 +91,7 @@ class ModelConfig:
     n_shared_experts: int = 1                  # N_s
     num_experts_per_tok: int = 8               # K_r
     moe_intermediate_size: int = 2048          # inner width of one expert
-    first_k_dense_replace: int = 3             # the first blocks that stay dense
+    first_k_dense_replace: int = 3             # number of dense blocks, before all others
     n_group: int = 8                           # expert groups (nodes in training)
     topk_group: int = 4                        # groups a token may use, M
     norm_topk_prob: bool = True                # gates of a token sum to one (before scaling)
@@ -143,7 +143,7 @@ class ModelConfig:
                             f"channels come in pairs; use {self.qk_rope_head_dim + 1}.")
         for name in ("bos_token_id", "eos_token_id"):
             if not 0 <= getattr(self, name) < self.vocab_size:
-                raise UserError(f"{name}={getattr(self, name)} is no token of a vocabulary of "
+                raise UserError(f"{name}={getattr(self, name)} is no token id of a vocabulary of "
                                 f"{self.vocab_size}; choose 0 to {self.vocab_size - 1}.")
 
     def _check_experts(self):
@@ -154,8 +154,8 @@ class ModelConfig:
                             f"for instance {near}.")
         per_group = self.n_routed_experts // self.n_group
         if self.n_group > 1 and per_group < 2:
-            raise UserError(f"n_group={self.n_group} leaves {per_group} expert a group, but a "
-                            "group is scored by its two best; choose n_group up to "
+            raise UserError(f"n_group={self.n_group} leaves {per_group} expert per group, but "
+                            "a group is scored by its two best; choose n_group up to "
                             f"{self.n_routed_experts // 2}.")
         if self.topk_group > self.n_group:
             raise UserError(f"topk_group={self.topk_group} is more than n_group={self.n_group}; "
@@ -168,12 +168,12 @@ class ModelConfig:
 
     @property
     def qk_head_dim(self):
-        """Whole width of a query or key head."""
+        """Width of a query or key head, with and without position together."""
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
     @property
     def num_moe_layers(self):
-        """Main-model blocks with experts (the MTP modules, which have them too, not counted)."""
+        """Blocks of the main model that have experts; the MTP modules' blocks are not counted."""
         return max(0, self.num_hidden_layers - self.first_k_dense_replace)
 
     @property
@@ -184,14 +184,14 @@ class ModelConfig:
 
     @classmethod
     def preset(cls, name):
-        """The named model. Raises UserError that lists the names."""
+        """The preset of that name. Raises UserError that lists the names if it is unknown."""
         if name not in PRESETS:
             raise UserError(f"preset {name!r} is unknown; choose one of {', '.join(PRESETS)}.")
         return cls(**PRESETS[name])
 
     @classmethod
     def from_dict(cls, values):
-        """Fields by name; a misspelt one is an error that names the nearest."""
+        """A config from {field: value}; UserError for an unknown field names the nearest one."""
         return _build(cls, values)
 
     def to_dict(self):
@@ -209,7 +209,7 @@ class ModelConfig:
         write_text(Path(path), text)
 
     def replace(self, **changes):
-        """A copy with some fields changed, checked again; unknown names are errors."""
+        """A copy with some fields changed and all checks repeated; UserError for unknown names."""
         return replace_fields(self, changes)
 
 
@@ -220,7 +220,7 @@ def replace_fields(config, changes):
 
 
 def _build(cls, values, prefix=""):
-    """Make a dataclass from a dict of its fields, refusing names it does not have."""
+    """Make a dataclass from a dict of its fields; UserError for unknown and for missing names."""
     known = [field.name for field in dataclasses.fields(cls)]
     for name in values:
         if name not in known:
@@ -234,8 +234,8 @@ def _build(cls, values, prefix=""):
     return cls(**values)
 
 
-# The tiny preset ties embedding and head, a concession to its size: untied, a tenth of its
-# weights would be a second copy of the vocabulary.
+# The tiny preset ties embedding and head, unlike the released model. It is so small that a separate
+# head would be a tenth of its weights.
 PRESETS = {
     "tiny": dict(
         vocab_size=2048, hidden_size=192, num_hidden_layers=4, intermediate_size=512,

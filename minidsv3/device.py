@@ -1,13 +1,14 @@
-"""The one place that knows machines: where a run computes, in which precision, what is fast there.
+"""The only file that knows the machine: where a run computes, in which precision, what is fast.
 
-Every other file asks a function of this one, and compares no device and no dtype to guess speed.
-What a processor can do is asked of the processor, since a dtype that has no instructions of its own
-is emulated: right, and up to fifty times slower.
+Every other file asks a function of this one; none compares devices or dtypes to guess what is fast.
+The processor itself is asked what it supports. A dtype for which it has no instructions is
+emulated: the results are right, but the products are up to fifty times slower.
 
-On an accelerator a training step gives work to the device and waits for none of it; the figures are
-read once, after the optimisers. There is one exception. Where torch has no kernel that multiplies a
-stack of matrices by runs of rows (`groups_products`), the lengths of the runs are read, once in
-each MoE layer and micro-batch, and serve all of its products. Simulated FP8 always reads them.
+On an accelerator a training step only queues its work and waits for none of it. The figures are
+read once, after the optimisers. There is one exception: a run of rows is all the rows of one
+expert, and where torch has no kernel that multiplies every run by its own matrix
+(`groups_products`), the lengths of the runs are read. This happens once per MoE layer and
+micro-batch, for all of its products. Simulated FP8 always reads them.
 """
 
 import os
@@ -17,26 +18,29 @@ import time
 
 from .command import UserError
 
-# Two settings that have to stand in the environment before torch is loaded; in a process that has
-# loaded torch already, as a notebook may have, they change nothing.
-# On Linux: large tensors in large pages. torch returns their memory after every step, and to get it
-# back in pages of 4 KiB costs a training step on the CPU 5 to 10 %.
+# Two settings that must be in the environment before torch is imported. They have no effect in a
+# process that has imported torch already, as a notebook may have.
+# On Linux: put large tensors into large pages. torch frees their memory after every step, and
+# getting it again in pages of 4 KiB takes 5 to 10 % of a training step on the CPU.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-# On Linux: a thread of libgomp without work asks again and again for some before it goes to sleep.
-# By default it asks so long that, beside another busy program, it takes the processor away from
-# the very thread that it waits for. README has the figures.
+# On Linux: a thread of libgomp that waits for others keeps a processor busy before it sleeps. By
+# default it does so for so long that, beside another busy program, it takes the processor from the
+# very thread it waits for. docs/results.md has the figures.
 if sys.platform == "linux" and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "5000"
 
-BEGIN = time.perf_counter()                      # nearly that of the program: torch loads slowly
+BEGIN = time.perf_counter()                      # of the program, before torch's slow import
 
-import torch  # noqa: E402 - only now
+import torch  # noqa: E402 - after the settings
 
-GROUPED = (torch.float32, torch.bfloat16, torch.float16)     # what torch's CPU product takes
+GROUPED = (torch.float32, torch.bfloat16, torch.float16)     # what torch's grouped CPU kernel takes
 
 
 def choose_device(name="auto"):
-    """"auto" takes cuda, mps, cpu in that order. Raises UserError for what is not here."""
+    """The device of that name; "auto" takes the first available of cuda, mps and cpu.
+
+    Raises UserError for an unknown name, and for a device that this machine does not have.
+    """
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
             "cpu": True}
     if name == "auto":
@@ -51,7 +55,7 @@ def choose_device(name="auto"):
 
 
 def choose_threads(count):
-    """Let torch use so many CPU threads; None leaves its own choice. UserError out of range."""
+    """Let torch use this number of CPU threads; None: its own choice. UserError out of range."""
     if count is None:
         return
     most = max(8, os.cpu_count() or 1)
@@ -62,10 +66,11 @@ def choose_threads(count):
 
 
 def choose_precision(name, device):
-    """The dtype of activations: "fp32", "bf16", or "auto", bf16 where its products are fast.
+    """The dtype of activations for "fp32", "bf16", "auto" or "fp8".
 
-    "fp8" is a matter of products; what flows between them has the dtype of "auto". Raises
-    UserError for an unknown name, and for "fp8" where torch has no such numbers.
+    "auto" is bfloat16 where its matrix products are fast, else float32. "fp8" concerns the inside
+    of matrix products; the activations between them have the dtype of "auto". Raises UserError for
+    an unknown name, and for "fp8" where torch has no 8-bit floats.
     """
     if name == "fp8":
         try:
@@ -83,48 +88,49 @@ def choose_precision(name, device):
 
 # ---- what is fast here ----
 
-@torch.compiler.assume_constant_result           # torch.compile cannot look into its answer
+@torch.compiler.assume_constant_result           # torch.compile cannot trace these queries
 def has_fast_bf16(device):
-    """Whether matrix products in bfloat16 have hardware of their own here."""
+    """Whether the device has instructions for matrix products in bfloat16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":                     # without these instructions bf16 is emulated, slow
+    if device.type == "cpu":                     # without these instructions it emulates bfloat16
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return False
 
 
 def short_float(device):
-    """The dtype for what bears eight bits of precision: bfloat16 where it is fast, else float32."""
+    """For results that need only eight bits of precision: bfloat16 where fast, else float32."""
     return torch.bfloat16 if has_fast_bf16(device) else torch.float32
 
 
 def loading_dtype(stored, device):
-    """The dtype in which weights stored as `stored` are held: that, or float32 where it is slow.
+    """The dtype in which to hold weights stored as `stored`: the same, or float32 if that is slow.
 
-    bfloat16 is slow where it is emulated; so is float16 on processors without short products.
+    A device without bfloat16 instructions emulates bfloat16, which is slow; a CPU without them is
+    slow in float16 too.
     """
     short = [torch.bfloat16] + [torch.float16] * (device.type == "cpu")
     return torch.float32 if stored in short and not has_fast_bf16(device) else stored
 
 
 def explicit_attention_is_faster(q, keys):
-    """Whether plain products beat torch's fused attention: q (B, H, T, D), so many keys.
+    """Whether plain products beat torch's fused attention, for q (B, H, T, D) and S = keys.
 
-    That is on a processor with bfloat16 instructions, and in short windows, whose scores stay in
-    its cache: one layer of preset tiny, 8 x 4 heads and 256 tokens, forwards and backwards, takes
-    6.5 ms where the fused kernel takes 19.6 (Zen 4). Without these instructions it takes 307 ms,
-    and the fused kernel 93 (Zen 1).
+    They do on a CPU with bfloat16 instructions if the window is short, because the scores then stay
+    in its cache. One layer of preset tiny (8 sequences, 4 heads, 256 tokens), forwards and
+    backwards, takes 6.5 ms with plain products and 19.6 ms with the fused kernel (Zen 4). Without
+    these instructions it takes 307 ms and 93 ms (Zen 1).
     """
     return (q.device.type == "cpu" and q.dtype == torch.bfloat16 and keys <= 512
             and has_fast_bf16(q.device))
 
 
 def groups_products(weight):
-    """Whether torch multiplies runs of rows by a stack of matrices like this one in one call.
+    """Whether torch has one call that multiplies each run of rows by its own matrix of `weight`.
 
-    It does on CPUs, and in bfloat16 on GPUs of compute capability 9.0 and later; older ones get a
-    loop with a read of its own in each product. `meta` stands for an accelerator that can. Rows
-    must be 16 bytes or a multiple of that.
+    It does on CPUs, and in bfloat16 on GPUs of compute capability 9.0 and later. For older GPUs it
+    has a loop that reads from the device in each product. `meta` stands for an accelerator that has
+    the call. The length of a row in bytes must be a multiple of 16.
     """
     if any(size * weight.element_size() % 16 for size in weight.shape[1:]):
         return False
@@ -137,35 +143,36 @@ def groups_products(weight):
 
 
 def row_multiple(x):
-    """What an expert's number of rows is rounded up to, for tokens x (N, C).
+    """An expert's number of rows is rounded up to a multiple of this, for tokens x (N, C).
 
-    On CPUs a bfloat16 product compiles a kernel for each new number of rows, so the numbers must
-    repeat to be fast; a few tokens are not worth it, and elsewhere any number will do.
+    On CPUs a bfloat16 product compiles a kernel for each new number of rows, so products are fast
+    only if the numbers repeat. For few tokens rounding up costs more than it gains; other devices
+    and dtypes do not need it.
     """
     return 64 if x.device.type == "cpu" and x.dtype == torch.bfloat16 and len(x) > 256 else 1
 
 
 def reads_are_free(device):
-    """Whether a value of a tensor can be read without waiting for the device."""
+    """Whether reading a value of a tensor needs no waiting for the device."""
     return device.type == "cpu"
 
 
 def has_fused_adamw(device):
-    """Whether torch has AdamW as one kernel there."""
+    """Whether torch has AdamW as one kernel on this device."""
     return device.type in ("cpu", "cuda", "mps")
 
 
 def has_scaled_products(device):
-    """Whether the device may have FP8 products by tile, as Hopper GPUs do."""
+    """Whether the device may have FP8 products with a scale per tile, as Hopper GPUs have."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
 
 
 # ---- using it ----
 
 def send(tensor, device):
-    """A CPU tensor on the device; on CUDA nobody waits for the copy.
+    """Copy a CPU tensor to the device; on CUDA the copy runs in the background.
 
-    Elsewhere the copy must be over before the tensor may be freed.
+    On other devices the copy is finished on return, because the tensor may be freed right after.
     """
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -173,7 +180,7 @@ def send(tensor, device):
 
 
 def clock(device):
-    """Seconds, read when the device has finished what it was given."""
+    """The time in seconds, read after the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -182,10 +189,10 @@ def clock(device):
 
 
 def disturbance(device, size=512, times=150):
-    """How much longer a product of matrices takes than it can: median over best, 1 if undisturbed.
+    """How many times its shortest time a matrix product takes: median / best, 1 if undisturbed.
 
-    Beside another busy program the threads of one product wait for each other again and again, and
-    some of so many products are undisturbed all the same.
+    Beside another busy program the threads of a product often wait for each other. Of many products
+    a few are undisturbed even then, and the best of them shows what the machine can do.
     """
     a, b = torch.ones(2, size, size, device=device)
     seconds = []

@@ -1,4 +1,4 @@
-"""The one place that decides device and precision; oracles: what a machine is said to have."""
+"""The only file that decides device and precision; oracles: machines with given abilities."""
 
 import ast
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_a_device_may_carry_a_number(machine):
 @pytest.mark.parametrize("name", ["gpu", "", "cuda:", "cuda:x", "cuda:-1", "cuda:1.5", "cuda:²",
                                   "cpu:", "xla:0", "CPU"])
 def test_unknown_devices_are_refused(machine, name):
-    """Oracle: the name and the choices."""
+    """Oracle: the error names the device and the choices."""
     machine(cuda=2, mps=True)
     with pytest.raises(ValueError) as caught:
         choose_device(name)
@@ -55,7 +55,7 @@ def test_unknown_devices_are_refused(machine, name):
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:7", "mps", "cpu:1", "mps:1"])
 def test_absent_devices_are_refused(machine, name):
-    """Oracle: a machine without any; the name and the remedy."""
+    """Oracle: a machine without any; the error has the name and the remedy."""
     machine()
     with pytest.raises(ValueError) as caught:
         choose_device(name)
@@ -75,7 +75,7 @@ def test_bf16_only_where_it_is_fast(monkeypatch):
 
 
 def test_precision_by_name():
-    """Oracle: the two dtypes; an unknown name is answered with all names."""
+    """Oracle: the two dtypes; the error for an unknown name lists all names."""
     cpu = torch.device("cpu")
     assert choose_precision("fp8", cpu) == choose_precision("auto", cpu)
     assert choose_precision("fp32", cpu) == torch.float32
@@ -85,7 +85,7 @@ def test_precision_by_name():
 
 
 def test_a_device_without_eight_bit_floats_is_refused(monkeypatch):
-    """Oracle: the line that a Mac's user would need; torch there raises TypeError."""
+    """Oracle: the advice for a user of a Mac, where torch raises TypeError."""
     def refuse(*size, dtype, device):
         raise TypeError("Trying to convert Float8_e4m3fn to the MPS backend")
 
@@ -95,7 +95,7 @@ def test_a_device_without_eight_bit_floats_is_refused(monkeypatch):
 
 
 def test_loading_keeps_what_the_machine_computes_fast(monkeypatch):
-    """Oracle: a processor with the instructions and one without; wider numbers always stay."""
+    """Oracle: a processor with the instructions and one without; wider dtypes are always kept."""
     cpu = torch.device("cpu")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     for fast in (True, False):
@@ -113,14 +113,14 @@ def test_a_disturbed_product_is_told_by_its_best(monkeypatch):
     assert device.disturbance(torch.device("cpu"), size=4, times=3) == 3
 
 
-# ---- nobody else knows machines ----
+# ---- no other file knows the machine ----
 
-# Comparisons of a dtype that are about right numbers or file formats, not about speed.
+# Comparisons of a dtype that concern correct numbers or file formats, not speed.
 RIGHTS = {
     "model/layers.py:at_least_float32": "a float64 model stays float64",
     "model/moe.py:_apply": "the bias stays float32",
 }
-FORMATS = ("hf/", "fp8/")                        # rooms whose subject dtypes are
+FORMATS = ("hf/", "fp8/")                        # folders whose subject is number formats
 DTYPES = ("torch.bfloat16", "torch.float16", "torch.float32", "torch.float64")
 
 
@@ -142,7 +142,7 @@ def guesses(source):
 
 
 def test_no_other_file_guesses_what_is_fast():
-    """Oracle: the sources, parsed; what is allowed is named above with its reason."""
+    """Oracle: the sources, parsed; allowed exceptions are listed above with their reasons."""
     package, complaints = ROOT / "minidsv3", []
     files = [path for path in package.rglob("*.py") if path != package / "device.py"]
     for path in [*files, ROOT / "train_tiny.py", ROOT / "generate.py"]:
@@ -157,6 +157,6 @@ def test_no_other_file_guesses_what_is_fast():
     'x.device.type == "cpu"', "x.dtype == torch.bfloat16", "x.is_cuda", 'device.type in ("cuda",)',
     "torch.float32 != kind", "x.dtype in (torch.float16, torch.bfloat16)"])
 def test_a_guess_is_noticed(line):
-    """Oracle: six guesses written by hand, and a line that is none."""
+    """Oracle: six guesses written by hand, and a line that is not a guess."""
     assert guesses(f"def f(x):\n    return 1 if {line} else 2\n") == [("f", 2)]
     assert guesses("def f(x):\n    return x.dtype, len(x.shape) == 2\n") == []

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from minidsv3 import DeepSeekV3
-from minidsv3.model import mla, moe, mtp, rope
+from minidsv3.model import mla, moe, mtp, objective, rope, transformer
 from minidsv3.model.cache import LatentCache
 from minidsv3.model.mla import MLA
 from minidsv3.model.moe import MoE, Router
@@ -30,27 +30,27 @@ def norm_over_the_rotary_key_too(self, x, table):
     """One RMSNorm over all Rkv + Dr outputs of kv_a_proj."""
     joint = self.kv_a_proj_with_mqa(x)
     joint = joint * torch.rsqrt(joint.square().mean(-1, keepdim=True) + 1e-6)
-    c_kv, k_rope = joint.split([self.kv_rank, self.rope], dim=-1)
+    c_kv, k_rope = joint.split([self.kv_rank, self.rope_width], dim=-1)
     return torch.cat([self.kv_a_layernorm.weight * c_kv, mla.apply_rope(k_rope, table)], dim=-1)
 
 
 def no_norm_of_the_latent(self, x, table):
     """c_kv cached as it comes out of its projection."""
-    c_kv, k_rope = self.kv_a_proj_with_mqa(x).split([self.kv_rank, self.rope], dim=-1)
+    c_kv, k_rope = self.kv_a_proj_with_mqa(x).split([self.kv_rank, self.rope_width], dim=-1)
     return torch.cat([c_kv, mla.apply_rope(k_rope, table)], dim=-1)
 
 
 def rotary_key_cached_unrotated(self, x, table):
     """k_rope left as it comes out of its projection."""
-    c_kv, k_rope = self.kv_a_proj_with_mqa(x).split([self.kv_rank, self.rope], dim=-1)
+    c_kv, k_rope = self.kv_a_proj_with_mqa(x).split([self.kv_rank, self.rope_width], dim=-1)
     return torch.cat([self.kv_a_layernorm(c_kv), k_rope], dim=-1)
 
 
 def all_keys_then_all_values(self, latents):
     """kv_b_proj read as [K of all heads; V of all heads]; it is [K; V] head by head."""
-    c_kv, k_rope = latents.split([self.kv_rank, self.rope], dim=-1)
+    c_kv, k_rope = latents.split([self.kv_rank, self.rope_width], dim=-1)
     keys, values = self.kv_b_proj(c_kv).split(
-        [self.num_heads * self.nope, self.num_heads * self.value], dim=-1)
+        [self.num_heads * self.nope_width, self.num_heads * self.value_width], dim=-1)
     k_nope, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (keys, values))
     k_rope = k_rope[:, None].expand(-1, self.num_heads, -1, -1)
     return torch.cat([k_nope, k_rope], dim=-1), v
@@ -60,7 +60,7 @@ def rope_before_nope(self, x, table):
     """Query heads read as [rotary; without position]."""
     q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
     q = q.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-    q_rope, q_nope = q.split([self.rope, self.nope], dim=-1)
+    q_rope, q_nope = q.split([self.rope_width, self.nope_width], dim=-1)
     return torch.cat([q_nope, mla.apply_rope(q_rope, table)], dim=-1)
 
 
@@ -182,7 +182,7 @@ def counted_inside_the_block(self, x):
 
 def balance_over_the_batch(affinity, chosen):
     """f and P over all sequences together."""
-    batch = moe.sequence_balance(affinity.flatten(0, 1)[None], chosen.flatten(0, 1)[None])
+    batch = objective.sequence_balance(affinity.flatten(0, 1)[None], chosen.flatten(0, 1)[None])
     return batch.expand(len(affinity))
 
 
@@ -211,20 +211,18 @@ def state_before_the_final_norm(self, hidden, tokens):
 mtp_states = DeepSeekV3.mtp_states
 
 
-def targets_one_too_early(self, tokens, *weights):
+def targets_one_too_early(states, head, targets):
     """Depth 1 asked for the token it was given."""
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    states, _ = self.mtp_states(self.hidden_states(inputs)[0], inputs)
-    depths = [self.cross_entropy(s, targets[:, :-k]) / targets.numel()
-              for k, s in enumerate(states, start=1)]
-    return loss(self, tokens, *weights)._replace(mtp=torch.stack(depths).mean())
+    return [F.cross_entropy((state @ head.T).flatten(0, 1), targets[:, :-k].flatten(),
+                            reduction="sum") / targets.numel()
+            for k, state in enumerate(states, start=1)]
 
 
-def mean_over_valid_positions(self, tokens, *weights):
+def mean_over_valid_positions(states, head, targets):
     """1/(T-k) in place of eq. 24's 1/T."""
-    terms = loss(self, tokens, *weights)
-    T = tokens.size(1) - 1
-    return terms._replace(mtp=terms.mtp * T / (T - 1))
+    T = targets.size(1)
+    return [loss * T / (T - k)
+            for k, loss in enumerate(objective.mtp_losses(states, head, targets), start=1)]
 
 
 # ---- the table ----
@@ -253,11 +251,11 @@ def long_window_frequencies():
 
 PITFALLS = [
     (mla, "apply_rope", rope_in_halves, logits),
-    (MLA, "latents", norm_over_the_rotary_key_too, logits),
-    (MLA, "latents", no_norm_of_the_latent, logits),
-    (MLA, "latents", rotary_key_cached_unrotated, logits),
+    (MLA, "compress", norm_over_the_rotary_key_too, logits),
+    (MLA, "compress", no_norm_of_the_latent, logits),
+    (MLA, "compress", rotary_key_cached_unrotated, logits),
     (MLA, "expand", all_keys_then_all_values, logits),
-    (MLA, "queries", rope_before_nope, logits),
+    (MLA, "query", rope_before_nope, logits),
     (mla, "softmax_scale", scale_without_the_rotary_width, logits),
     (mla, "softmax_scale", temperature_not_squared, logits),
     (rope, "rope_amplitude", temperature_on_both, logits),
@@ -284,8 +282,8 @@ PITFALLS = [
     (Router, "update_bias", bias_pulled_the_wrong_way, test_golden.test_bias_update_by_hand),
     (mtp.MTP, "forward", hidden_state_first, draft),
     (DeepSeekV3, "mtp_states", state_before_the_final_norm, draft),
-    (DeepSeekV3, "loss", targets_one_too_early, terms),
-    (DeepSeekV3, "loss", mean_over_valid_positions, terms),
+    (transformer, "mtp_losses", targets_one_too_early, terms),
+    (transformer, "mtp_losses", mean_over_valid_positions, terms),
 ]
 NAMES = [wrong.__name__ if wrong.__name__ != "<lambda>" else "router_in_bfloat16"
          for _, _, wrong, _ in PITFALLS]

@@ -1,10 +1,11 @@
 """What the model reads: documents, their tokens, and the batches cut from them (report, 4.1).
 
     sources.py    where documents come from
-    corpus.py     what is kept of them, and the split into training and validation
+    corpus.py     which of them are kept, and the split into training and validation
     tokenizer.py  byte-level BPE, trained on the corpus in about a second
+    foreign.py    the tokenizers of other checkpoints
     batches.py    FIM, packing with EOS, windows; a batch is a function of (seed, index)
-    dataset.py    all together: what one run reads
+    dataset.py    all of this together: what one run reads
 
-Letters: N samples in a batch, W windows of a split, T tokens a window.
+Letters: N samples in a batch, W windows of a split, T tokens in a window.
 """

@@ -1,18 +1,18 @@
 """Documents to learn from: the Python standard library, or any text of yours.
 
-The default needs no network and no account: the interpreter's own sources lie on every disk that
-runs this program, and hold code, comments and (in `pydoc_data/topics.py`) the language reference
-as prose. A source is named by one string:
+The default needs no network and no account: every machine that runs this program has the sources
+of the Python standard library. They hold code, comments and, in `pydoc_data/topics.py`, the
+language reference as prose. A source is named by one string:
 
     python-stdlib            the standard library of this interpreter: about 11 MB
     python-packages          that, and all packages installed for it: 160 MB with requirements.txt
     notes.txt, my_project/   a file, or every text file of a folder
-    https://...              a page or file, fetched when asked and never before
+    https://...              a page or file, fetched only when you name it
     hf:NAME                  a data set of the hub, streamed by the package `datasets`
 
-`load` returns a `Corpus`; `split` divides documents, never the inside of one, into training and
-validation. What each source reads and leaves out is in `sources.py`; tokens and windows are made in
-`tokenizer.py` and `batches.py`.
+`load` returns a `Corpus`. `split` divides it into training and validation, by whole documents
+where it can. `sources.py` says what each source reads and leaves out; `tokenizer.py` and
+`batches.py` make tokens and windows.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ from . import sources
 from .sources import Document
 
 FEW_DOCUMENTS = 20               # fewer than this are cut into sections before the split
-SECTIONS = 50                    # about so many; one section is then 2 % of the text
+SECTIONS = 50                    # about this many, so that one section is 2 % of the text
 
 
 class Corpus(NamedTuple):
-    """Documents of one source; `sha256` covers names and texts, `skipped` the files not text."""
+    """Documents of one source; `sha256` covers names and texts, `skipped` counts binary files."""
 
     name: str
     documents: list[Document]
@@ -37,11 +37,11 @@ class Corpus(NamedTuple):
     skipped: int = 0
 
 
-def load(source: str = "python-stdlib") -> Corpus:
-    """Read the documents of a source (see the head of this module), in an order that never varies.
+def load(source="python-stdlib"):
+    """Read the documents of a source (see the top of this module), always in the same order.
 
-    Empty documents and copies of another document are dropped. FileNotFoundError for a path that
-    is not there; UserError for a source without text, a binary file, or a failed download.
+    Empty documents and copies of another document are dropped. Raises FileNotFoundError for a path
+    that does not exist, UserError for a source without text, a binary file or a failed download.
     """
     skipped = 0
     library = Path(sysconfig.get_path("stdlib"))
@@ -60,16 +60,19 @@ def load(source: str = "python-stdlib") -> Corpus:
         documents = [Document(Path(source).name, sources.decode(Path(source).read_bytes(), source))]
     else:
         raise FileNotFoundError(f"data source {source!r} does not exist; give a file, a folder, "
-                                "a URL, hf:NAME, python-stdlib, or python-packages")
+                                "a URL, hf:NAME, python-stdlib, or python-packages.")
     documents = distinct(documents)
     if not documents:
         note = f" ({skipped} binary files skipped)" if skipped else ""
-        raise UserError(f"data source {source!r} holds no text{note}; give one with UTF-8 text")
+        raise UserError(f"data source {source!r} holds no text{note}; give one with UTF-8 text.")
     return Corpus(source, documents, fingerprint(documents), skipped)
 
 
-def fingerprint(documents: list[Document]) -> str:
-    """SHA-256 of names and texts, in hexadecimal. Lengths go in too, so that no border can move."""
+def fingerprint(documents):
+    """SHA-256 of names and texts, in hexadecimal.
+
+    Each part is preceded by its length, so that moving a border between two parts changes the hash.
+    """
     digest = hashlib.sha256()
     for document in documents:
         for part in (document.name.encode(), document.text.encode()):
@@ -77,12 +80,13 @@ def fingerprint(documents: list[Document]) -> str:
     return digest.hexdigest()
 
 
-def distinct(documents: list[Document]) -> list[Document]:
-    """Drop empty documents, and copies that differ in white space only: the first name stays.
+def distinct(documents):
+    """Drop empty documents and copies; of several copies the one with the first name stays.
 
-    A copy in the validation split would reward memory, not skill.
+    Copies are documents that differ only in white space. A copy of a training document in the
+    validation split would measure memorisation.
     """
-    first = {}                       # by hash: a second copy of all texts would fill the memory
+    first = {}                       # by hash: the texts themselves would need the memory twice
     for document in sorted(documents):
         words = " ".join(document.text.split()).encode()
         first.setdefault(hashlib.sha256(words).digest(), document)
@@ -90,36 +94,35 @@ def distinct(documents: list[Document]) -> list[Document]:
     return [document for document in documents if document in kept and document.text.strip()]
 
 
-def split(
-    documents: list[Document], validation_share: float = 0.06
-) -> tuple[list[Document], list[Document]]:
-    """Divide documents into (training, validation), never one document between both.
+def split(documents, validation_share=0.06):
+    """Divide documents into (training, validation); no document is in both.
 
-    Which side a document falls on depends on its name and on the others' sizes, not on their
-    order. Validation gets `validation_share` of the bytes or a little more. Where whole documents
-    cannot do that (few of them, or one holds more than half), they are cut into sections first.
+    The side of a document depends on its name and on the sizes of the others, not on their order.
+    Validation gets `validation_share` of the bytes or a little more. If there are only a few
+    documents, or one of them holds more than half of the text, they are first cut into sections.
     """
     if not 0 < validation_share < 1:
-        raise UserError(f"validation_share must lie between 0 and 1, got {validation_share}")
+        raise UserError(f"validation_share={validation_share} must be above 0 and below 1, for "
+                        "instance 0.06.")
     documents = distinct(documents)
     sizes = [len(document.text.encode()) for document in documents]
     if len(documents) < FEW_DOCUMENTS or 2 * max(sizes) > sum(sizes):
         length = -(-sum(len(document.text) for document in documents) // SECTIONS)
         documents = [part for document in documents for part in sections(document, length)]
         sizes = [len(document.text.encode()) for document in documents]
-    validation = _choose(documents, sizes, validation_share * sum(sizes))
+    validation = choose_validation(documents, sizes, validation_share * sum(sizes))
     sides = ([document for document in documents if document not in validation],
              [document for document in documents if document in validation])
     if not all(sides):
         raise UserError(f"{sum(sizes)} bytes of text are too few to divide into training and "
-                        "validation; give more text")
+                        "validation; give more text.")
     return sides
 
 
-def _choose(documents: list[Document], sizes: list[int], wanted: float) -> set[Document]:
-    """Take documents in the order of their names' hash until they hold the bytes wanted.
+def choose_validation(documents, sizes, wanted):
+    """Take documents in the order of their names' hashes until they hold the bytes wanted -> set.
 
-    Documents larger than all that is wanted come last: one of them would be too much.
+    Documents larger than all the bytes wanted come last, because one of them would be too much.
     """
     chosen, taken = set(), 0
     for _, _, document, size in sorted(
@@ -133,11 +136,11 @@ def _choose(documents: list[Document], sizes: list[int], wanted: float) -> set[D
     return chosen
 
 
-def sections(document: Document, length: int) -> list[Document]:
-    """Cut a document into parts of at most `length` characters, which joined give it back.
+def sections(document, length):
+    """Cut a document into parts of at most `length` characters; joined, they are its text again.
 
-    Cuts fall after the last line end in reach, else after the last white space, else anywhere.
-    Example, length 4: "a\\nbc\\ndefgh" -> "a\\n", "bc\\n", "defg", "h".
+    A cut falls after the last line end within `length`, or else after the last white space, or
+    else anywhere. Example, length 4: "a\\nbc\\ndefgh" -> "a\\n", "bc\\n", "defg", "h".
     """
     text, start, parts = document.text, 0, []
     while start < len(text):

@@ -1,4 +1,4 @@
-"""All that a run reads, made from the name of a source: text -> tokenizer -> batches."""
+"""All that a run reads, made from the name of a source: text, tokenizer, batches."""
 
 import torch
 
@@ -9,10 +9,11 @@ from .tokenizer import Tokenizer
 
 
 class Dataset:
-    """Corpus, tokenizer, training batches and validation windows of a run.
+    """Tokenizer, training batches and validation windows of a run.
 
-    The tokenizer is trained on the text unless one is given. token_bytes (V,): bytes that each
-    token stands for, 0 for special tokens.
+    The tokenizer is trained on the training text unless one is given. inputs, targets (W, T);
+    token_bytes (V,) is the number of bytes of each token, 0 for special tokens. Raises UserError if
+    documents are to be rearranged (`fim`) and the tokenizer has no marks for it.
     """
 
     def __init__(self, source, vocab_size, window, fim_rate, seed, tokenizer=None):
@@ -21,15 +22,18 @@ class Dataset:
         train, validation = corpus.split(loaded.documents)
         self.tokenizer = tokenizer or Tokenizer.train([each.text for each in train], vocab_size)
         if fim_rate and self.tokenizer.fim_hole_id is None:
-            raise UserError(f"fim_rate={fim_rate}, but this tokenizer has no marks to fill in the "
-                            "middle; use --set fim_rate=0.")
+            raise UserError(f"fim_rate={fim_rate} needs a tokenizer with FIM marks, and this one "
+                            "has none; use --set fim_rate=0.")
         self.batches = Batches(train, self.tokenizer, window, fim_rate, seed)
         self.inputs, self.targets = validation_windows(validation, self.tokenizer, window)
         self.validation_bytes = raw_bytes(validation)
         self.token_bytes = torch.tensor([len(data) for data in self.tokenizer.token_bytes])
 
     def quick_sample(self, windows=96):
-        """Evenly spread validation windows and the bytes of their targets, for looks in between."""
+        """Some validation windows, evenly spread, for quick evaluations during training.
+
+        -> inputs (W, T), targets (W, T), and the number of bytes that the targets stand for.
+        """
         chosen = torch.linspace(0, len(self.inputs) - 1, min(windows, len(self.inputs))).long()
         targets = self.targets[chosen]
         size = self.token_bytes[targets[targets != IGNORE]].sum().item()

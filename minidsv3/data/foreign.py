@@ -1,8 +1,8 @@
-"""The tokenizer of a checkpoint, ours or not.
+"""The tokenizer of any checkpoint, ours or another.
 
-What train_tiny.py wrote is read by `tokenizer.py`. The `tokenizer.json` of other checkpoints is
-left to the `tokenizers` library, as long as it is byte-level BPE like DeepSeek's: then each token
-stands for certain bytes, which streaming and bits per byte rely on.
+`tokenizer.py` reads what train_tiny.py wrote. The `tokenizer.json` of other checkpoints is read by
+the `tokenizers` library, and only if it is byte-level BPE like DeepSeek's. Then each token has
+fixed bytes, which streaming and bits per byte need.
 """
 
 import json
@@ -12,20 +12,22 @@ from pathlib import Path
 import tokenizers
 
 from ..command import UserError
+from ..files import first_line
 from .tokenizer import FIM_BEGIN, FIM_END, FIM_HOLE, Tokenizer, from_visible
 
 
 def read_tokenizer(folder, config):
-    """The tokenizer in a checkpoint folder, for a model of that ModelConfig.
+    """The tokenizer in a checkpoint folder, for a model with this ModelConfig.
 
-    Raises FileNotFoundError or UserError with one line for one that cannot be used.
+    Raises FileNotFoundError or UserError, one line each, if it is missing or cannot be used.
     """
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
         others = [file.name for file in sorted(Path(folder).glob("tokeniz*")) +
                   sorted(Path(folder).glob("*.model"))]
         raise FileNotFoundError(f"{path} is missing; only tokenizer.json is read"
-                                + (f", not {others[0]}." if others else "."))
+                                + (f", not {others[0]}" if others else "")
+                                + "; copy it from the checkpoint.")
     try:
         tokenizer = Tokenizer.load(folder)
     except UserError:
@@ -37,29 +39,28 @@ def read_tokenizer(folder, config):
 
 
 class ForeignTokenizer:
-    """A `tokenizer.json` of others under the interface of `Tokenizer`.
+    """The `tokenizer.json` of another project with the interface of `Tokenizer`.
 
-    Prompts begin with BOS, as the released model was trained. Ids that the model has and the
-    tokenizer does not stand for no bytes.
+    Prompts begin with BOS, because the released model was trained that way. Ids that the model has
+    and the tokenizer lacks have no bytes.
     """
 
     def __init__(self, path, config):
         self.path, self.vocab_size = Path(path), config.vocab_size
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            self.library = tokenizers.Tokenizer.from_file(str(path))
             content = json.loads(self.path.read_text(encoding="utf-8"))
             if content["model"]["type"] != "BPE" or "ByteLevel" not in json.dumps(
                     content["decoder"]):
-                raise UserError("it is no byte-level BPE")
+                raise ValueError("it is not byte-level BPE")
             token_bytes = {added["id"]: b"" if added["special"] else added["content"].encode()
                            for added in content["added_tokens"]}
             for token, number in content["model"]["vocab"].items():
                 if number not in token_bytes:
                     token_bytes[number] = from_visible(token)
         except Exception as error:               # the library raises bare Exceptions
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{path} cannot be used ({first}); need byte-level BPE as DeepSeek's "
-                            "or train_tiny.py's.") from None
+            raise UserError(f"{path} cannot be used ({first_line(error)}); need byte-level BPE as "
+                            "in DeepSeek's checkpoints or those of train_tiny.py.") from None
         if max(token_bytes) >= config.vocab_size:
             raise UserError(f"{path} has token {max(token_bytes)}, but config.json says "
                             f"vocab_size={config.vocab_size}; they belong to different models.")
@@ -67,30 +68,30 @@ class ForeignTokenizer:
         self.bos_id = self.start_id = config.bos_token_id
         self.eos_id = config.eos_token_id
         self.fim_begin_id, self.fim_hole_id, self.fim_end_id = (
-            self._tokenizer.token_to_id(mark) for mark in (FIM_BEGIN, FIM_HOLE, FIM_END))
+            self.library.token_to_id(mark) for mark in (FIM_BEGIN, FIM_HOLE, FIM_END))
 
     def encode(self, text):
-        """Text -> ids, without BOS."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Text -> list of ids, without BOS."""
+        return self.library.encode(text, add_special_tokens=False).ids
 
     def encode_prompt(self, text):
-        """The ids of a text that a model shall go on with: BOS first."""
+        """The ids of a text that a model is to continue, BOS first."""
         return [self.bos_id, *self.encode(text)]
 
     def encode_batch(self, texts):
         """`encode` for many texts, on all cores."""
-        return [each.ids for each in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
+        return [each.ids for each in self.library.encode_batch(texts, add_special_tokens=False)]
 
     def decode_bytes(self, ids):
-        """Ids -> the exact bytes. Special tokens stand for none."""
+        """Ids -> the exact bytes; special tokens give none."""
         return b"".join(self.token_bytes[token] for token in ids)
 
     def decode(self, ids):
-        """Ids -> text; bytes that are no UTF-8 show as U+FFFD."""
+        """Ids -> text; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def save(self, folder):
-        """Copy the files that this tokenizer was read from."""
+        """Copy the files that this tokenizer was read from into another folder."""
         for name in ("tokenizer.json", "tokenizer_config.json"):
             source = self.path.with_name(name)
             if source.is_file() and source.parent.resolve() != Path(folder).resolve():

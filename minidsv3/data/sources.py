@@ -1,7 +1,7 @@
-"""Where text comes from: the interpreter's disk, files and folders of yours, the network, the hub.
+"""Where text comes from: the Python installation, your files and folders, the network, the hub.
 
-Every function here reads one kind of source into documents; `corpus.load` chooses among them. None
-of them fails on a file that is not text where there are others: such files are counted.
+Each reading function turns one kind of source into documents; `corpus.load` chooses among them. A
+file that is not text is skipped and counted if the source may have others; alone, it is an error.
 """
 
 import ast
@@ -9,80 +9,78 @@ import http.client
 import io
 import tokenize
 import urllib.request
-from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 from ..command import UserError
 
-# Left out of the standard library and of packages: packages within the library, tests (often
-# broken on purpose), two collections of demos, and files generated at build or install time, which
-# hold paths of one machine.
+# Left out of the standard library and of packages: packages installed inside the library, tests
+# (often broken on purpose), two collections of demos, and files generated at build or install time,
+# which contain paths of one machine.
 EXCLUDED_FOLDERS = {"site-packages", "dist-packages", "idlelib", "turtledemo", "test", "tests"}
 EXCLUDED_FILES = ("_sysconfigdata", "sitecustomize", "usercustomize", "__editable__")
 
-# Packages ship tables of data as Python; they show in the size of the file or of its lines.
+# Some packages ship tables of data as Python files. Such a file is very long, or its lines are.
 TABLE_CHARACTERS = 2**20
-TABLE_LINE = 200                 # characters, on average
+TABLE_LINE = 200                 # average length of a line [characters]
 
-URL_TIMEOUT = 30                 # seconds without an answer
-URL_BYTES = 256 * 2**20          # more than that is not a text for this program
-HUB_BYTES = 64 * 2**20           # UTF-8 bytes streamed from the hub: six standard libraries
+URL_TIMEOUT = 30                 # without an answer [s]
+URL_BYTES = 256 * 2**20          # a larger download is refused
+HUB_BYTES = 64 * 2**20           # streamed from the hub at most: six times the standard library
 HUB_DOCUMENTS = 50_000
 
 
 class Document(NamedTuple):
-    """One text that is read from its beginning to its end, and its name (posix, relative)."""
+    """One text and its name: a relative path with forward slashes, a URL, or a hub name."""
 
     name: str
     text: str
 
 
-def standard_library(root: Path) -> tuple[list[Document], int]:
-    """The `.py` files below `root`, sorted by path, and how many could not be read or decoded.
+def standard_library(root):
+    """The `.py` files below `root` -> documents sorted by path, number of files skipped.
 
-    The reference topics become one document each.
+    Skipped are files that cannot be read or decoded. Each topic of the language reference becomes a
+    document of its own.
     """
     documents, skipped = [], 0
-    for name, path in _python_files([root]).items():
-        text = _read_python(path)
+    for name, path in python_files([root]).items():
+        text = read_python(path)
         if text is None:
             skipped += 1
         elif name == "pydoc_data/topics.py":
-            documents += _topics(name, text)
+            documents += topics(name, text)
         else:
             documents.append(Document(name, text))
     return documents, skipped
 
 
-def python_packages(library: Path, roots: Iterable[Path]) -> tuple[list[Document], int]:
-    """The packages below `roots` and the standard library, sorted by name, and the files skipped.
+def python_packages(library, roots):
+    """Packages below `roots` and the standard library -> documents, number of files skipped.
 
-    Names begin with `packages/` or `stdlib/`. Tables and near copies are left out. UserError if
-    no package is there: the standard library alone is another source.
+    They are sorted by name; names begin with `packages/` or `stdlib/`. Tables and near copies are
+    left out. Raises UserError if there is no package, since python-stdlib is a source of its own.
     """
-    roots = list(roots)
     documents, skipped = [], 0
-    for name, path in _python_files(roots).items():
-        text = _read_python(path)
+    for name, path in python_files(roots).items():
+        text = read_python(path)
         if text is None:
             skipped += 1
-        elif not _is_table(text):
+        elif not is_table(text):
             documents.append(Document(f"packages/{name}", text))
     if not any(document.text.strip() for document in documents):
         places = ", ".join(str(root) for root in roots)
         raise UserError(f"data source 'python-packages' found no packages in {places}; run "
-                        "`pip install -r requirements.txt`, or take python-stdlib")
+                        "`pip install -r requirements.txt`, or take python-stdlib.")
     more, undecodable = standard_library(library)
     documents += [Document(f"stdlib/{name}", text) for name, text in more]
     return without_near_copies(documents), skipped + undecodable
 
 
-def _python_files(roots: list[Path]) -> dict[str, Path]:
-    """{posix path below its root: file}, sorted, without what is excluded above.
+def python_files(roots):
+    """{path below its root, with forward slashes: file}, sorted, without what is excluded above.
 
-    A path that two roots share counts once, from the first root, where `import` finds it. So the
-    two folders of an interpreter may be one, or one a link to the other.
+    Of two roots that have the same path the first one counts, as `import` would find it. So it does
+    no harm if both folders of an interpreter are the same, or one is a link to the other.
     """
     found = {}
     for root in dict.fromkeys(roots):
@@ -94,32 +92,33 @@ def _python_files(roots: list[Path]) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def _read_python(path: Path) -> str | None:
-    """The text of a Python file by the coding it declares, line ends as they are.
+def read_python(path):
+    """The text of a Python file in the encoding that it declares; line ends stay as they are.
 
-    None if it cannot be read, holds a NUL as no source may, or if the declaration lies.
+    None if it cannot be read, if it contains a NUL byte, which Python allows in no source, or if
+    its bytes do not match the declared encoding.
     """
     try:
         data = path.read_bytes()
         encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
         text = data.decode(encoding)
-        text.encode()                            # fails where an escape made half a character
+        text.encode()                            # fails if the text has a lone surrogate
     except (OSError, SyntaxError, UnicodeError, LookupError):
         return None
     return None if "\0" in text else text
 
 
-def _is_table(text: str) -> bool:
-    """Whether a file is data rather than something to read."""
+def is_table(text):
+    """Whether a Python file is a table of data, not code or prose."""
     lines = text.count("\n") + 1
     return len(text) > TABLE_CHARACTERS or len(text) > TABLE_LINE * lines
 
 
-def without_near_copies(documents: list[Document]) -> list[Document]:
-    """Drop documents of which more than half the lines stand in longer ones; keep the order.
+def without_near_copies(documents):
+    """Drop documents of which more than half of the lines occur in longer ones; keep the order.
 
-    Generated files, vendored packages with their imports rewritten and chapters of a longer text
-    would put the same lines on both sides of the split. Short lines (`else:`) do not count.
+    Generated files, vendored packages with rewritten imports, and chapters of a longer text would
+    put the same lines on both sides of the split. Short lines such as `else:` do not count.
     """
     kept, seen = set(), set()
     for document in sorted(documents, key=lambda each: (-len(each.text), each.name)):
@@ -130,10 +129,10 @@ def without_near_copies(documents: list[Document]) -> list[Document]:
     return [document for document in documents if document in kept]
 
 
-def _topics(name: str, text: str) -> list[Document]:
-    """Take the prose out of a file that is one `topics = {title: text}`.
+def topics(name, text):
+    """The texts of a Python file that is one assignment `topics = {title: text}` -> documents.
 
-    Many topics are chapters of a longer one, so those are left out.
+    Many topics are chapters of a longer topic; these are left out.
     """
     table = {}
     for node in ast.parse(text).body:
@@ -143,8 +142,8 @@ def _topics(name: str, text: str) -> list[Document]:
                                 for title in sorted(table)])
 
 
-def decode(data: bytes, source: str) -> str:
-    """UTF-8 bytes -> text, refusing what is not text. Line ends stay as they are."""
+def decode(data, source):
+    """UTF-8 bytes -> text; line ends stay as they are. Raises UserError if it is not text."""
     try:
         if b"\0" not in data:
             return data.decode("utf-8")
@@ -152,13 +151,13 @@ def decode(data: bytes, source: str) -> str:
     except UnicodeDecodeError as error:
         reason = f"byte {data[error.start]:#04x} at {error.start}"
     raise UserError(f"data source {source!r} is not UTF-8 text ({reason}); convert it to UTF-8, "
-                    "or give another file")
+                    "or give another file.")
 
 
-def read_folder(root: Path) -> tuple[list[Document], int]:
-    """Every text file below a folder, sorted by path, and the number of binary files passed over.
+def read_folder(root):
+    """Every text file below a folder -> documents sorted by path, number of binary files skipped.
 
-    Hidden files and folders (.git, .venv) are not looked into: they are seldom meant.
+    Hidden files and folders such as .git and .venv are left out: they rarely hold the text meant.
     """
     documents, skipped = [], 0
     paths = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
@@ -172,48 +171,51 @@ def read_folder(root: Path) -> tuple[list[Document], int]:
     return documents, skipped
 
 
-def download(url: str) -> bytes:
-    """Fetch a URL, at most URL_BYTES of it."""
+def download(url):
+    """The bytes at a URL. Raises UserError if it cannot be fetched or is larger than URL_BYTES."""
     request = urllib.request.Request(url, headers={"User-Agent": "minidsv3"})
     try:
         with urllib.request.urlopen(request, timeout=URL_TIMEOUT) as response:
             data = response.read(URL_BYTES + 1)
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise UserError(f"could not fetch {url!r} ({' '.join(str(error).split())}); check the "
-                        "address and the network, or save the text and give the file") from None
+                        "address and the network, or save the text and give the file.") from None
     if len(data) > URL_BYTES:
         raise UserError(f"{url!r} is larger than {URL_BYTES >> 20} MiB; save the part you need "
-                        "and give the file")
+                        "and give the file.")
     return data
 
 
-def stream_from_hub(name: str) -> Iterator[Document]:
-    """Stream texts of a hub data set until HUB_BYTES or HUB_DOCUMENTS are reached."""
+def stream_from_hub(name):
+    """Yield documents of a hub data set until HUB_BYTES or HUB_DOCUMENTS are reached.
+
+    Raises UserError if the package `datasets` is missing or the data set cannot be read.
+    """
     try:
         import datasets
     except ImportError:
         raise UserError(f"hf:{name} needs the package `datasets`; run `pip install datasets`, or "
-                        "give a file or a folder") from None
+                        "give a file or a folder.") from None
     size = 0
     try:
         for number, row in enumerate(datasets.load_dataset(name, split="train", streaming=True)):
-            data = _text_field(row).encode("utf-8", "replace")    # lone surrogates become "?"
+            data = text_of_row(row).encode("utf-8", "replace")    # lone surrogates become "?"
             size += len(data)
             if size > HUB_BYTES or number >= HUB_DOCUMENTS:
                 return
             yield Document(f"{name}/{number:06d}", data.decode())
-    # The hub's client raises a dozen unrelated types for one thing: this name gave no text.
+    # The client of the hub raises many unrelated types, all because this name gave no text.
     except Exception as error:
         raise UserError(f"could not read hf:{name} ({' '.join(str(error).split())}); check the "
-                        "name and the network") from None
+                        "name and the network.") from None
 
 
-def _text_field(row: dict) -> str:
-    """The text of one row: the column `text` or `content`, else the longest string."""
+def text_of_row(row):
+    """The text of one row: the column `text` or `content`, or else the longest string."""
     for column in ("text", "content"):
         if isinstance(row.get(column), str):
             return row[column]
     texts = [value for value in row.values() if isinstance(value, str)]
     if not texts:
-        raise UserError(f"no column of text among {sorted(row)}")
+        raise ValueError(f"no column of text among {sorted(row)}")
     return max(texts, key=len)

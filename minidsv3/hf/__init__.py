@@ -61,10 +61,7 @@ def load(folder_or_hub_name, dtype=None, device="cpu"):
     stored = torch.bfloat16 if stored.itemsize == 1 else stored
     dtype = dtype or loading_dtype(stored, torch.device(device))
     model = model.to(dtype).to_empty(device=device)
-    if model.config.tie_word_embeddings:         # to_empty made two of the one
-        model.lm_head.weight = model.embed_tokens.weight
-    for router in model.routers():
-        router.load.zero_()                      # in no checkpoint, and to_empty leaves noise
+    model.reset()                                # what `to_empty` lost and no checkpoint holds
     wanted = places(model, checkpoint.shapes)
     with torch.no_grad():
         for name in checkpoint.in_file_order(wanted):

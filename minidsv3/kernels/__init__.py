@@ -1,1 +1,1 @@
-"""Forms that are only faster than the obvious line: each one function, tested against that line."""
+"""Forms that are only faster than the obvious line: each is one function, tested against it."""

@@ -2,10 +2,10 @@
 
     rows (N, I) sorted by matrix, weight (E, O, I), so many rows for each -> (N, O)
 
-torch has this as one call, on some devices (`device.groups_products`); elsewhere it is a loop over
-the runs, whose lengths have to be known on the host. One batch of runs, all filled up to the
-longest, would need that length on the host too, and multiply more rows: 40 % more at a MaxVio of
-0.4. So the loop should be at least as fast; no such device was at hand to measure it.
+On some devices torch has this as one call (`device.groups_products`); elsewhere it is a loop over
+the runs, whose lengths must be known on the host. The alternative, one batch of runs padded to the
+longest, needs that length on the host too and multiplies more rows: 40 % more at a MaxVio of 0.4.
+So the loop should be at least as fast; it was never measured on such a device.
 """
 
 import torch
@@ -19,7 +19,7 @@ grouped_mm = getattr(F, "grouped_mm", None) or torch._grouped_mm       # its old
 class Runs:
     """How sorted rows are divided among the matrices: counts (E,) of each; a count may be 0.
 
-    What a product needs of them is made once, and serves all products of a layer.
+    The forms that products need are made once and serve all products of a layer.
     """
 
     def __init__(self, counts):

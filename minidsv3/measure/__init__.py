@@ -1,1 +1,1 @@
-"""How we know: accounting, evaluation, and the one look for all figures."""
+"""How results are measured: parameters and cost, evaluation, memory, and the style of figures."""

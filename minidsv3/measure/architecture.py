@@ -1,10 +1,10 @@
-"""Draws the architecture as SVG from a config, so that the picture cannot say other numbers.
+"""Draw the architecture as SVG from a config, so that its numbers are always those of the config.
 
-Left the whole model, bottom to top as in the report's figures 2 and 3: embedding, blocks, norm,
-head, and beside it the MTP module, which borrows embedding and head. In the middle Multi-head
-Latent Attention (eq. 1-11), on the right a mixture of experts (eq. 12-16). Colours tie them
-together: blue is MLA, orange the experts, green MTP, purple what is cached. Left out: the
-residual sum around every MLA, SwiGLU and MoE, and the RMSNorm in front of it.
+On the left is the whole model, bottom to top as in the report's figures 2 and 3: embedding, blocks,
+norm, head, and beside them the MTP module, which shares embedding and head. In the middle is
+Multi-head Latent Attention (eq. 1-11), on the right a mixture of experts (eq. 12-16). Colours have
+one meaning everywhere: blue is MLA, orange the experts, green MTP, purple what is cached. The
+residual sum around every MLA, SwiGLU and MoE, and the RMSNorm in front of it, are not drawn.
 
     python -m minidsv3.measure.architecture v3-671b architecture.svg
 """
@@ -17,28 +17,28 @@ from ..command import Parser, answer
 from ..config import ModelConfig
 from ..files import write_text
 
-WIDTH, HEIGHT = 1000, 720                  # all text is 14 or more: over 12 at a width of 900
+WIDTH, HEIGHT = 1000, 720                  # text of size 14 is larger than 12 at a width of 900
 INK, DASHED = "#3C4148", "5 4"
-# a paint is (area, edge, dashes of the edge)
+# A paint is (colour of the area, colour of the edge, dashes of the edge).
 BLUE, ORANGE = ("#D9EAF6", "#0072B2", ""), ("#FBE9CB", "#B34E00", "")
 GREEN, PURPLE = ("#D5EFE6", "#00795A", ""), ("#F7E4EE", "#A3467A", DASHED)
 GREY, WHITE, FRAME = ("#EEF0F2", INK, ""), ("#FFFFFF", INK, ""), ("#F8F9FA", "#9AA0A8", "")
 
 
 class Drawing:
-    """SVG elements in the order they are painted; y grows downwards, boxes hang from x, y."""
+    """SVG elements in the order of painting; y grows downwards, x, y is a box's upper left."""
 
     def __init__(self):
         self.elements = []
 
     def text(self, x, y, words, colour="#1A1A1A", size=14, anchor="middle", bold=False):
-        """One line of text, its baseline at y."""
+        """One line of text with its baseline at y."""
         weight = ' font-weight="bold"' if bold else ""
         self.elements.append(f'<text x="{x:g}" y="{y:g}" font-size="{size}" fill="{colour}" '
                              f'text-anchor="{anchor}"{weight}>{escape(words)}</text>')
 
     def box(self, x, y, width, height, paint, *lines, radius=6):
-        """A rounded box with text in its middle; of several lines the first is bold."""
+        """A rounded box with text in its middle; if there are several lines, the first is bold."""
         self.elements.append(
             f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="{radius}" '
             f'fill="{paint[0]}" stroke="{paint[1]}" stroke-width="1.5" '
@@ -48,14 +48,14 @@ class Drawing:
             self.text(x + width / 2, baseline, line, bold=len(lines) > 1 and i == 0)
 
     def arrow(self, *points, colour=INK):
-        """A line through the points; it ends upwards, with a head at the last one."""
+        """A line through the points that ends upwards in an arrow head."""
         path, (x, y) = " ".join(f"{x:g},{y:g}" for x, y in points), points[-1]
         self.elements.append(f'<polyline points="{path}" fill="none" stroke="{colour}" '
                              f'stroke-width="1.6"/><path d="M{x:g} {y:g} l-4.5 8 h9 z" '
                              f'fill="{colour}"/>')
 
     def column(self, x, width, start, *boxes, colour=INK):
-        """Boxes (y, height, paint, lines...) upwards, an arrow from start and between them."""
+        """Boxes (y, height, paint, lines...) from bottom to top, with arrows from start upwards."""
         for y, height, paint, *lines in boxes:
             if start is not None:
                 self.arrow((x + width / 2, start), (x + width / 2, y + height + 2), colour=colour)
@@ -63,7 +63,7 @@ class Drawing:
             start = y
 
     def output(self, x, start, words, colour=INK):
-        """An arrow that leaves at the top, and what it carries."""
+        """An arrow to the top edge, and the name of what leaves there."""
         self.arrow((x, start), (x, 92), colour=colour)
         self.text(x, 82, words)
 
@@ -74,8 +74,8 @@ class Drawing:
         self.text(x + width / 2, 33, title, colour="#FFFFFF", size=17, bold=True)
 
 
-def architecture_svg(config) -> str:
-    """The picture of the model that config describes, as the text of an SVG file."""
+def architecture_svg(config):
+    """The picture of the model that a config describes, as the text of an SVG file."""
     d = Drawing()
     draw_stack(d, config)
     draw_mla(d, config)
@@ -114,7 +114,7 @@ def draw_stack(d, c):
 
 
 def draw_mtp(d, c, stack):
-    """The MTP module (eq. 21-23); stack is the right edge of what it borrows from."""
+    """The MTP module (eq. 21-23); stack is the x of the main model's right edge."""
     count, x, w, green = c.num_nextn_predict_layers, 184, 102, GREEN[1]
     middle = x + w / 2
     d.column(x, w, None, (256, 292, ("#F4FBF8", green, "")),
@@ -134,7 +134,7 @@ def draw_mtp(d, c, stack):
 
 
 def draw_mla(d, c):
-    """Middle: queries on the left, the latent of keys and values, the one rotary key."""
+    """Middle: from left to right the queries, the latent of keys and values, the rotary key."""
     d.panel(302, 378, "Multi-head Latent Attention", BLUE[1])
     nope, rope, value, heads = (c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim,
                                 c.num_attention_heads)
@@ -170,7 +170,7 @@ def draw_mla(d, c):
 
 
 def draw_moe(d, c):
-    """Right: the router on the left, its choice among the routed experts, the shared expert."""
+    """Right: the router with its choice among the routed experts, and beside it the shared ones."""
     d.panel(688, 304, "Mixture of Experts", ORANGE[1])
     experts = c.n_routed_experts
     groups, kept = getattr(c, "n_group", 1), getattr(c, "topk_group", 1)
@@ -199,8 +199,8 @@ def draw_moe(d, c):
 
 
 def draw_experts(d, experts, chosen, groups, kept):
-    """A cell for every routed expert, in groups, with one possible choice filled."""
-    size, each = experts // groups, -(-chosen // kept)      # experts, chosen ones of a (kept) group
+    """A cell for every routed expert, in groups; the cells of one possible choice are filled."""
+    size, each = experts // groups, -(-chosen // kept)   # experts per group; chosen per kept group
     columns = min(16, size)
     rows = -(-size // columns)
     width, height = 146 / columns, min(30, (106 - 4 * (groups - 1)) / (rows * groups))
@@ -220,7 +220,7 @@ def run(arguments):
     """Write the picture -> exit code."""
     parser = Parser(description="Draw the architecture of a preset as SVG.")
     parser.add_argument("preset", help="name of a preset of ModelConfig, for instance v3-671b")
-    parser.add_argument("out", type=Path, help="SVG file to write; an old one is replaced")
+    parser.add_argument("out", type=Path, help="SVG file to write; an existing one is replaced")
     options = parser.parse_args(arguments)
     svg = architecture_svg(ModelConfig.preset(options.preset))
     write_text(options.out, svg)

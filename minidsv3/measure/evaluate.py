@@ -1,4 +1,4 @@
-"""How good a model is: bits per byte on text it has not seen, and how even its experts work.
+"""How good a model is: bits per byte on unseen text, and how evenly its experts are loaded.
 
     python -m minidsv3.measure.evaluate runs/tiny                  the run's own validation text
     python -m minidsv3.measure.evaluate DIR --data my_texts/       all of another text
@@ -31,15 +31,19 @@ class Evaluation(NamedTuple):
     """Figures of a model over a set of windows."""
 
     bits_per_byte: float
-    max_vio: list                                # of each sparse block, MTP's last, over all
+    max_vio: list                                # per sparse block over all windows, MTP last
     mtp_agreement: float                         # share of positions where draft = main choice
 
 
 @torch.inference_mode()
 def evaluate(model, inputs, targets, raw_bytes, batch=16):
-    """inputs, targets (W, T), -100 where there is no target; raw_bytes of the text they cover."""
+    """All figures of a model -> Evaluation.
+
+    inputs, targets (W, T), with -100 where there is no target; raw_bytes is the size of the text
+    that the targets cover.
+    """
     device = model.embed_tokens.weight.device
-    nats, agreed, compared = [], [], []          # of each batch; read once, at the end
+    nats, agreed, compared = [], [], []          # one of each per batch, read once at the end
     loads = torch.zeros(len(model.routers()), model.config.n_routed_experts, dtype=torch.long,
                         device=device)                                 # (layers, E)
     for x, y in in_batches(inputs, targets, batch, device):
@@ -48,7 +52,7 @@ def evaluate(model, inputs, targets, raw_bytes, batch=16):
         nats.append(nats_of(logits, y))
         states, mtp_routings = model.mtp_states(hidden, x)
         seen = y != IGNORE                                             # the last window is padded
-        # Depth k at index i guesses the token that the main model guesses at i+k.
+        # Depth k at index i predicts the token that the main model predicts at i+k.
         for k, state in enumerate(states, start=1):
             same = model.lm_head(state).argmax(-1) == logits[:, k:].argmax(-1)
             agreed.append((same & seen[:, k:]).sum())
@@ -64,7 +68,7 @@ def evaluate(model, inputs, targets, raw_bytes, batch=16):
 
 @torch.inference_mode()
 def bits_per_byte(model, inputs, targets, raw_bytes, batch=16):
-    """The first figure of `evaluate` alone, without the time that the MTP modules take."""
+    """The first figure of `evaluate`, computed without running the MTP modules."""
     device = model.embed_tokens.weight.device
     return total([nats_of(model(x), y) for x, y in in_batches(inputs, targets, batch, device)]
                  ) / math.log(2) / raw_bytes
@@ -83,33 +87,36 @@ def nats_of(logits, targets):
 
 
 def total(numbers):
-    """The sum of one-element tensors, by one read."""
+    """The sum of one-element tensors, read from the device once."""
     return sum(torch.stack(numbers).tolist()) if numbers else 0
 
 
 def parses_to_last_statement(text):
-    """Whether Python text is valid up to its last complete top-level statement; False if none.
+    """Whether Python text is valid up to its last complete top-level statement.
 
-    A statement counts as complete once another one begins in the first column. What follows the
-    last complete one was cut off by the length limit and is not judged.
+    A statement counts as complete if another one begins after it in the first column. The rest was
+    cut off by the length limit and is not judged. False if no statement is complete.
     """
     lines = text.split("\n")
     for end in reversed(statement_starts(lines)[1:]):
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")                        # of odd escapes in strings
+                warnings.simplefilter("ignore")        # about invalid escapes in strings
                 return bool(ast.parse("\n".join(lines[:end])).body)
         except SyntaxError as error:
-            # This line stands in a text or a bracket that was never closed: no statement's start.
+            # A string or bracket is still open here: lines[end] continues it and is no start.
             if "triple-quoted" not in str(error) and "never closed" not in str(error):
                 return False
-        except (ValueError, RecursionError, MemoryError):              # NUL; nested too deeply
+        except (ValueError, RecursionError, MemoryError):      # a NUL; nested too deeply
             return False
     return False
 
 
 def statement_starts(lines):
-    """Lines that may begin a top-level statement: not `else`, not `)`, nothing decorated."""
+    """Indices of lines that may begin a top-level statement.
+
+    Left out are lines that continue one, such as `else` and `)`, and the line after a decorator.
+    """
     starts, decorated = [], False
     for i, line in enumerate(lines):
         if line[:1].strip() and line[0] not in ")]}#":
@@ -126,7 +133,7 @@ DEFAULT_DATA, DEFAULT_WINDOW = "python-stdlib", 256
 
 
 def share_that_parses(model, tokenizer, samples, length, prompt="def "):
-    """Of sampled completions of a prompt (seeds 0, 1, ...), the share that is Python so far."""
+    """The share of sampled completions (seeds 0, 1, ...) that `parses_to_last_statement`."""
     good = 0
     for seed in range(samples):
         pieces = complete(model, tokenizer, prompt, length, temperature=0.7, top_p=0.95, seed=seed)
@@ -135,9 +142,9 @@ def share_that_parses(model, tokenizer, samples, length, prompt="def "):
 
 
 def documents_of(folder, data):
-    """The text to evaluate on, and what to call it.
+    """The documents to evaluate on, and a name for them.
 
-    Of the text that a run was trained on, only the part kept for validation; another one whole.
+    Of the text that the run was trained on, only the validation part; any other text is used whole.
     """
     recipe = folder / "train.json"
     trained_on = hf.read_json(recipe).get("data", "") if recipe.is_file() else ""
@@ -150,7 +157,7 @@ def documents_of(folder, data):
 
 
 def measure(arguments):
-    """All figures of the checkpoint that was asked for, as a dict."""
+    """All figures of the checkpoint named on the command line, as a dict."""
     device = choose_device(arguments.device)
     folder = hf.locate(arguments.folder)
     model = hf.load(folder, device=device)
@@ -176,17 +183,17 @@ def measure(arguments):
 def parse_arguments(arguments=None):
     """The command line."""
     parser = Parser(prog="python -m minidsv3.measure.evaluate", description=__doc__)
-    parser.add_argument("folder", metavar="DIR", help="a run or a checkpoint, or a name on the hub")
+    parser.add_argument("folder", metavar="DIR", help="run or checkpoint, or a name on the hub")
     parser.add_argument("--data", metavar="PATH", help="a file, a folder, a URL or hf:NAME "
-                        "[what the run was trained on, its validation part]")
+                        "[the validation part of the text that the run was trained on]")
     parser.add_argument("--window", type=int, default=DEFAULT_WINDOW, metavar="TOKENS",
-                        help="context of each prediction at most [256]")
+                        help="longest context of a prediction [256]")
     parser.add_argument("--samples", type=int, default=20, metavar="N",
-                        help="completions of \"def \" to judge; 0 leaves them out [20]")
+                        help="completions of \"def \" to parse as Python; 0: none [20]")
     parser.add_argument("--length", type=int, default=200, metavar="TOKENS",
-                        help="of each completion [200]")
+                        help="length of each completion [200]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parsed = parser.parse_args(arguments)
     for name, least in (("window", 2), ("samples", 0), ("length", 1)):
         if getattr(parsed, name) < least:

@@ -1,4 +1,4 @@
-"""What training really keeps, counted from its tensors; `cost` estimates the same by arithmetic."""
+"""The memory that training really keeps, counted from tensors; `cost` estimates it by formulas."""
 
 import torch
 
@@ -6,7 +6,7 @@ from .. import fp8
 
 
 def bytes_kept(model, function):
-    """Memory of all storages that autograd keeps while function() runs, the parameters' apart.
+    """Bytes of all storages that autograd keeps while function() runs, without the parameters.
 
     Copies of weights that the step itself makes, to cast or to join them, are counted.
     """
@@ -16,7 +16,7 @@ def bytes_kept(model, function):
     def pack(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage          # held, so that no address comes twice
+            kept[storage.data_ptr()] = storage          # while held, no other gets its address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -25,18 +25,19 @@ def bytes_kept(model, function):
 
 
 def saved_by_eight_bits(model, tokens, optimizers):
-    """Bytes that a step of tokens (B, T+1) keeps in FP8, and what wider numbers would take.
+    """Bytes that a training step keeps in FP8 and in wider formats -> {name: bytes}.
 
-    kept: for the backward pass, by a model that fp8.convert made; E5M6 lies in 16 bits here, not
-    12. moments: the state of the optimisers. Compared are the same model in its own precision, in
-    bfloat16, and AdamW's two moments in float32.
+    The step is that of tokens (B, T+1) and of a model made by fp8.convert. `kept` is what it saves
+    for the backward pass; E5M6 is stored in 16 bits here, not in 12. `kept_in_bf16` is the same for
+    the model before conversion, with bfloat16 activations. `moments` is the state of the
+    optimisers, `moments_in_fp32` the same state in float32.
     """
     def step():
         model.loss(tokens)
 
     was = model.training, model.activation_dtype, model.recompute
-    model.eval()                                        # in which loads are not counted
-    model.recompute = False                             # or blocks would hide what they keep
+    model.eval()                                        # does not count loads
+    model.recompute = False                             # recomputed blocks keep only their input
     try:
         sizes = {"kept": bytes_kept(model, step)}
         with fp8.suspended(model):

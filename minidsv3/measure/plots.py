@@ -1,20 +1,19 @@
-"""One look for all figures, and the figures that more than one room needs.
+"""One style for all figures, and the figures that several parts of the project need.
 
 A plotting function takes data and, optionally, the axes to draw into; it returns the figure. It
-never shows, never saves, and changes no setting of matplotlib. Figures are plain objects, not
-pyplot's: they need no display, nobody has to close them, and a notebook shows one that stands on
-the last line of a cell.
+shows nothing, saves nothing, and changes no setting of matplotlib. Figures are made without pyplot:
+they need no display and need not be closed. A notebook shows a figure if it is the value of the
+last line of a cell.
 
     fig = loss_curve(metrics)        # metrics: the lines of metrics.jsonl
     save(fig, "loss.png")
 
-Colours can be told apart by colour-blind readers and are at least 3:1 against white; a marker, a
-line style or a label says the same thing again. Schedules are drawn in scale/timeline.py, the
-needle's heat map in context/needle.py, the architecture in measure/architecture.py.
+Colour-blind readers can tell the colours apart, and each has a contrast of at least 3:1 against
+white. A marker, a line style or a label always repeats what the colour says.
+`measure/architecture.py` draws the architecture.
 """
 
 import io
-import os
 from pathlib import Path
 
 import matplotlib
@@ -25,9 +24,10 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from PIL import Image
 
 from ..command import UserError
+from ..files import replacing
 
 BLUE, VERMILLION, GREEN, PURPLE, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000"
-ORANGE, SKY = "#E69F00", "#56B4E9"        # 2.3:1 against white: areas with a dark edge, no lines
+ORANGE, SKY = "#E69F00", "#56B4E9"        # only 2.3:1: for areas with a dark edge, not for lines
 
 FORWARD, BACKWARD, WEIGHT, COMMUNICATION = BLUE, VERMILLION, GREEN, PURPLE
 OURS, BASELINE = BLUE, BLACK
@@ -35,7 +35,7 @@ OURS, BASELINE = BLUE, BLACK
 LOOK = {
     "figure.figsize": (8, 4.5), "figure.dpi": 100, "figure.facecolor": "white",
     "figure.constrained_layout.use": True,
-    "font.family": "DejaVu Sans",         # comes with matplotlib: the same on every machine
+    "font.family": "DejaVu Sans",         # part of matplotlib, so the same on every machine
     "font.size": 13, "axes.titlesize": 15, "figure.titlesize": 15, "figure.labelsize": 13,
     "axes.labelsize": 13, "xtick.labelsize": 13, "ytick.labelsize": 13,
     "legend.fontsize": 13,
@@ -48,34 +48,35 @@ MAX_BYTES = 200_000
 
 
 class Picture(Figure):
-    """A figure that a notebook shows without %matplotlib: it knows itself as a PNG."""
+    """A figure that a notebook can show without %matplotlib, as a PNG."""
 
     def _repr_png_(self):
         return png(self, dpi=100)
 
 
 def style():
-    """The look as a context or decorator: `with style():` around the drawing."""
+    """The style as a context or a decorator: `with style():` around the drawing."""
     return matplotlib.rc_context(LOOK)
 
 
 @style()
 def canvas(rows=1, columns=1, size=None, **options):
-    """New figure in the look -> (figure, axes); rows, columns and options as in Figure.subplots."""
+    """New figure in our style -> (figure, axes); arguments as in Figure.subplots, size [inch]."""
     figure = Picture(figsize=size)
     return figure, figure.subplots(rows, columns, **options)
 
 
 @style()
-def loss_curve(metrics: list[dict], title: str | None = None, ax=None):
+def loss_curve(metrics, title=None, ax=None):
     """Training loss, MTP loss and validation bits per byte of a run, over tokens read.
 
-    metrics: the lines of metrics.jsonl. Every step's loss is drawn faint, its moving average on
-    top. ax: one axes for the losses, or a pair, the second for bits per byte; the second panel
-    is left out if no step was evaluated. Raises UserError on an empty list.
+    metrics: the lines of metrics.jsonl as dicts. The loss of every step is drawn faintly, its
+    moving average on top. ax: one axes for the losses, or a pair, the second for bits per byte.
+    Without ax, the second panel is left out if no step was evaluated. Raises UserError if metrics
+    is empty.
     """
     if not metrics:
-        raise UserError("metrics is empty, at least one step is needed; "
+        raise UserError("metrics is empty, but at least one step is needed; "
                         "read metrics.jsonl of a run that has finished its first step.")
     evaluated = [line for line in metrics if line.get("val_bits_per_byte") is not None]
     if ax is None:
@@ -103,7 +104,7 @@ def loss_curve(metrics: list[dict], title: str | None = None, ax=None):
 
 
 def draw_bits_per_byte(ax, evaluated):
-    """Validation bits per byte, a marker for each evaluation, the last one with its value."""
+    """Validation bits per byte, with a marker for each evaluation and the value of the last."""
     values = [line["val_bits_per_byte"] for line in evaluated]
     ends = ax.plot([line["tokens"] for line in evaluated], values, color=GREEN, marker="o",
                    label=f"{values[-1]:.3f}")
@@ -113,7 +114,7 @@ def draw_bits_per_byte(ax, evaluated):
 
 
 def finding(metrics):
-    """What the loss curve says, in one line: "7.6 → 2.1 nats per token, 1.05 bits per byte …"."""
+    """The result of a run in one line: "7.6 → 2.1 nats per token, 1.05 bits per byte after …"."""
     smoothed = smooth([line["loss"] for line in metrics])
     text = f"{metrics[0]['loss']:.1f} → {smoothed[-1]:.1f} nats per token"
     scores = [line["val_bits_per_byte"] for line in metrics
@@ -124,7 +125,7 @@ def finding(metrics):
 
 
 def smooth(values, window=50):
-    """Moving average over about `window` steps; over fewer at first, so that it does not lag."""
+    """Moving average over about `window` steps; over fewer at first, so that it lags less."""
     average, smoothed = 0.0, []
     for step, value in enumerate(values):
         average += (value - average) / min(window, 1 + step / 10)
@@ -134,12 +135,12 @@ def smooth(values, window=50):
 
 @style()
 def label_ends(ax, lines, gap=0.12):
-    """Write each line's label at its right end, in its colour, in place of a legend.
+    """Write each line's label at its right end, in its colour, instead of a legend.
 
-    Labels nearer to each other than gap, a fraction of the axes' height, are pushed apart. To be
-    called last, when the limits of the axes are final.
+    Labels that are closer than gap, a fraction of the axes' height, are moved apart. Call it last,
+    when the limits of the axes are final.
     """
-    ax.get_ylim()                                       # autoscaling is lazy; this carries it out
+    ax.get_ylim()                                       # makes matplotlib autoscale now
     height = ax.transScale + ax.transLimits             # data -> fractions of the axes
     ends = [(height.transform((1, line.get_ydata()[-1]))[1], line) for line in lines]
     lowest = -np.inf
@@ -152,16 +153,16 @@ def label_ends(ax, lines, gap=0.12):
 
 @style()
 def expert_load(loads, steps, ax=None):
-    """Load of every expert over training, one heat map a MoE layer; 1 is balanced.
+    """Load of every expert over training, one heat map per MoE layer; 1 is balanced.
 
-    loads (S, L, E): tokens an expert got, as a fraction of the layer's mean, at the S steps given
-    by steps (S,). White is balanced, the colour scale ends at 2, whatever the data, so that runs
-    can be compared. MaxVio is the busiest expert's load at the last step, minus 1. ax: L axes.
+    loads (S, L, E): tokens sent to an expert, divided by the layer's mean, at the S steps given by
+    steps (S,). Balance is white. The colour scale always ends at 2, so that runs can be compared.
+    MaxVio is the busiest expert's load at the last step, minus 1. ax: L axes.
     """
     loads = np.asarray(loads, dtype=float)              # (S, L, E)
     if loads.ndim != 3 or len(loads) != len(steps):
         raise UserError(f"loads has shape {loads.shape} for {len(steps)} steps; "
-                        "it needs (steps, MoE layers, experts).")
+                        "give it the shape (steps, MoE layers, experts).")
     layers, experts = loads.shape[1:]
     if ax is None:
         rows = -(-layers // 4)
@@ -177,12 +178,12 @@ def expert_load(loads, steps, ax=None):
     panels = np.atleast_1d(np.asarray(ax, dtype=object)).ravel()[:layers]
 
     for layer, panel in enumerate(panels):
-        # edges halfway between steps: they need not be evenly spaced
+        # Cells have their edges halfway between steps, since steps need not be evenly spaced.
         image = panel.pcolormesh(edges(steps), np.arange(experts + 1) - 0.5, loads[:, layer].T,
                                  cmap="PuOr", norm=CenteredNorm(vcenter=1, halfrange=1))
         max_vio = loads[-1, layer].max() - 1
         panel.set_title(f"MoE layer {layer + 1}\nMaxVio {max_vio:.2f}", fontsize=13)
-        panel.set_ylim(experts - 0.5, -0.5)             # experts downwards, as rows of a table
+        panel.set_ylim(experts - 0.5, -0.5)             # expert 0 on top, as in a table
         panel.grid(False)
         panel.xaxis.set_major_locator(MaxNLocator(2, integer=True))
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -193,11 +194,11 @@ def expert_load(loads, steps, ax=None):
 
 
 @style()
-def bars(values: dict, label, title, form="{:,.3g}", highlight=(), ax=None):
-    """Horizontal bars from 0, each with its number: {name: value}, the first on top.
+def bars(values, label, title, form="{:,.3g}", highlight=(), ax=None):
+    """Horizontal bars of {name: value}, each with its number; they start at 0, the first on top.
 
-    label: of the axis, with its unit; form: how a number is written; highlight: names in blue,
-    where the others are sky.
+    label: text at the axis, with the unit; form: format of the numbers; highlight: names of the
+    bars to draw in blue, the others are light blue.
     """
     if ax is None:
         _, ax = canvas()
@@ -219,10 +220,10 @@ def bars(values: dict, label, title, form="{:,.3g}", highlight=(), ax=None):
 @style()
 def heat_map(values, label, title, rows, columns, xlabel="", ylabel="", centre=None, limits=(0, 1),
              texts=None, ax=None):
-    """A matrix in colours, values (R, C), with a colour bar named label, unit included.
+    """A matrix as colours: values (R, C), with a colour bar; label is its name with the unit.
 
-    cividis between limits, or, for differences, PuOr around centre up to the distance limits[1].
-    rows, columns: names of them; texts (R, C): written into the cells, if given.
+    Colours are cividis between limits. For differences give centre: PuOr around it, up to the
+    distance limits[1]. rows, columns: their names; texts (R, C): written into the cells, if given.
     """
     values = np.asarray(values, dtype=float)
     if ax is None:
@@ -245,7 +246,7 @@ def heat_map(values, label, title, rows, columns, xlabel="", ylabel="", centre=N
 
 
 def edges(centres):
-    """Borders of cells around these centres, halfway between them -> one more than centres."""
+    """Edges of cells around these centres, halfway between them: (N,) -> (N+1,)."""
     centres = np.asarray(centres, dtype=float)
     inner = (centres[1:] + centres[:-1]) / 2
     first = inner[0] if len(inner) else centres[0] + 0.5
@@ -254,19 +255,18 @@ def edges(centres):
 
 
 def save(fig, path):
-    """Write a figure as PNG, at 150 dpi and cut to its content, in one piece or not at all."""
+    """Write a figure as PNG, at 150 dpi and cut to its content, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_bytes(png(fig, dpi=150))
-    os.replace(unfinished, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(png(fig, dpi=150))
 
 
 @style()
 def png(fig, dpi):
-    """The figure as bytes of a PNG; one above 200 KB is reduced to 256 colours."""
+    """The figure as the bytes of a PNG; above 200 KB it is reduced to 256 colours."""
     buffer = io.BytesIO()
-    # no version number in the file: the same figure gives the same bytes
+    # Without matplotlib's version number in the file, the same figure gives the same bytes.
     fig.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None},
                 pil_kwargs={"optimize": True})
     if buffer.tell() <= MAX_BYTES:

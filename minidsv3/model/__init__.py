@@ -1,5 +1,5 @@
 """The network: what DeepSeek-V3 *is* (report, section 2). Read in this order:
-layers, rope, cache, mla, experts, moe, block, mtp, cross_entropy, transformer.
+layers, rope, cache, mla, experts, moe, block, mtp, objective, transformer.
 
 Dimension letters of the whole house:
 

@@ -1,14 +1,17 @@
-"""What a model remembers of the text so far: one latent vector a token and layer.
+"""What a model remembers of the text so far: one latent vector per token and layer.
 
 MLA needs no keys and values per head. The normed latent c_kv and the rotated key k_rope, together
 kv_lora_rank + qk_rope_head_dim numbers (576 at full size), are enough to form all of them again, or
-to attend to directly. Memory for max_len tokens is taken once; sequences of a batch may differ in
-length, be cut back, leave and join. Which of that happens is decided by who generates.
+to attend to directly. Memory for max_len tokens is allocated once; the sequences of a batch may
+differ in length, be cut back, leave and join. The decoder decides which of that happens.
 
     cache = model.new_cache(batch, max_len)
     with torch.no_grad():                        a cache is not for training
         model(tokens, cache)                     appends T tokens to every sequence
-    cache.crop([7, 12])                          forgets what lies behind these lengths
+    cache.crop([7, 12])                          forgets the tokens after these lengths
+
+One forward pass uses it in three steps, always in this order: `make_room` (positions and mask of
+the new tokens), `append` in every layer (their latents), `advance` (the new lengths).
 """
 
 import torch
@@ -25,7 +28,7 @@ class LayerCache:
         self.whole, self.latents = whole, latents
 
     def append(self, new):
-        """Write new (B, T, Rkv+Dr) behind each sequence -> (B, S, Rkv+Dr), S the longest then."""
+        """Write new (B, T, Rkv+Dr) at each sequence's end -> all latents (B, S, Rkv+Dr)."""
         batch, end = len(new), self.whole.length + new.size(1)
         if self.whole.is_even:
             self.write((slice(batch), slice(self.whole.length, end)), new)
@@ -34,8 +37,9 @@ class LayerCache:
         return self.read((slice(batch), slice(end)))
 
     def write(self, place, latents):
-        """Store latents at (rows, positions); another form of storage overrides this, `read` and
-        `parts`.
+        """Store latents at (rows, positions).
+
+        Subclasses that store latents differently override `write`, `read` and `parts`.
         """
         self.latents[place] = latents
 
@@ -45,12 +49,12 @@ class LayerCache:
 
     @property
     def parts(self):
-        """The tensors that hold them, (B, max_len, ...) each."""
+        """The tensors that hold the latents, (B, max_len, ...) each."""
         return [self.latents]
 
     @property
     def visible(self):
-        """What each new token may see of S positions, (T, S) or (B, 1, T, S); None: the usual."""
+        """What each new token may see, (T, S) or (B, 1, T, S); None: the causal mask."""
         return self.whole.visible
 
 
@@ -63,7 +67,7 @@ class LatentCache:
     def __init__(self, config, batch, max_len, dtype, device, layers=None):
         width = config.kv_lora_rank + config.qk_rope_head_dim
         layers = config.num_hidden_layers if layers is None else layers
-        # Zeros, not whatever is there: what a query may not see has weight 0, and 0 * NaN is NaN.
+        # Zeros, not old memory: a position that is masked has weight 0, and 0 * NaN is NaN.
         self.layers = [LayerCache(self, torch.zeros(batch, max_len, width, dtype=dtype,
                                                     device=device)) for _ in range(layers)]
         self.places, self.max_len, self.device = batch, max_len, device
@@ -87,7 +91,7 @@ class LatentCache:
         return sum(part.nbytes for layer in self.layers for part in layer.parts)
 
     def make_room(self, new):
-        """Prepare for `new` tokens a sequence -> their rope table, (T, Dr/2), or (B, T, Dr/2) if
+        """Prepare for `new` tokens per sequence -> their rope table, (T, Dr/2), or (B, T, Dr/2) if
         their positions differ. Raises ValueError when the memory is full; nothing is written then.
         """
         end, device = self.length + new, self.device
@@ -105,11 +109,11 @@ class LatentCache:
         return self.rope[self.positions]
 
     def advance(self, counts):
-        """Count the tokens just written: so many of each sequence, the rest was filling."""
+        """Count the tokens just written: so many of each sequence are real, the rest is padding."""
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
 
     def crop(self, lengths):
-        """Forget all behind these lengths, one for each sequence; drafts that were rejected."""
+        """Forget all after these lengths, one per sequence, as after rejected drafts."""
         if len(lengths) != len(self.lengths):
             raise ValueError(f"{len(lengths)} lengths for {len(self.lengths)} sequences; give one "
                              "for each.")
@@ -120,11 +124,11 @@ class LatentCache:
         self.lengths = list(lengths)
 
     def take(self, row):
-        """A sequence's latents, copied so that they can be handed over: (L, length, Rkv+Dr)."""
+        """A copy of a sequence's latents, to be handed over: (L, length, Rkv+Dr)."""
         return torch.stack([layer.read((row, slice(self.lengths[row]))) for layer in self.layers])
 
     def put(self, latents):
-        """Add a sequence that `take` gave, behind those in use. ValueError if there is no place."""
+        """Add a sequence that `take` gave, after those in use. ValueError if there is no place."""
         row, length = len(self.lengths), latents.size(1)
         if row == self.places or length > self.max_len:
             raise ValueError(f"the cache has places for {self.places} sequences of up to max_len="

@@ -1,4 +1,4 @@
-"""The three parts that every block is made of: Linear, RMSNorm, SwiGLU.
+"""The parts that the model is made of: Linear, Embedding, RMSNorm, SwiGLU.
 
     RMSNorm(x) = w * x / sqrt(mean(x^2) + eps)
     SwiGLU(x)  = W_down( silu(W_gate x) * W_up x )
@@ -11,6 +11,8 @@ not hidden in an autocast context. No layer of DeepSeek-V3 has a bias vector.
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from ..kernels.norm import rms_norm
 
 
 def at_least_float32(x):
@@ -31,6 +33,13 @@ class Linear(nn.Linear):
         return F.linear(x, self.weight.to(x.dtype))                    # (..., in) -> (..., out)
 
 
+class Embedding(nn.Embedding):
+    """One vector per token of the vocabulary: tokens (...) -> (..., C)."""
+
+    def reset_parameters(self):
+        """Left to `DeepSeekV3.initialize`."""
+
+
 class RMSNorm(nn.Module):
     """Scale each vector to unit mean square, then by a learnt gain; in float32 or wider."""
 
@@ -40,8 +49,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        wide, weight = at_least_float32(x), self.weight                # (..., C), (C,)
-        return F.rms_norm(wide, weight.shape, weight.to(wide.dtype), self.eps).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)                      # (..., C)
 
 
 class SwiGLU(nn.Module):

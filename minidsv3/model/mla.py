@@ -19,6 +19,7 @@ In: x (B, T, C), normed. Out: (B, T, C).
 """
 
 import torch
+from einops import rearrange
 from torch import nn
 
 from ..kernels.attention import attend, last_queries
@@ -34,28 +35,26 @@ class MLA(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.num_heads = config.num_attention_heads
-        self.nope, self.rope, self.value = (
-            config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim)
-        self.kv_rank = config.kv_lora_rank
+        self.nope_width, self.rope_width = config.qk_nope_head_dim, config.qk_rope_head_dim
+        self.value_width, self.kv_rank = config.v_head_dim, config.kv_lora_rank
         self.scale = softmax_scale(config)
 
-        queries = self.num_heads * config.qk_head_dim
-        if config.q_lora_rank is None:
-            self.q_proj = Linear(config.hidden_size, queries)
+        C, H, Rq, D = config.hidden_size, self.num_heads, config.q_lora_rank, config.qk_head_dim
+        if Rq is None:
+            self.q_proj = Linear(C, H * D)
         else:
-            self.q_a_proj = Linear(config.hidden_size, config.q_lora_rank)     # W_DQ
-            self.q_a_layernorm = RMSNorm(config.q_lora_rank, LATENT_NORM_EPS)
-            self.q_b_proj = Linear(config.q_lora_rank, queries)                # W_UQ, W_QR by head
-        latents, keys_values = self.kv_rank + self.rope, self.num_heads * (self.nope + self.value)
-        self.kv_a_proj_with_mqa = Linear(config.hidden_size, latents)          # W_DKV, W_KR
+            self.q_a_proj = Linear(C, Rq)                                      # W_DQ
+            self.q_a_layernorm = RMSNorm(Rq, LATENT_NORM_EPS)
+            self.q_b_proj = Linear(Rq, H * D)                                  # W_UQ, W_QR by head
+        self.kv_a_proj_with_mqa = Linear(C, self.kv_rank + self.rope_width)    # W_DKV, W_KR
         self.kv_a_layernorm = RMSNorm(self.kv_rank, LATENT_NORM_EPS)
-        self.kv_b_proj = Linear(self.kv_rank, keys_values)                     # W_UK, W_UV by head
-        self.o_proj = Linear(self.num_heads * self.value, config.hidden_size)  # W_O
+        self.kv_b_proj = Linear(self.kv_rank, H * (self.nope_width + self.value_width))
+        self.o_proj = Linear(H * self.value_width, C)                          # W_O
 
     def forward(self, x, rope, cache=None):
         """x (B, T, C), rope table of the T positions, the layer's cache or None -> (B, T, C)."""
-        q = self.queries(x, rope)                                      # (B, H, T, D)
-        latents, visible = self.latents(x, rope), None                 # (B, T, Rkv+Dr)
+        q = self.query(x, rope)                                        # (B, H, T, D)
+        latents, visible = self.compress(x, rope), None                # (B, T, Rkv+Dr)
         if cache is not None:
             latents, visible = cache.append(latents), cache.visible    # (B, S, Rkv+Dr)
         if cache is not None and self.absorbing_is_cheaper(x.size(1), latents.size(1)):
@@ -63,63 +62,63 @@ class MLA(nn.Module):
         else:
             k, v = self.expand(latents)                                # (B, H, S, D), (B, H, S, Dv)
             o = attend(q, k, v, self.scale, visible)                   # (B, H, T, Dv)  eq. 10
-        return self.o_proj(o.transpose(1, 2).flatten(2))               # (B, T, C)      eq. 11
+        return self.o_proj(rearrange(o, "b h t v -> b t (h v)"))       # (B, T, C)      eq. 11
 
     def absorbing_is_cheaper(self, T, S):
-        """Whether T queries over S latents take fewer multiply-adds absorbed, counted a head."""
-        matrices = self.kv_rank * (self.nope + self.value)             # W_UK and W_UV, once
-        expanded = matrices * S + (self.nope + self.rope + self.value) * T * S
-        absorbed = matrices * T + (2 * self.kv_rank + self.rope) * T * S
+        """Whether T queries over S latents take fewer multiply-adds absorbed, counted per head."""
+        Dn, Dr, Dv, R = self.nope_width, self.rope_width, self.value_width, self.kv_rank
+        expanded = R * (Dn + Dv) * S + (Dn + Dr + Dv) * T * S          # W_UK, W_UV on all latents
+        absorbed = R * (Dn + Dv) * T + (2 * R + Dr) * T * S            # and on all queries
         return absorbed < expanded
 
-    def queries(self, x, rope):
+    def query(self, x, rope):
         """eq. 6-9: x (B, T, C) -> q (B, H, T, D), of which the last Dr channels are rotated."""
         if hasattr(self, "q_proj"):
             q = self.q_proj(x)
         else:
             c_q = self.q_a_layernorm(self.q_a_proj(x))                 # (B, T, Rq)     eq. 6
             q = self.q_b_proj(c_q)                                     # (B, T, H*D)    eq. 7, 8
-        q = q.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)      # (B, H, T, D)
-        q_nope, q_rope = q.split([self.nope, self.rope], dim=-1)
+        q = rearrange(q, "b t (h d) -> b h t d", h=self.num_heads)
+        q_nope, q_rope = q.split([self.nope_width, self.rope_width], dim=-1)
         return torch.cat([q_nope, apply_rope(q_rope, rope.unsqueeze(-3))], dim=-1)     # eq. 9
 
-    def latents(self, x, rope):
-        """What is cached of x (B, T, C): [normed c_kv ; rotated k_rope], (B, T, Rkv+Dr)."""
-        c_kv, k_rope = self.kv_a_proj_with_mqa(x).split([self.kv_rank, self.rope], dim=-1)
+    def compress(self, x, rope):
+        """The latents to cache: x (B, T, C) -> [normed c_kv ; rotated k_rope], (B, T, Rkv+Dr)."""
+        c_kv, k_rope = self.kv_a_proj_with_mqa(x).split([self.kv_rank, self.rope_width], dim=-1)
         # The norm is for the latent alone; the rotary key is not normed.
         c_kv, k_rope = self.kv_a_layernorm(c_kv), apply_rope(k_rope, rope)     # eq. 1, 3
         return torch.cat([c_kv, k_rope], dim=-1)
 
     def expand(self, latents):
         """Keys and values of all heads: latents (B, S, Rkv+Dr) -> (B, H, S, D), (B, H, S, Dv)."""
-        c_kv, k_rope = latents.split([self.kv_rank, self.rope], dim=-1)
-        kv = self.kv_b_proj(c_kv).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        k_nope, v = kv.split([self.nope, self.value], dim=-1)          # (B, H, S, Dn|Dv)  eq. 2, 5
+        c_kv, k_rope = latents.split([self.kv_rank, self.rope_width], dim=-1)
+        kv = rearrange(self.kv_b_proj(c_kv), "b s (h d) -> b h s d", h=self.num_heads)
+        k_nope, v = kv.split([self.nope_width, self.value_width], dim=-1)      # eq. 2, 5
         k_rope = k_rope[:, None].expand(-1, self.num_heads, -1, -1)    # one for all heads
         return torch.cat([k_nope, k_rope], dim=-1), v                  # (B, H, S, D)   eq. 4
 
     def attend_to_latents(self, q, latents, visible):
         """The absorbed form: q (B, H, T, D), latents (B, S, Rkv+Dr) -> (B, H, T, Dv).
 
-        No key and no value is formed. All heads share the keys, so heads and queries are rows of
-        one product.
+        No key and no value is formed. All heads share the keys, so heads and queries are the rows
+        of one product.
         """
-        W = self.kv_b_proj.weight.to(q.dtype).unflatten(0, (self.num_heads, -1))
-        W_UK, W_UV = W.split([self.nope, self.value], dim=1)           # (H, Dn|Dv, Rkv)
-        q_nope, q_rope = q.split([self.nope, self.rope], dim=-1)
+        T, S, H = q.size(2), latents.size(1), self.num_heads
+        W = rearrange(self.kv_b_proj.weight.to(q.dtype), "(h d) r -> h d r", h=H)
+        W_UK, W_UV = W.split([self.nope_width, self.value_width], dim=1)       # (H, Dn|Dv, Rkv)
+        q_nope, q_rope = q.split([self.nope_width, self.rope_width], dim=-1)
         q = torch.cat([by_head(q_nope, W_UK), q_rope], dim=-1)         # (B, H, T, Rkv+Dr)
-        T, S = q.size(2), latents.size(1)
         scores = (q.flatten(1, 2) * self.scale) @ latents.mT           # (B, H*T, S)
         if visible is None and T > 1:
             visible = last_queries(T, S, q.device)
         if visible is not None:
-            scores = scores.unflatten(1, (-1, T)).masked_fill(~visible, float("-inf"))
+            scores = scores.unflatten(1, (H, T)).masked_fill(~visible, float("-inf"))
             scores = scores.flatten(1, 2)
         z = scores.softmax(dim=-1) @ latents[..., :self.kv_rank]       # (B, H*T, Rkv)
-        return by_head(z.unflatten(1, (-1, T)), W_UV.mT)               # (B, H, T, Dv)
+        return by_head(z.unflatten(1, (H, T)), W_UV.mT)                # (B, H, T, Dv)
 
 
 def by_head(x, W):
     """Every head's vectors times its own matrix: x (B, H, T, I), W (H, I, O) -> (B, H, T, O)."""
-    y = x.transpose(0, 1).flatten(1, 2) @ W                            # (H, B*T, O)
-    return y.unflatten(1, (len(x), -1)).transpose(0, 1)
+    y = rearrange(x, "b h t i -> h (b t) i") @ W
+    return rearrange(y, "h (b t) o -> b h t o", b=len(x))

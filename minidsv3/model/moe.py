@@ -1,4 +1,4 @@
-"""DeepSeekMoE: many small experts, few of them at work for each token (report, section 2.1.2).
+"""DeepSeekMoE: many small experts, few of them activated per token (report, section 2.1.2).
 
     s = sigmoid(W_gate x)                                  affinity of the token to each expert
     chosen = top-K of s + b, within the best groups        the bias b only *chooses*
@@ -7,12 +7,13 @@
 
 Balance comes from b: after each optimiser step it is lowered for experts that got more than the
 mean and raised for those that got less, with no gradient and no loss. A very weak sequence-wise
-loss (eq. 17-20) only guards against a single sequence that leans on few experts.
+loss (eq. 17-20, in `objective.py`) only keeps a single sequence from using few experts.
 No token is ever dropped.
 """
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
 from .experts import Experts
@@ -71,23 +72,24 @@ class Router(Linear):
 
     def keep_best_groups(self, choice):
         """Mask all but the topk_group best groups, scored by the sum of their two best experts."""
-        groups = choice.unflatten(-1, (self.n_group, -1))              # (..., G, E/G)
+        groups = rearrange(choice, "... (g e) -> ... g e", g=self.n_group)     # (..., G, E/G)
         score = groups.topk(2, dim=-1).values.sum(dim=-1)              # (..., G)
         kept = torch.zeros_like(score, dtype=torch.bool)               # (..., G)
         kept.scatter_(-1, score.topk(self.topk_group, dim=-1).indices, True)
         # -inf, not 0: a biased score may be negative, and 0 would then beat it.
-        return groups.masked_fill(~kept.unsqueeze(-1), float("-inf")).flatten(-2)  # (..., E)
+        groups = groups.masked_fill(~kept[..., None], float("-inf"))
+        return rearrange(groups, "... g e -> ... (g e)")               # (..., E)
 
     @torch.no_grad()
     def update_bias(self, gamma):
         """b <- b + gamma * sign(mean load - load), from the whole step's load; then count anew."""
-        # E times as large, so that the mean is a whole number too and its sign exact.
+        # Times E, so that the mean is a whole number too and the sign exact.
         deviation = self.load.sum() - len(self.load) * self.load       # (E,) int64
         self.e_score_correction_bias += gamma * deviation.sign().float()
         self.load.zero_()
 
     def _apply(self, fn, recurse=True):
-        """Keep the bias float32 when the model is cast: bfloat16 would swallow steps of 0.001."""
+        """Keep the bias float32 when the model is cast: bfloat16 would lose steps of 0.001."""
         bias = self.e_score_correction_bias
         super()._apply(fn, recurse)
         moved = self.e_score_correction_bias
@@ -97,7 +99,7 @@ class Router(Linear):
 
 
 class MoE(nn.Module):
-    """The feed-forward network of a sparse block: shared experts for all, K of E for each token."""
+    """The feed-forward network of a sparse block: shared experts, and K of E routed experts."""
 
     def __init__(self, config):
         super().__init__()
@@ -117,21 +119,8 @@ class MoE(nn.Module):
         return y, routing
 
 
-def sequence_balance(affinity, chosen):
-    """Sum over experts of f * P, one number a sequence, 1 when balanced (eq. 17-20 without alpha).
-
-    affinity (B, T, E), chosen (B, T, K) -> (B,). f is a count and carries no gradient; P does.
-    """
-    T, E = affinity.shape[1:]
-    K = chosen.size(-1)
-    f = hits(chosen.flatten(1), E).to(affinity.dtype) * E / (K * T)    # (B, E)  eq. 18
-    share = affinity / affinity.sum(dim=-1, keepdim=True)              # (B, T, E)  eq. 19
-    P = share.mean(dim=1)                                              # (B, E)  eq. 20
-    return (f * P).sum(dim=-1)                                         # (B,)    eq. 17
-
-
 def hits(chosen, num_experts):
-    """How often each expert is chosen: indices (..., M) -> (..., E), without reading any of them.
+    """How often each expert is chosen: indices (..., M) -> (..., E), with no read by the host.
 
     Example: 1 0 1 of three experts -> 1 2 0.
     """

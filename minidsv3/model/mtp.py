@@ -5,10 +5,10 @@ later, and predicts the next one after that:
 
     h'_i = M [ norm(Emb(t_{i+k})) ; norm(h_i) ]            eq. 21, in the released weights' order
     h_i  = TRM(h')_i                                       eq. 22, one whole sparse block
-    p    = OutHead(norm(h_i)), a guess at t_{i+k+1}        eq. 23, the main model's own head
+    p    = OutHead(norm(h_i)), predicts t_{i+k+1}          eq. 23, the main model's own head
 
-The report writes the hidden state first; the released matrix is served embedding first, and so it
-is here. A module can be dropped after training, or draft tokens for speculative decoding.
+The report writes the hidden state first; the released matrix takes the embedding first, and so does
+ours. A module can be dropped after training, or draft tokens for speculative decoding.
 """
 
 import torch
@@ -41,8 +41,9 @@ class MTP(Block):
         return self.eh_proj(torch.cat([self.enorm(embedded), self.hnorm(hidden)], dim=-1))
 
     def remember(self, hidden, embedded, rope, cache):
-        """Only append the latents of these positions to the cache: all that later ones need of a
-        single block. Takes what `forward` takes.
+        """Append the latents of these positions to the cache, and compute nothing else.
+
+        Later positions need no more of a single block. Takes what `forward` takes.
         """
         x = self.input_layernorm(self.join(hidden, embedded))
-        cache.append(self.self_attn.latents(x, rope))
+        cache.append(self.self_attn.compress(x, rope))

@@ -1,14 +1,14 @@
 """Rotary positions, and YaRN, which stretches them to longer windows (report, section 4.3).
 
-Channel pair m of a vector at position p is turned by the angle p * theta_m, with
-theta_m = base^(-2m / Dr). A query at t and a key at j then meet at an angle that depends on t - j
-alone. The released weights keep pair m in channels (2m, 2m+1), *interleaved*; many other models
-keep it in (m, m + Dr/2), and reading one layout as the other silently ruins the model.
+Channel pair m of a vector at position p is rotated by the angle p * theta_m, with
+theta_m = base^(-2m / Dr). The product of a query at t and a key at j then depends on t - j alone.
+The released weights keep pair m in channels (2m, 2m+1), *interleaved*; many other models keep it
+in (m, m + Dr/2), and reading one layout as the other silently ruins the model.
 
-YaRN leaves fast channels alone (they tell neighbours apart), divides slow ones by the window
-multiplier s (they would meet unseen angles), and blends in between. All tables are float32
-whatever the model's dtype, computed in the released code's order of operations: one ulp in theta
-already moves the logits at position 150 by 3e-6.
+YaRN keeps fast channels (they tell neighbours apart), divides the frequency of slow ones by the
+window multiplier s (or they would reach angles unseen in training), and blends in between. All
+tables are float32 whatever the model's dtype, computed in the released code's order of operations:
+one unit in the last place of theta already moves the logits at position 150 by 3e-6.
 """
 
 import math
@@ -27,11 +27,11 @@ def rope_table(config, positions):
 
 
 def apply_rope(x, table):
-    """Turn interleaved pairs by their angles (eq. 3, 8): (..., T, Dr) -> the same, interleaved.
+    """Rotate interleaved pairs by their angles (eq. 3, 8): (..., T, Dr) -> the same, interleaved.
 
-    A pair (a, b) is the complex number a + ib, and a turn by an angle is one product.
+    A pair (a, b) is the complex number a + ib, and a rotation is one complex product.
     """
-    # A copy always: complex numbers cannot begin at an odd place, as a view of one token may.
+    # Always a copy: complex numbers cannot begin at an odd offset, as a view of one token may.
     wide = torch.promote_types(x.dtype, torch.float32)
     pairs = x.to(wide, copy=True, memory_format=torch.contiguous_format)
     pairs = torch.view_as_complex(pairs.unflatten(-1, (-1, 2)))        # (..., T, Dr/2)
@@ -54,10 +54,10 @@ def rope_frequencies(config, device=None):
 
 
 def yarn_ramp_ends(yarn, channels, base):
-    """The channel pairs between which YaRN goes over from keeping to stretching.
+    """The channel pairs between which YaRN blends from keeping to stretching.
 
-    Pair `pair_with(n)` turns n times in the original window; the released code ramps linearly in
-    the pair's index, where the YaRN paper ramps in the number of rotations.
+    Pair `pair_with(n)` makes n rotations in the original window. The released code ramps linearly
+    in the pair's index, where the YaRN paper ramps in the number of rotations.
     """
     def pair_with(rotations):
         window = yarn.original_max_position_embeddings

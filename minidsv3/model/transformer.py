@@ -7,30 +7,18 @@
 The first `first_k_dense_replace` blocks are dense, all others hold experts.
 """
 
-from typing import NamedTuple
-
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from .block import Block
 from .cache import LatentCache
-from .cross_entropy import cross_entropy
 from .experts import Experts
-from .layers import Linear, RMSNorm
-from .moe import Router, sequence_balance
+from .layers import Embedding, Linear, RMSNorm
+from .moe import Router
 from .mtp import MTP
+from .objective import balance_losses, combine, mtp_losses, next_token_loss
 from .rope import rope_table
-
-
-class LossTerms(NamedTuple):
-    """The training loss and its parts; the parts are unweighted."""
-
-    total: torch.Tensor              # next_token + mtp_weight * mtp + balance_weight * balance
-    next_token: torch.Tensor         # mean cross-entropy [nats]
-    mtp: torch.Tensor                # mean over depths of eq. 24 [nats]; 0 without modules
-    balance: torch.Tensor            # sum over sparse blocks, MTP's too; 1 a block when balanced
 
 
 class DeepSeekV3(nn.Module):
@@ -40,33 +28,47 @@ class DeepSeekV3(nn.Module):
         super().__init__()
         self.config = config
         self.activation_dtype = None     # None: that of the weights; bfloat16 is faster
-        self.recompute = False           # True: run blocks again in the backward pass, saves memory
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.recompute = False           # True: run blocks again in the backward pass: less memory
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             Block(config, sparse=i >= config.first_k_dense_replace)
             for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
-        if config.tie_word_embeddings:
-            self.lm_head.weight = self.embed_tokens.weight
         self.mtp = nn.ModuleList(MTP(config) for _ in range(config.num_nextn_predict_layers))
         self.initialize()
 
     @torch.no_grad()
     def initialize(self):
-        """Draw every matrix from N(0, initializer_range^2); gains stay 1, router biases 0."""
+        """Set all parameters and buffers: matrices from N(0, initializer_range^2), gains 1.
+
+        So a model made on the meta device is a new one after `to_empty` and this.
+        """
+        self.reset()
+        # One draw that is overwritten: torch's Embedding makes it, and older runs contain it.
+        nn.Embedding.reset_parameters(self.embed_tokens)
         for module in self.modules():
-            if isinstance(module, (Linear, nn.Embedding)):
+            if isinstance(module, RMSNorm):
+                module.weight.fill_(1)
+            elif isinstance(module, (Linear, Embedding)):
                 module.weight.normal_(std=self.config.initializer_range)
             elif isinstance(module, Experts):
                 module.gate_up_proj.normal_(std=self.config.initializer_range)
                 module.down_proj.normal_(std=self.config.initializer_range)
 
+    def reset(self):
+        """Tie the head to the embedding if the config says so; router biases and loads are 0."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        for router in self.routers():
+            router.e_score_correction_bias.zero_()
+            router.load.zero_()
+
     def forward(self, tokens, cache=None, counts=None):
         """tokens (B, T) -> logits (B, T, V); with a cache they follow the tokens it holds.
 
-        counts: how many of the T tokens of each sequence are real, the others behind them filling
-        that the cache forgets at once; None: all.
+        counts: how many of the T tokens of each sequence are real; those after them are padding,
+        which the cache forgets at once. None: all are real.
         """
         hidden, _ = self.hidden_states(tokens, cache, counts)
         return self.lm_head(hidden)
@@ -81,21 +83,28 @@ class DeepSeekV3(nn.Module):
                              f"{len(cache.lengths)} sequences; give each sequence 0 to {T}.")
         rope = (cache.make_room(T) if cache is not None
                 else rope_table(self.config, torch.arange(T, device=tokens.device)))
-        x, routings = self.embed(tokens), []                           # (B, T, C)
-        for i, block in enumerate(self.layers):
-            x, routing = self.run(block, x, rope, None if cache is None else cache.layers[i])
-            routings.append(routing)
+        caches = None if cache is None else cache.layers
+        x, routings = self.through(self.layers, self.embed(tokens), rope, caches)      # (B, T, C)
         if cache is not None:
             cache.advance(counts)
-        return self.norm(x), [routing for routing in routings if routing is not None]
+        return self.norm(x), routings
 
     def embed(self, tokens):
-        """tokens (B, T) -> (B, T, C) in the dtype that activations shall have."""
+        """tokens (B, T) -> (B, T, C) in the dtype of activations."""
         x = self.embed_tokens(tokens)
         return x if self.activation_dtype is None else x.to(self.activation_dtype)
 
+    def through(self, blocks, x, rope, caches=None):
+        """x (B, T, C) through these blocks in order -> x (B, T, C), Routing of each sparse one."""
+        routings = []
+        for block, cache in zip(blocks, caches or [None] * len(blocks), strict=True):
+            x, routing = self.run(block, x, rope, cache)
+            if routing is not None:
+                routings.append(routing)
+        return x, routings
+
     def run(self, block, *inputs):
-        """A block's output, recomputed in the backward pass if memory matters more than time."""
+        """A block's output; with `recompute` its insides are not kept but computed again."""
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
@@ -104,7 +113,7 @@ class DeepSeekV3(nn.Module):
         """Normed states of each MTP depth k, of hidden (B, T, C) and tokens (B, T).
 
         -> [(B, T-k, C) for each k], [Routing]. Depth k at index i joins the state of depth k-1 at i
-        with token i+k, and guesses token i+k+1.
+        with token i+k, and predicts token i+k+1.
         With T = 4: depth 1 sees (h0, t1) (h1, t2) (h2, t3), depth 2 (h'0, t2) (h'1, t3).
         """
         states, routings = [], []
@@ -120,49 +129,41 @@ class DeepSeekV3(nn.Module):
     def loss(self, tokens, mtp_weight=0.3, balance_weight=1e-4, balance_over="affinity"):
         """tokens (B, T+1): T inputs and, one place later, T targets -> LossTerms.
 
-        balance_over: "affinity" counts the top-K of the plain affinities, as eq. 18 is written;
-        "routed" counts the experts really chosen, as the code of DeepSeek-V2 did.
+        balance_over: what the balance loss counts; see `objective.balance_losses`.
         """
-        inputs, targets = tokens[:, :-1], tokens[:, 1:]                # (B, T) each
+        inputs, targets, head = tokens[:, :-1], tokens[:, 1:], self.lm_head.weight     # (B, T)
         hidden, routings = self.hidden_states(inputs)
-        next_token = self.cross_entropy(hidden, targets) / targets.numel()
+        next_token = next_token_loss(hidden, head, targets)
         states, mtp_routings = self.mtp_states(hidden, inputs)
-        # eq. 24 divides T-k terms by T; here x[k+1..T] are the targets of depth k.
-        depths = [self.cross_entropy(state, targets[:, k:]) / targets.numel()
-                  for k, state in enumerate(states, start=1)]
-        mtp = torch.stack(depths).mean() if depths else next_token.new_zeros(())  # eq. 25 / lambda
-        balance = next_token.new_zeros(())
-        for router, routing in zip(self.routers(), routings + mtp_routings, strict=True):
-            chosen = routing.experts
-            if balance_over == "affinity":
-                chosen = routing.affinity.detach().topk(router.top_k, dim=-1).indices
-            balance = balance + sequence_balance(routing.affinity, chosen).mean()
-            if self.training:            # outside the blocks, so recomputation cannot count twice
-                router.load += routing.load
-        total = next_token + mtp_weight * mtp + balance_weight * balance
-        return LossTerms(total, next_token, mtp, balance)
+        self.count(routings + mtp_routings)
+        return combine(next_token, mtp_losses(states, head, targets),
+                       balance_losses(routings + mtp_routings, balance_over),
+                       mtp_weight, balance_weight)
 
-    def cross_entropy(self, hidden, targets):
-        """Summed -log p of targets (B, T) under the head's logits for hidden (B, T, C) [nats]."""
-        return cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets.flatten())
+    def count(self, routings):
+        """In training, add the routings of all sparse blocks to their routers' loads."""
+        if self.training:                # outside the blocks, so recomputation cannot count twice
+            for router, routing in zip(self.routers(), routings, strict=True):
+                router.load += routing.load
 
     def routers(self):
         """The router of each sparse block in order, the MTP modules' last."""
         return [module for module in self.modules() if isinstance(module, Router)]
 
-    @torch.no_grad()
-    def update_router_bias(self, gamma):
-        """Step every router's bias by the load since the last call -> that load, (layers, E).
+    def router_loads(self):
+        """Tokens sent to each expert since the last bias update: (layers, E) int64."""
+        loads = [router.load for router in self.routers()]
+        return torch.stack(loads) if loads else torch.zeros(
+            0, self.config.n_routed_experts, dtype=torch.long, device=self.norm.weight.device)
 
-        Call once after each optimiser step, when all micro-batches are counted; with
-        torch.distributed the load is summed over all processes first.
+    @torch.no_grad()
+    def update_router_bias(self, gamma, loads=None):
+        """Step every router's bias by these loads, (layers, E), and count anew -> the loads.
+
+        Call once after each optimiser step, when all micro-batches are counted. loads: summed over
+        the processes that train the same layers; None: the model's own.
         """
-        if not self.routers():
-            return torch.zeros(0, self.config.n_routed_experts, dtype=torch.long,
-                               device=self.norm.weight.device)
-        loads = torch.stack([router.load for router in self.routers()])
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(loads)
+        loads = self.router_loads() if loads is None else loads
         for router, load in zip(self.routers(), loads, strict=True):
             router.load.copy_(load)
             router.update_bias(gamma)

@@ -1,18 +1,18 @@
-"""Does FP8 training follow bfloat16 training? The report's figure 10 and appendix B, small.
+"""Does FP8 training follow bfloat16 training? The report's figure 10 and appendix B, at tiny size.
 
     python -m minidsv3.study.fp8 --seeds 3 --jobs 2                          two hours on two cores
     python -m minidsv3.study.fp8 --steps 100 --seeds 1 --out runs/look       a look, ten minutes
 
-Matched runs of the tiny preset: for each seed the same first weights and the same batches in every
-arm; only the arithmetic differs, in FP8 that of AdamW's short moments too. What is compared, as in
-the report, is the relative loss error
+The runs of the tiny preset are matched: for each seed all variants start from the same weights and
+read the same batches. Only the arithmetic differs; the FP8 variants also keep AdamW's moments in
+bfloat16. As in the report, variants are compared by the relative loss error
 
-    (EMA of the arm's loss - EMA of bfloat16's) / EMA of bfloat16's             smoothed with 0.9
+    (EMA of the variant's loss - EMA of bfloat16's) / EMA of bfloat16's         smoothed with 0.9
 
-Training amplifies any difference, however small, so one arm is bfloat16 once more, its first
-weights moved by one part in a million: what it differs by is what *no* difference looks like. Each
-run is a file in OUT/runs; those already there are kept, so an interrupted study goes on, and the
-table is made of all that are there, if they are of one text, length and optimiser.
+Training amplifies any difference, however small. So one variant is bfloat16 again, with its initial
+weights changed by one part in a million: its error is what a negligible difference leads to. Each
+run is a file in OUT/runs, and existing files are kept, so an interrupted study can be continued.
+The table covers all runs in the folder, which must have the same text, length and optimiser.
 """
 
 import json
@@ -25,7 +25,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import torch
@@ -38,31 +38,34 @@ from ..data import corpus
 from ..device import choose_device
 from ..files import write_text
 from ..measure import plots
+from ..measure.evaluate import bits_per_byte
+from ..train.optim import make_optimizers
+from ..train.prepare import make_model, read_text
 from ..train.recipe import TrainConfig
-from ..train.trainer import Trainer
+from ..train.step import Step, all_steps
 
 BASELINE, TWIN = "bf16", "bf16-nudged"
 ARMS = {BASELINE: "bf16", TWIN: "bf16", "fp32": "fp32", **dict.fromkeys(fp8.RECIPES, "fp8")}
-NUDGE = 1e-6                                     # relative change of the twin's first weights
-SMOOTHING = 0.9                                  # of the EMA, the report's
-CLAIM = 0.0025                                   # the report: below 0.25 %
-COLOURS = (plots.BLUE, plots.VERMILLION, plots.GREEN)    # of the seeds
+NUDGE = 1e-6                                     # relative change of the twin's initial weights
+SMOOTHING = 0.9                                  # of the EMA, as in the report
+CLAIM = 0.0025                                   # the report: the error is below 0.25 %
+COLOURS = (plots.BLUE, plots.VERMILLION, plots.GREEN)    # one for each seed
 
 
 def parse_arguments(arguments=None):
     """The command line."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each arm [3]")
-    parser.add_argument("--steps", type=int, default=1000, help="optimiser steps a run [1000]")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM",
-                        help=f"beside {BASELINE}: some of {', '.join(ARMS)} [all]")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each variant [3]")
+    parser.add_argument("--steps", type=int, default=1000, help="optimiser steps per run [1000]")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="VARIANT",
+                        help=f"variants to run beside {BASELINE}: some of {', '.join(ARMS)} [all]")
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon",
                         help="muon is the preset's, adamw the report's [muon]")
-    parser.add_argument("--data", default="python-stdlib", help="as of train_tiny.py")
-    parser.add_argument("--out", type=Path, default=Path("studies/fp8"), help="[studies/fp8]")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each [1]")
+    parser.add_argument("--data", default="python-stdlib", help="the text [python-stdlib]")
+    parser.add_argument("--out", type=Path, default="studies/fp8", help="results [studies/fp8]")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, one thread each [1]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
-    parser.add_argument("--overwrite", action="store_true", help="make finished runs anew")
+    parser.add_argument("--overwrite", action="store_true", help="repeat finished runs")
     arguments = parser.parse_args(arguments)
     for name in ("seeds", "jobs"):
         if getattr(arguments, name) < 1:
@@ -81,33 +84,35 @@ def train(arm, seed, steps, optimizer, data, device):
     torch.set_num_threads(1)
     recipe = TrainConfig.preset("tiny").replace(optimizer=optimizer, precision=ARMS[arm],
                                                 seed=seed, steps=steps, data=data)
-    trainer = Trainer(ModelConfig.preset("tiny"), recipe, None, choose_device(device))
+    config, device = ModelConfig.preset("tiny"), choose_device(device)
+    text, model = read_text(recipe, config), make_model(config, recipe, device)
     if arm in fp8.RECIPES:
-        fp8.convert(trainer.model, arm)
+        fp8.convert(model, arm)
     if arm == TWIN:
-        nudge(trainer.model, seed)
-    losses, seconds, data = [], [], trainer.data
+        nudge(model, seed)
+    losses, moments = [], [time.perf_counter()]
+    run = all_steps(Step(model, make_optimizers(model, recipe), recipe), text.batches)
     try:
-        for _ in tqdm(range(steps), desc=f"{arm}, seed {seed}", leave=False):
-            begin = time.perf_counter()
-            losses.append(round(trainer.train_step()[0]["loss"], 6))
-            seconds.append(time.perf_counter() - begin)
-        score = trainer.evaluate(data.inputs, data.targets, data.validation_bytes).bits_per_byte
+        for figures in tqdm(run, f"{arm}, seed {seed}", steps, leave=False):
+            losses.append(round(figures.next_token, 6))
+            moments.append(time.perf_counter())
+        score = bits_per_byte(model, text.inputs, text.targets, text.validation_bytes)
     except FloatingPointError:                   # a result like others: no number from here on
         losses += [math.nan] * (steps - len(losses))
         score = math.nan
+    seconds = [after - before for before, after in pairwise(moments)]
     return {"arm": arm, "seed": seed, "steps": steps, "optimizer": optimizer,
-            "corpus_sha256": data.sha256,
+            "corpus_sha256": text.sha256,
             "val_bits_per_byte": round(score, 6),
             "seconds_a_step": round(statistics.median(seconds or [math.nan]), 4),
-            "flow": str(trainer.model.activation_dtype).removeprefix("torch."),
-            "device": str(trainer.device), "torch": torch.__version__,
+            "flow": str(model.activation_dtype).removeprefix("torch."),
+            "device": str(device), "torch": torch.__version__,
             "python": platform.python_version(), "losses": losses}
 
 
 @torch.no_grad()
 def nudge(model, seed):
-    """Move every weight by one part in a million, up or down."""
+    """Change every weight by one part in a million, up or down at random."""
     generator = torch.Generator().manual_seed(seed)
     for weight in model.parameters():
         sign = torch.randint(2, weight.shape, generator=generator) * 2 - 1
@@ -115,14 +120,14 @@ def nudge(model, seed):
 
 
 def train_and_store(path, *what):
-    """One run, written as it ends, so that it is kept whatever happens to the others."""
+    """Train one run and write its file at once, so that it is kept if another run fails."""
     write_text(path, json.dumps(train(*what)) + "\n")
 
 
 def make_missing(arguments):
-    """Make the runs that are asked for and not there, some at a time.
+    """Train the runs that the command line asks for and that have no file yet, in parallel.
 
-    Raises UserError if one that is there and stays does not match what is asked for.
+    Raises UserError if a run that is kept differs from them in text, length or optimiser.
     """
     wanted = {"steps": arguments.steps, "optimizer": arguments.optimizer,
               "corpus_sha256": corpus.load(arguments.data).sha256}
@@ -149,19 +154,19 @@ def make_missing(arguments):
                 done.result()
                 bar.update()
         except BrokenProcessPool:
-            raise UserError("a run's process was killed; if memory was short, take fewer --jobs. "
-                            "Finished runs are kept; the same command goes on.") from None
+            raise UserError("the process of a run was killed; if memory ran out, take fewer "
+                            "--jobs. Finished runs are kept; repeat the command.") from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def run_path(folder, arm, seed):
-    """Where a run lies."""
+    """The file of a run."""
     return folder / "runs" / f"{arm}-{seed}.json"
 
 
 def read(path):
-    """One stored run. Raises UserError for what is none."""
+    """One stored run. Raises UserError if the file holds something else."""
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
         if run["arm"] in ARMS and len(run["losses"]) == run["steps"] and {
@@ -173,7 +178,7 @@ def read(path):
 
 
 def load(folder):
-    """All runs of a study whose baseline is there: {(arm, seed): figures}, arms in their order."""
+    """Runs of a study whose seed has a baseline: {(variant, seed): run}, in the order of ARMS."""
     found = {(run["arm"], run["seed"]): run
              for run in map(read, sorted((folder / "runs").glob("*.json")))}
     return {(arm, seed): run for (arm, seed), run in sorted(
@@ -182,7 +187,7 @@ def load(folder):
 
 
 def smooth(losses):
-    """The report's moving average: (steps,) -> (steps,), from the first loss on."""
+    """The report's moving average, which starts at the first loss: (steps,) -> (steps,)."""
     average, smoothed = losses[0], []
     for loss in losses:
         average = SMOOTHING * average + (1 - SMOOTHING) * loss
@@ -197,11 +202,11 @@ def relative_error(run, baseline):
 
 
 def summarise(found):
-    """{arm: figures}; each figure is (mean, standard deviation) over the seeds that there are.
+    """{variant: figures}; each figure is (mean, standard deviation) over its seeds.
 
-    first: mean of |relative error| over the first tenth of the steps, where nothing is amplified
-    yet; error: over all others; largest: the maximum there; last: the signed mean over the last
-    tenth. Against bf16 of the same seed; all are fractions.
+    Errors are relative to bf16 of the same seed, as fractions. first: mean of |error| over the
+    first tenth of the steps, before training amplifies differences; error: the same over all other
+    steps; largest: their maximum; last: the mean with its sign over the last tenth.
     """
     figures = {}
     for (arm, seed), run in found.items():
@@ -221,7 +226,7 @@ def summarise(found):
 
 
 def seed_error(found):
-    """Mean |relative error| between the baselines of two seeds, over all pairs; None for one."""
+    """Mean |relative error| between baselines of two seeds, over all pairs; None for one seed."""
     baselines = [run for (arm, _), run in found.items() if arm == BASELINE]
     errors = [relative_error(one, other) for one, other in combinations(baselines, 2)]
     means = [error[max(1, len(error) // 10):].abs().mean().item() for error in errors]
@@ -229,9 +234,9 @@ def seed_error(found):
 
 
 def as_markdown(table):
-    """The table for people."""
-    lines = ["| arm | seeds | error, first tenth | then | largest | last tenth, signed "
-             "| validation [bits/byte] | s a step |", "|---|---|---|---|---|---|---|---|"]
+    """The figures of `summarise` as a table in Markdown."""
+    lines = ["| variant | seeds | error, first tenth | then | largest | last tenth, signed "
+             "| validation [bits/byte] | s per step |", "|---|---|---|---|---|---|---|---|"]
     for arm, figures in table.items():
         cells = [f"{100 * mean:{sign}.2f}{spread_of(spread, 2, 100)} %" for sign, (mean, spread) in
                  (("", figures["first"]), ("", figures["error"]), ("", figures["largest"]),
@@ -244,13 +249,13 @@ def as_markdown(table):
 
 
 def spread_of(spread, digits, factor=1):
-    """" ± " and a standard deviation; nothing where one seed has none."""
+    """" ± " and a standard deviation, or nothing if there is only one seed."""
     return "" if spread is None else f" ± {factor * spread:.{digits}f}"
 
 
 @plots.style()
 def picture(found):
-    """Relative loss error over training, one panel an arm, one line a seed; a common scale."""
+    """Relative loss error over training: a panel per variant, a line per seed, equal scales."""
     arms = [arm for arm in ARMS if arm != BASELINE and any(arm == other for other, _ in found)]
     errors = {key: 100 * relative_error(run, found[BASELINE, key[1]]) for key, run in found.items()
               if key[0] != BASELINE}

@@ -1,13 +1,13 @@
-"""Run folders: what a run leaves on disk, whole at every moment.
+"""Run folders: what a run writes to disk, complete at every moment.
 
-`state.pt` alone resumes: weights, moments, averaged weights, step, recipe, generator states. It is
-there from before the first step on, is written under a temporary name, flushed to the disk and
-renamed, so that a kill at any moment leaves the old state or the new one, never half of one. All
-other files are exports for others to read:
+`state.pt` alone is enough to resume: weights, moments, averaged weights, step, recipe, generator
+states. It exists before the first step. Each new one is written under a temporary name, flushed to
+the disk and renamed, so that a kill at any moment leaves the old state or the new one, never half
+of one. All other files are exports for others to read:
 
     config.json  model.safetensors  tokenizer.json  tokenizer_config.json   the released format
     ema.safetensors   averaged weights       train.json     the recipe
-    metrics.jsonl     one line a step        summary.json   written last: the run is finished
+    metrics.jsonl     one line per step      summary.json   written last: the run is finished
     loss.png  expert_load.png  sample.txt
 """
 
@@ -51,7 +51,7 @@ class RunFolder:
             self.refuse_to_replace(finished)
 
     def refuse_to_replace(self, finished):
-        """UserError if the folder holds a run, or files of others under the names of ours."""
+        """UserError if the folder holds a run, or other people's files under our names."""
         present = [name for name in EXPORTS if (self.path / name).exists()]
         what, way = f"{present[0] if present else ''} already", ""
         if finished:
@@ -66,7 +66,7 @@ class RunFolder:
     def start(self, first_state=None):
         """Make the folder and remove what a killed run left half-written.
 
-        A fresh run brings its first state. Only once that is safe on the disk does an older run go.
+        A new run gives its first state. An older run is removed only when that is safe on the disk.
         """
         made = not self.path.exists()
         try:
@@ -85,7 +85,7 @@ class RunFolder:
                 with suppress(OSError):
                     self.path.rmdir()
             raise
-        for name in ("summary.json", *EXPORTS):  # what made the older run a finished one goes first
+        for name in ("summary.json", *EXPORTS):  # first the file that marks a run as finished
             (self.path / name).unlink(missing_ok=True)
 
     def save_state(self, state):
@@ -97,7 +97,7 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def load_state(self):
-        """state.pt as tensors and plain values on the CPU; UserError if it is not one of ours."""
+        """state.pt as tensors and plain values on the CPU; UserError if it is not ours."""
         try:
             state = torch.load(self.state_path, map_location="cpu", weights_only=True)
             missing = STATE - state.keys()

@@ -1,8 +1,8 @@
 """AdamW as in the report, and Muon, which later models of this architecture are trained with.
 
-Muon makes each update of a matrix orthogonal: all its directions learn at one pace, where Adam lets
-a few dominate. Stacked experts are many matrices in one tensor, and all matrices of one shape, from
-all layers, are orthogonalised in one batched product.
+Muon makes each update of a matrix orthogonal: all its directions learn equally fast, where with
+Adam a few dominate. Stacked experts are many matrices in one tensor. All matrices of one shape,
+from all layers, are orthogonalised in one batched product.
 """
 
 from collections import defaultdict
@@ -64,7 +64,7 @@ class ShortAdamW(torch.optim.Optimizer):
                     self.update(parameter, group)
 
     def update(self, parameter, group):
-        """First and second moment, and the step that follows from them without their bias."""
+        """The first and second moment, and the bias-corrected Adam step."""
         (beta1, beta2), gradient, state = group["betas"], parameter.grad, self.state[parameter]
         step = state.get("step", 0) + 1
         first = state.get("first", torch.zeros_like(gradient)).float().lerp(gradient, 1 - beta1)
@@ -79,8 +79,8 @@ class ShortAdamW(torch.optim.Optimizer):
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised; parameters (R, C), or (E, R, C) for E stacked matrices.
 
-    A group's `halves` tells how many matrices lie above one another in R: 2 for gate_up_proj.
-    On single matrices it equals torch.optim.Muon.
+    A group's `halves` is the number of matrices stacked along R: 2 for gate_up_proj.
+    On single matrices this equals torch.optim.Muon.
     """
 
     def __init__(self, params, lr, momentum=0.95, weight_decay=0.1):
@@ -123,8 +123,9 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(matrices, steps=5):
     """The nearest half-orthogonal matrices, roughly: (M, R, C) -> (M, R, C).
 
-    Newton-Schulz: an odd polynomial of X works on its singular values alone. It bears rounding, so
-    it computes in bfloat16 where that is fast, else in float32; the result has that dtype.
+    Newton-Schulz: an odd polynomial of X changes its singular values alone. Rounding does little
+    harm here, so it computes in bfloat16 where that is fast, else in float32; the result has that
+    dtype.
     """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.size(-2) > matrices.size(-1)

@@ -1,4 +1,4 @@
-"""The options of train_tiny.py, and the two configurations that they ask for."""
+"""The options of train_tiny.py, and the two configurations that they define."""
 
 import difflib
 import json

@@ -1,4 +1,4 @@
-"""How long a run takes: planned before it, told at its beginning, watched while it goes on."""
+"""How long a run takes: planned before it, printed after its first steps, then watched."""
 
 import copy
 import math
@@ -9,22 +9,22 @@ import torch
 
 from ..command import UserError
 from ..device import clock, disturbance, reads_are_free, send
-from ..measure.evaluate import bits_per_byte
+from ..measure.evaluate import bits_per_byte, evaluate
 
-FIRST = 10                                       # steps after which a run tells its length
-SLOW = 2.0                                       # times its own best: something else has begun
+FIRST = 10                                       # steps after which a run prints its length
+SLOW = 2.0                                       # times its own best: another program has begun
 DISTURBED = 1.5                                  # times its best, of a product of matrices
 
 
 class Pace:
-    """The seconds of a run's steps; `note` gives a line for the user when there is one to say."""
+    """The seconds of a run's steps; `note` returns a line for the user, or None."""
 
     def __init__(self, trainer):
         self.trainer, self.seconds, self.best, self.complained = trainer, [], float("inf"), False
 
     def note(self, seconds):
-        """The step just made took so long -> a line for the user, or None."""
-        # Of one sequence: at the beginning of a run steps may be smaller.
+        """Note the seconds of the step just made -> a line for the user, or None."""
+        # Per sequence: at the beginning of a run steps may have fewer of them.
         self.seconds.append(seconds / self.trainer.sizes[self.trainer.step - 1])
         if len(self.seconds) % FIRST:
             return None
@@ -37,7 +37,7 @@ class Pace:
         return "\n".join(line for line in lines if line) or None
 
     def prospect(self, recent):
-        """How long the rest takes at so many seconds a sequence; None if it ends at once."""
+        """How long the rest takes, from recent seconds per sequence; None if it ends at once."""
         sizes, step = self.trainer.sizes, self.trainer.step
         if len(sizes) - step < FIRST:
             return None
@@ -69,7 +69,7 @@ def duration(seconds):
 
 
 def seconds_a_step(trainer, until):
-    """The time of an optimiser step, from some of one micro-batch each, begun until a moment."""
+    """Seconds of an optimiser step, from steps of one micro-batch that begin before `until`."""
     config, seconds = trainer.config, []
     size = min(config.batch_size, config.micro_batch)
     tokens = send(trainer.data.batches.take(0, size), trainer.device)          # (B, T+1)
@@ -88,9 +88,9 @@ def seconds_a_step(trainer, until):
 
 
 def plan_steps(trainer, minutes, begin):
-    """How many steps this machine makes until `minutes` after `begin`, the end of it included.
+    """How many steps this machine makes until `minutes` after `begin`, evaluation included.
 
-    Takes some steps and throws them away: afterwards the trainer is as if they had not been.
+    Makes some steps and throws them away: afterwards the trainer is as it was before.
     begin: of the program, by time.perf_counter. Raises UserError if no time is left to train.
     """
     config, data, before = trainer.config, trainer.data, copy.deepcopy(trainer.state())
@@ -102,8 +102,8 @@ def plan_steps(trainer, minutes, begin):
     few = data.inputs[:32], data.targets[:32], 1
     for _ in range(2):                           # the second time all kernels are there
         start = clock(trainer.device)
-        trainer.evaluate(*few)
-        trainer.evaluate(*few, bits_per_byte)
+        evaluate(trainer.model, *few)
+        bits_per_byte(trainer.model, *few)
         window = (clock(trainer.device) - start) / len(few[0])
     trainer.restore(before)
     # At the end raw and averaged weights are evaluated on everything; then pictures and a sample.

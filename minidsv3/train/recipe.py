@@ -22,9 +22,9 @@ class TrainConfig:
     start: str = ""                              # checkpoint whose weights and tokenizer to take
     window: int = 256                            # tokens a sequence
     steps: int = 1500                            # optimiser steps
-    batch_size: int = 8                          # sequences a step
+    batch_size: int = 8                          # sequences per step
     micro_batch: int = 8                         # sequences at once; halve it if memory runs out
-    batch_start: int = 8                         # sequences a step at the very beginning ...
+    batch_start: int = 8                         # sequences per step at the beginning ...
     batch_ramp: float = 0.469 / 14.8             # ... growing to batch_size over this share
     fim_rate: float = 0.1                        # share of documents to fill in the middle
 
@@ -119,6 +119,11 @@ def batch_size_at(config, step):
     ramp = config.batch_ramp * config.steps
     share = 1.0 if step >= ramp else step / ramp
     return round(config.batch_start + share * (config.batch_size - config.batch_start))
+
+
+def batch_sizes(config):
+    """Sequences of every step of the run."""
+    return [batch_size_at(config, step) for step in range(config.steps)]
 
 
 def learning_rate_factor(config, progress):

@@ -6,18 +6,28 @@
 An accelerator is given the work of a whole step and is waited for once, when the figures are read.
 So a loss that is not finite is noticed after the step: whoever drives it must not keep these
 weights.
+
+On several processes each takes its own part of the batch. Gradients are averaged by what holds the
+model there (FSDP); the figures are averaged, and the router loads summed, here.
 """
 
 import math
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 
-from .recipe import gamma_at, learning_rate_factor, mtp_weight_at
+from ..device import send
+from ..model.layers import at_least_float32
+from .recipe import batch_sizes, gamma_at, learning_rate_factor, mtp_weight_at
+
+
+class Diverged(FloatingPointError):
+    """The loss or its gradient is not a finite number any more."""
 
 
 class Figures(NamedTuple):
-    """What became of a step; the losses are means over its tokens, unweighted but for the total."""
+    """The figures of one step; losses are means over its tokens, and all but total unweighted."""
 
     total: float
     next_token: float                            # [nats]
@@ -26,17 +36,16 @@ class Figures(NamedTuple):
     norm: float                                  # of the whole gradient, before clipping
     loads: torch.Tensor                          # (layers, E) int64, tokens sent to each expert
 
-    @property
-    def is_finite(self):
-        """Whether the step was sound; after one that was not, weights may be no numbers."""
-        return math.isfinite(self.total + self.norm)
-
 
 class Step:
-    """The steps of one run: a model, its optimisers, and the recipe that says how."""
+    """The steps of one run: a model, its optimisers, and the recipe.
 
-    def __init__(self, model, optimizers, recipe):
-        self.model, self.optimizers, self.recipe = model, optimizers, recipe
+    group: the processes that train the same layers, None for all; without torch.distributed this
+    process alone.
+    """
+
+    def __init__(self, model, optimizers, recipe, group=None):
+        self.model, self.optimizers, self.recipe, self.group = model, optimizers, recipe, group
         self.loss = model.loss                   # or a compiled form of it
 
     def __call__(self, tokens, progress):
@@ -47,9 +56,14 @@ class Step:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        loads = self.model.update_router_bias(gamma_at(self.recipe, progress))  # (layers, E)
+        loads, norm = self.model.router_loads(), whole(norm)           # (layers, E), ()
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(terms, group=self.group)
+            terms /= dist.get_world_size(self.group)
+            dist.all_reduce(loads, group=self.group)
+        self.model.update_router_bias(gamma_at(self.recipe, progress), loads)
         # In one tensor, so that one read brings all; float32 counts exactly up to 16 million.
-        return torch.cat([terms, norm[None], loads.flatten().float()])
+        return torch.cat([terms, norm[None], loads.flatten().to(terms.dtype)])
 
     def set_rates(self, progress):
         """The schedule's learning rate, for every group of every optimiser."""
@@ -60,16 +74,51 @@ class Step:
 
     def gradients(self, tokens, mtp_weight):
         """Accumulate over all micro-batches -> mean (total, next_token, mtp, balance), (4,)."""
-        means = torch.zeros(4, device=tokens.device)
+        means = []
         for part in tokens.split(self.recipe.micro_batch):
             share = len(part) / len(tokens)
             terms = self.loss(part, mtp_weight, self.recipe.balance_weight,
                               self.recipe.balance_over)
             (terms.total * share).backward()
-            means += share * torch.stack(terms).detach().float()
-        return means
+            means.append(share * at_least_float32(torch.stack(terms).detach()))
+        return sum(means)
 
     def read(self, figures):
-        """The one read of a step: what it returned -> Figures."""
+        """The one read of a step: what it returned -> Figures.
+
+        Raises Diverged if the loss or its gradient is not finite; the weights may then be no
+        numbers either.
+        """
         values, experts = figures.cpu(), self.model.config.n_routed_experts
-        return Figures(*values[:5].tolist(), values[5:].long().unflatten(0, (-1, experts)))
+        figures = Figures(*values[:5].tolist(), values[5:].long().unflatten(0, (-1, experts)))
+        if not math.isfinite(figures.total + figures.norm):
+            raise Diverged(f"the loss is {figures.total} and its gradient {figures.norm}")
+        return figures
+
+    def compile(self, tokens):
+        """torch.compile the loss, tried on tokens (B, T+1); where that fails, go on without."""
+        try:
+            compiled = torch.compile(self.model.loss)
+            compiled(tokens).total.backward()
+            self.loss = compiled
+        except Exception as error:               # any compiler error; eager mode is always right
+            print(f"torch.compile failed ({type(error).__name__}); going on without it.")
+        self.model.zero_grad(set_to_none=True)
+        self.model.update_router_bias(0.0)       # forgets the loads of this trial
+
+
+def all_steps(step, batches):
+    """Train by the recipe of a Step from its beginning to its end; yields the Figures of each step.
+
+    For studies: nothing is saved, and a loss that is not finite raises Diverged.
+    """
+    sizes, done = batch_sizes(step.recipe), 0
+    for size in sizes:
+        tokens = send(batches.take(done, size), step.model.norm.weight.device)     # (B, T+1)
+        done += size
+        yield step.read(step(tokens, done / sum(sizes)))
+
+
+def whole(tensor):
+    """The tensor itself, or the whole of one that is sharded over processes."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

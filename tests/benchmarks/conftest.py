@@ -1,4 +1,4 @@
-"""Benchmarks are scripts that import their neighbours; their folder is put where Python looks."""
+"""Benchmarks are scripts that import each other, so their folder is added to Python's path."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The decoding benchmark is fair: same weights, same tokens, bytes as the formula has them."""
+"""The decoding benchmark is fair: same weights, same tokens, and cache bytes as by the formula."""
 
 import json
 from itertools import product
@@ -70,10 +70,10 @@ def test_all_contenders_say_what_generate_says(pair, tokens):
 
 
 def test_cache_bytes_are_the_formulas(pair, tokens):
-    """Oracle: bytes of a token by `cost`, times the tokens that each has room for.
+    """Oracle: bytes per token by `cost`, times the tokens that each cache has space for.
 
-    Ours takes memory for the whole text and the drafts that may look beyond it; transformers grows
-    with what was read, and the last token never is.
+    Ours allocates memory for the whole text and for drafts beyond it. The cache of transformers
+    grows with the tokens read, and the last token is never read.
     """
     ours, theirs, module = pair
     main, with_mtp = (cache_bytes(CONFIG, 4)[kind] for kind in ("mla", "mla_with_mtp"))
@@ -86,13 +86,13 @@ def test_cache_bytes_are_the_formulas(pair, tokens):
 
 
 def test_both_count_the_same_drafts(tokens):
-    """Oracle: transformers' passes and drafts kept beside ours, whose last may differ by one.
+    """Oracle: the passes and accepted drafts of transformers; the last draft may differ.
 
-    A head that only ever says one of four tokens, so that some drafts are kept and some are not.
+    The head can only give one of four tokens, so that some drafts are accepted and some are not.
     """
     ours = randomised(CONFIG, torch.float32).eval()
     with torch.no_grad():
-        ours.lm_head.weight[3:] = 0              # the fourth is what all these say, with logit 0
+        ours.lm_head.weight[3:] = 0              # all these tokens have the same logit, 0
     theirs, module = decoders.load_theirs(ours)
     for prompt in tokens.split(1):
         mine = decoders.run_ours(ours, 1, prompt, 30)
@@ -104,7 +104,7 @@ def test_both_count_the_same_drafts(tokens):
 
 
 def test_contenders_take_turns_and_begin_in_turn():
-    """Oracle: the order written out; the first round warms up and is not kept."""
+    """Oracle: the order written out; the first round is for warming up and is not kept."""
     order = []
     entries = {name: lambda tokens, new, name=name: order.append(name) or name for name in "abc"}
     runs = decode.measure({(1, 2): entries}, {2: torch.zeros(5, 2)}, 3, 4)
@@ -123,13 +123,13 @@ def test_windows_are_all_there_and_whole():
     ([1, 2, 8], [4, 4, 4], 8.0), ([1, 4, 16], [4, 4, 4], 4.0), ([1, 1, 1], [2, 2, 2], None),
     ([3, 3, 3], [2, 2, 2], 1), ([1, 2, 4], [2, 1, 8], None)])
 def test_the_crossing_lies_where_the_times_meet(absorbed, expanded, at):
-    """Oracle: by hand, for 1, 4 and 16 tokens; the last crossing counts."""
+    """Oracle: cases by hand, for 1, 4 and 16 tokens; the last crossing counts."""
     assert absorbing.crossing([1, 4, 16], absorbed, expanded) == at
 
 
 @pytest.mark.slow
 def test_the_whole_benchmark_writes_what_it_prints(folder, small_text, tmp_path, capsys):
-    """Oracle: names and shapes in decode.json, the formula of cost, the printed table."""
+    """Oracle: names and shapes in decode.json, the formula of `cost`, the printed table."""
     assert decode.main([
         "--model", str(folder), "--data", str(small_text), "--rounds", "1", "--new-tokens", "4",
         "--contexts", "8", "--batches", "1", "2", "--growth", "8", "16",
@@ -185,7 +185,7 @@ def test_bad_input_ends_in_one_line(arguments, named, folder, tmp_path, capsys):
 
 
 def test_too_short_texts_and_a_file_for_out_end_in_one_line(folder, tmp_path, capsys):
-    """Oracle: what the line advises."""
+    """Oracle: the advice in the line."""
     short = tmp_path / "short.txt"
     short.write_text("a few words\n" * 9, encoding="utf-8")
     for arguments, named in ((["--data", str(short)], "shorten --contexts"),

@@ -1,4 +1,4 @@
-"""The dense peer is a sound language model of equal work, and the benchmark treats all alike."""
+"""The dense GPT is a correct model of equal work, and the benchmark treats both models alike."""
 
 import json
 import math
@@ -31,7 +31,7 @@ RECIPE = TrainConfig(window=11, steps=20, batch_size=4, micro_batch=3, batch_sta
 
 
 class OneBatch:
-    """Stands for Batches, and hands out the same windows for ever."""
+    """Stands for Batches and always gives the same windows."""
 
     def __init__(self, seed=0):
         generator = torch.Generator().manual_seed(seed)
@@ -43,7 +43,7 @@ class OneBatch:
 
 @pytest.mark.parametrize("preset", ["tiny", "small", "moonlight-16b"])
 def test_as_many_parameters_work_on_a_token_as_in_our_main_model(preset):
-    """Oracle: both models built, their parameters counted."""
+    """Oracle: the parameters of both models, built and counted."""
     config = ModelConfig.preset(preset)
     with torch.device("meta"):
         _, active = DeepSeekV3(config).count_parameters()
@@ -52,15 +52,15 @@ def test_as_many_parameters_work_on_a_token_as_in_our_main_model(preset):
 
 
 def test_work_counts_every_matrix_as_often_as_a_token_meets_it(monkeypatch):
-    """Oracle: multiplications counted by torch, without those between tokens, for one token.
+    """Oracle: multiplications for one token counted by torch, without those between tokens.
 
-    Within 2 %: the sum of experts' outputs is a product, but of no parameter.
+    Within 2 %, because the sum of the experts' outputs is a product without parameters.
     """
     monkeypatch.setattr("minidsv3.model.mla.attend", lambda q, k, v, scale, visible=None: v)
     monkeypatch.setattr("dense_gpt.attend", lambda q, k, v, scale: v)
     for make in (lambda: DenseGPT(SMALL), lambda: DeepSeekV3(OURS)):
         contender = Contender(make, RECIPE, torch.device("cpu"))
-        model = contender.model.double()         # its experts then are plain products
+        model = contender.model.double()         # in float64 experts are plain products
         model.activation_dtype = None
         tokens = torch.zeros(1, 2).long()
         hidden, _ = model.hidden_states(tokens)
@@ -73,7 +73,7 @@ def test_work_counts_every_matrix_as_often_as_a_token_meets_it(monkeypatch):
 
 
 def test_a_later_token_changes_nothing_before_it_and_an_earlier_one_does():
-    """Oracle: the same text with one token exchanged, in float64."""
+    """Oracle: the same text with one token replaced, in float64."""
     torch.manual_seed(0)
     model = DenseGPT(SMALL).double()
     tokens = torch.randint(37, (2, 9))
@@ -85,9 +85,9 @@ def test_a_later_token_changes_nothing_before_it_and_an_earlier_one_does():
 
 
 def test_rotary_scores_depend_on_distance_alone():
-    """Oracle: pairs as complex numbers, turned by exp(i * angle); then all positions moved by 4.
+    """Oracle: pairs as complex numbers times exp(i * angle); then all positions shifted by 4.
 
-    To 1e-5, since angles are float32.
+    Within 1e-5, since angles are float32.
     """
     torch.manual_seed(0)
     model, positions = DenseGPT(SMALL), torch.zeros(1, 13).long()
@@ -101,14 +101,14 @@ def test_rotary_scores_depend_on_distance_alone():
 
 
 def test_untrained_it_finds_all_tokens_equally_likely():
-    """Oracle: log V nats; weights this small move it by less than a hundredth."""
+    """Oracle: log V nats; such small weights change it by less than a hundredth."""
     torch.manual_seed(0)
-    loss = DenseGPT(SMALL).loss(torch.randint(37, (8, 33)))
+    loss = DenseGPT(SMALL).loss(torch.randint(37, (8, 33))).total
     assert loss.item() == pytest.approx(math.log(37), abs=0.03)
 
 
 def test_the_house_evaluates_it_like_ours():
-    """Oracle: its loss on the same windows, by hand in nats, in place of bits over bytes."""
+    """Oracle: the loss in nats on the same windows, computed by hand and converted."""
     torch.manual_seed(0)
     model, tokens = DenseGPT(SMALL), torch.randint(37, (5, 8))
     targets = tokens[:, 1:].clone()
@@ -122,7 +122,7 @@ def test_the_house_evaluates_it_like_ours():
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 @pytest.mark.parametrize("make", [lambda: DenseGPT(SMALL), lambda: DeepSeekV3(OURS)])
 def test_the_benchmarks_steps_learn_a_batch_by_heart(make, optimizer):
-    """Oracle: the loss on one repeated batch, which falls, for either model and optimiser."""
+    """Oracle: the loss on one repeated batch falls, for both models and both optimisers."""
     contender = Contender(make, RECIPE.replace(optimizer=optimizer), torch.device("cpu"))
     losses = [contender.step(OneBatch(), (step + 1) / 20) for step in range(20)]
     assert losses[-1] < 0.8 * losses[0]
@@ -130,7 +130,7 @@ def test_the_benchmarks_steps_learn_a_batch_by_heart(make, optimizer):
 
 
 def test_every_parameter_is_trained():
-    """Oracle: weights before and after a step; none is left out of the optimisers' groups."""
+    """Oracle: the weights before and after a step, which all differ."""
     contender = Contender(lambda: DenseGPT(SMALL), RECIPE, torch.device("cpu"))
     before = {name: p.detach().clone() for name, p in contender.model.named_parameters()}
     contender.step(OneBatch(), 0.5)
@@ -139,7 +139,7 @@ def test_every_parameter_is_trained():
 
 
 def test_models_take_turns_in_every_round():
-    """Oracle: the order written out, and results that say when they were measured."""
+    """Oracle: the order written out, and results numbered as they were measured."""
     order = []
     results = train.alternate(["a", "b", "c"], 3, lambda name: (order.append(name), len(order))[1])
     assert "".join(order) == "abcabcabc"
@@ -147,12 +147,12 @@ def test_models_take_turns_in_every_round():
 
 
 def test_ratios_are_taken_within_rounds():
-    """Oracle: a machine that halves its speed leaves the ratio of 1.5 alone."""
+    """Oracle: on a machine that halves its speed each round, the ratio stays 1.5."""
     assert train.paired_ratio([30, 15, 7.5], [20, 10, 5]) == 1.5
 
 
 def test_steps_fill_the_minutes():
-    """Oracle: by hand. 2 minutes at 440 tokens a second are 1,200 steps of 4 * 11 tokens."""
+    """Oracle: by hand. 2 minutes at 440 tokens per second are 1,200 steps of 4 * 11 tokens."""
     assert train.plan_steps(2, 440, RECIPE) == 1200
     assert train.plan_steps(0.001, 1, RECIPE) == 1
 
@@ -181,7 +181,7 @@ def test_an_out_that_is_a_file_is_left_alone(tmp_path, capsys):
 
 
 class TinyData:
-    """Stands for Data: one batch, and a validation text of the same tokens, one byte each."""
+    """Stands for Dataset: one batch, and a validation text of the same tokens, one byte each."""
 
     sha256 = "none"
 
@@ -192,7 +192,7 @@ class TinyData:
 
 
 def test_the_whole_benchmark_writes_what_it_prints(tmp_path, capsys, monkeypatch):
-    """Oracle: the order of runs, and the figures in the table against those in the file."""
+    """Oracle: the order of the runs; the table has the figures of the file."""
     monkeypatch.setattr(train, "Dataset", TinyData)
     monkeypatch.setattr(train.ModelConfig, "preset", lambda name: OURS)
     monkeypatch.setattr(train.TrainConfig, "preset", lambda name: RECIPE)

@@ -1,4 +1,4 @@
-"""FIM, packing and windows; oracles: plain lists, counting, the documents put together again."""
+"""FIM, packing and windows; oracles: plain lists, counts, the documents joined again."""
 
 from collections import Counter
 
@@ -39,7 +39,7 @@ def test_fim_undone_is_the_document(documents, tokenizer):
 
 
 def test_fim_cuts_reach_every_character(tokenizer):
-    """Oracle: all 10 pairs of cuts in a text of three characters, about as often as dice say."""
+    """Oracle: all 10 pairs of cuts in a text of three characters, as often as chance predicts."""
     generator = np.random.default_rng(1)
     seen = Counter(tuple(batches.fim("a€c", tokenizer, generator)) for _ in range(1600))
     assert len(seen) == 10                                  # 4 equal pairs, 6 unequal ones
@@ -74,7 +74,7 @@ def test_validation_windows_are_those_of_the_docstring(tokenizer):
 
 
 def test_a_batch_is_a_function_of_seed_and_sample(documents, tokenizer):
-    """Oracle: a fresh object, other groupings, another order of asking, across three epochs."""
+    """Oracle: a new object, other batch sizes, another order of calls, across three epochs."""
     def fresh(seed=5):
         return Batches(documents, tokenizer, window=50, seed=seed)
 
@@ -82,13 +82,13 @@ def test_a_batch_is_a_function_of_seed_and_sample(documents, tokenizer):
     last = one.windows_per_epoch
     whole = one.take(last - 4, 8)
     assert whole.dtype == torch.int64 and whole.shape == (8, 51)
-    far = one.take(3 * last, 2)                                # leaves the kept epochs
+    far = one.take(3 * last, 2)                                # replaces the epochs kept
     assert torch.equal(one.take(last - 4, 8), whole)
     assert torch.equal(torch.cat([fresh().take(last - 4, 3), fresh().take(last - 1, 5)]), whole)
     assert torch.equal(fresh().take(3 * last, 2), far)
     assert not torch.equal(fresh(6).take(0, 8), fresh().take(0, 8))
     assert not torch.equal(one.take(last, 8), one.take(0, 8))
-    assert len(one._epochs) <= 2
+    assert len(one.epochs) <= 2
 
 
 def test_one_epoch_holds_every_token_once(documents, tokenizer):
@@ -111,7 +111,7 @@ def test_a_tenth_of_the_documents_is_rearranged_and_still_whole(tokenizer):
     data = Batches(documents, tokenizer, window=64, seed=3)
     rearranged = []
     for epoch in range(5):
-        stream, order = data._make_epoch(epoch)
+        stream, order = data.make_epoch(epoch)
         assert sorted(order) == list(range(data.windows_per_epoch))
         text = " ".join(map(str, stream.tolist()))
         pieces = [list(map(int, piece.split())) for piece in text.split(" 1 ")[:-1]]
@@ -123,19 +123,19 @@ def test_a_tenth_of_the_documents_is_rearranged_and_still_whole(tokenizer):
 
 
 def test_documents_meet_in_a_new_order_in_every_epoch(documents, tokenizer):
-    """Oracle: first tokens of the streams of two epochs differ; FIM everywhere marks everything."""
+    """Oracle: the streams of two epochs differ; with a FIM rate of 1 both start with a mark."""
     data = Batches(documents, tokenizer, window=40, fim_rate=1.0)
-    first, second = (data._make_epoch(epoch)[0] for epoch in (0, 1))
+    first, second = (data.make_epoch(epoch)[0] for epoch in (0, 1))
     assert first[0] == second[0] == tokenizer.fim_begin_id
     assert not np.array_equal(first[:200], second[:200])
 
 
 @pytest.mark.parametrize("options, words", [
     ({"window": 10_000_000}, r"tokens, fewer than one window of 10000000 .* shorter window"),
-    ({"window": 8, "fim_rate": 1.5}, r"fim_rate .* 0 and 1, got 1.5"),
-    ({"window": 8, "seed": -1}, r"seed .* got -1"),
+    ({"window": 8, "fim_rate": 1.5}, r"fim_rate=1.5 .* 0 to 1"),
+    ({"window": 8, "seed": -1}, r"seed=-1 .* 0 or more"),
 ])
 def test_bad_values_are_refused(documents, tokenizer, options, words):
-    """Oracle: value and remedy in the text."""
+    """Oracle: the value and the remedy are in the error's text."""
     with pytest.raises(ValueError, match=words):
         Batches(documents, tokenizer, **options)

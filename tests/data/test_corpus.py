@@ -1,4 +1,4 @@
-"""Sources of documents and the split; oracles: bytes on disk, set algebra, hand-made folders."""
+"""Sources of documents and the split; oracles: bytes on disk, set operations, folders by hand."""
 
 import hashlib
 import random
@@ -37,7 +37,7 @@ def test_default_corpus_is_the_standard_library_in_a_fixed_order(standard_librar
 
 
 def test_reference_topics_are_read_as_prose_without_repeated_chapters(standard_library):
-    """Oracle: the installed dictionary; no long line may stand in two topics for the most part."""
+    """Oracle: the installed dictionary; at most half of a topic's lines are in longer topics."""
     import pydoc_data.topics
 
     topics = {document.name.partition("#")[2]: document.text
@@ -65,7 +65,7 @@ def test_fingerprint_changes_with_every_name_text_and_border():
 
 
 def test_split_keeps_documents_whole_and_gives_validation_its_share(standard_library):
-    """Oracle: set algebra on names, and the bytes counted here."""
+    """Oracle: set operations on documents, and bytes counted in the test."""
     documents = standard_library.documents
     train, validation = corpus.split(documents)
     assert not set(train) & set(validation) and set(train) | set(validation) == set(documents)
@@ -92,7 +92,7 @@ def test_copies_never_stand_on_both_sides():
     [Document("giant", "x y\n" * 50_000)] + [Document(str(n), f"tiny {n}") for n in range(30)],
 ])
 def test_few_or_lopsided_documents_are_cut_into_sections(documents):
-    """Oracle: the sections of both sides, put in order, are the documents again."""
+    """Oracle: the sections of both sides, sorted and joined, are the documents again."""
     train, validation = corpus.split(documents)
     joined = "".join(part.text for part in sorted(train + validation))
     assert sorted(joined) == sorted("".join(document.text for document in documents))
@@ -103,7 +103,7 @@ def test_few_or_lopsided_documents_are_cut_into_sections(documents):
 
 
 def test_a_large_document_goes_to_training_where_small_ones_suffice():
-    """Oracle: eight names, of which a hash alone would send some to validation."""
+    """Oracle: eight names; by their hashes alone some would go to validation."""
     small = [Document(f"small {number}", f"x = {number}\n" * 100) for number in range(40)]
     for name in "abcdefgh":
         train, validation = corpus.split([*small, Document(name, "large\n" * 4000)])
@@ -118,7 +118,7 @@ def test_sections_end_at_lines_where_there_are_lines():
 
 
 def test_folder_and_file_keep_their_bytes(tmp_path):
-    """Oracle: the bytes written, with mixed line ends; binary and hidden files stay out."""
+    """Oracle: the bytes written, with mixed line ends; binary and hidden files are left out."""
     (tmp_path / "b").mkdir()
     (tmp_path / ".git").mkdir()
     files = {"b/x.txt": "eins\r\nzwei\rdrei é\n".encode(), "a.md": b"text\n", "empty.txt": b"",
@@ -153,7 +153,7 @@ def grow(root, files):
 
 def test_packages_come_with_the_library_and_from_the_first_folder_that_has_them(
         tmp_path, monkeypatch):
-    """Oracle: the bytes written, and the order of a plain sort whatever the file system's is."""
+    """Oracle: the bytes written, in the order of a plain sort, whatever order the disk gives."""
     library = grow(tmp_path / "lib", {"json.py": b"library", "site-packages/a.py": b"a package"})
     pure = grow(tmp_path / "pure", {"json.py": b"package", "b/x.py": b"from pure",
                                     "b/-.py": b"before", "B.py": b"capital", "read.me": b"?"})
@@ -171,7 +171,7 @@ def test_packages_come_with_the_library_and_from_the_first_folder_that_has_them(
 
 
 def test_packages_leave_out_tests_tables_and_what_cannot_be_decoded(tmp_path):
-    """Oracle: files on either side of each rule, by hand."""
+    """Oracle: for each rule, files by hand that it keeps and files that it leaves out."""
     kept = {"p/code.py": b"x = 1\n", "p/testing.py": b"y = 2\n",
             "p/old.py": "# coding: latin-1\n# é\n".encode("latin-1"),
             "p/wide.py": b"#" * 399 + b"\n", "p/large.py": b"a = '%07d'\n" % 1 * (2**20 // 14)}
@@ -193,7 +193,7 @@ def test_packages_leave_out_tests_tables_and_what_cannot_be_decoded(tmp_path):
 
 
 def test_near_copies_are_left_out_and_the_longest_stays(tmp_path):
-    """Oracle: lines counted by hand; ten in the original, of which the others share some."""
+    """Oracle: lines counted by hand; the others share some of the ten lines of the original."""
     def lines(*numbers):
         return "".join(f"    a_line_of_some_length = {number}\n" for number in numbers)
 
@@ -212,7 +212,7 @@ def test_near_copies_are_left_out_and_the_longest_stays(tmp_path):
 
 
 def test_packages_of_this_interpreter_are_found(monkeypatch):
-    """Oracle: where `import` found them. Each text is its path, so that nothing large is read."""
+    """Oracle: the place where `import` finds them. Files are not read: each text is its path."""
     import json
 
     import torch
@@ -220,7 +220,7 @@ def test_packages_of_this_interpreter_are_found(monkeypatch):
     own = [Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")]
     if Path(torch.__file__).parents[1] not in own:
         pytest.skip("torch is not among the packages of this interpreter itself")
-    monkeypatch.setattr(sources, "_read_python", lambda path: f"# {path}\n")
+    monkeypatch.setattr(sources, "read_python", lambda path: f"# {path}\n")
     loaded = corpus.load("python-packages")
     texts = dict(loaded.documents)
     for name, module in (("packages/torch", torch), ("stdlib/json", json)):
@@ -267,14 +267,14 @@ def write(path, data):
 
 
 def test_a_hub_name_without_the_package_says_what_to_install(monkeypatch):
-    """Oracle: the remedy in the text, with the import made to fail."""
+    """Oracle: the remedy is in the text; the import is made to fail."""
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(ValueError, match=r"hf:a/b .* `pip install datasets`"):
         corpus.load("hf:a/b")
 
 
 def test_a_hub_stream_stops_at_its_caps(monkeypatch):
-    """Oracle: a stand-in for `datasets` with ten rows, caps of four documents and of 25 bytes."""
+    """Oracle: a stand-in for `datasets` with ten rows, limits of four documents and of 25 bytes."""
     rows = [{"id": "a long name of a row", "text": f"row {number} \ud800"} for number in range(10)]
     stand_in = type("datasets", (), {"load_dataset": lambda *args, **options: iter(rows)})
     monkeypatch.setitem(__import__("sys").modules, "datasets", stand_in)
@@ -313,6 +313,6 @@ def test_a_url_is_fetched_and_its_size_limited(monkeypatch):
     ([Document("a", "xy")], 1.5, "1.5"),
 ])
 def test_a_split_that_cannot_be_is_refused(documents, share, words):
-    """Oracle: the value stands in the text."""
+    """Oracle: the value is in the error's text."""
     with pytest.raises(ValueError, match=words):
         corpus.split(documents, share)

@@ -1,4 +1,4 @@
-"""Other people's tokenizer.json: the ids of the library that made it, and bytes for every token."""
+"""The tokenizer.json of others: ids as in the library that made it, and bytes for every token."""
 
 import functools
 import json
@@ -19,7 +19,7 @@ TEXTS = ["def f(x):\n    return x + 1\n" * 9, "Ünïcödé 東京 🙂 and more 
 
 @functools.cache
 def byte_level():
-    """A tokenizer in DeepSeek's manner: byte-level BPE, BOS in front, marks as added tokens."""
+    """A tokenizer like DeepSeek's: byte-level BPE, BOS in front, FIM marks as added tokens."""
     made = tokenizers.Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
@@ -50,7 +50,7 @@ def test_ids_are_the_library_s_and_bytes_add_up(foreign, text):
 
 
 def test_added_tokens_and_marks(foreign):
-    """Oracle: special tokens stand for no bytes, other added ones for their text; BOS leads."""
+    """Oracle: special tokens have no bytes, other added tokens have their text; BOS comes first."""
     assert foreign.decode(foreign.encode("a<think>b")) == "a<think>b"
     assert foreign.encode(EOS) == [1] and foreign.decode([1]) == ""
     assert foreign.encode_prompt("x") == byte_level().encode("x").ids
@@ -60,7 +60,7 @@ def test_added_tokens_and_marks(foreign):
 
 
 def test_ours_is_recognised(tmp_path):
-    """Oracle: the class, and refusal of another vocabulary size."""
+    """Oracle: the class, and an error for another vocabulary size."""
     Tokenizer.train(TEXTS, 300).save(tmp_path)
     assert isinstance(read_tokenizer(tmp_path, CONFIG.replace(vocab_size=300)), Tokenizer)
     with pytest.raises(ValueError, match="has 300 tokens, but .*vocab_size=420"):
@@ -104,7 +104,7 @@ def other_file(folder):
     (lambda folder: (folder / "tokenizer.json").write_text(json.dumps([])), "cannot be used"),
     (too_large, "has token ..., but config.json says vocab_size=420")])
 def test_what_cannot_be_read_ends_in_one_line(tmp_path, spoil, words):
-    """Oracle: the path, the reason, what would be right."""
+    """Oracle: the path, the reason and the remedy are in the text."""
     spoil(tmp_path)
     with pytest.raises((ValueError, FileNotFoundError), match=words) as caught:
         read_tokenizer(tmp_path, CONFIG)

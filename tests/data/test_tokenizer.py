@@ -59,7 +59,7 @@ def test_any_text_comes_back_and_three_libraries_agree(tokenizer, foreign, text)
 
 @pytest.mark.parametrize("text", ODD)
 def test_odd_text_comes_back_and_three_libraries_agree(tokenizer, foreign, text):
-    """Oracle: as above, on white space, marks, runs, foreign digits and controls."""
+    """Oracle: as above, for white space, accents, repetitions, other digits, control characters."""
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text and [encode(text) for encode in foreign] == [ids] * 3
 
@@ -140,7 +140,7 @@ def test_loading_gives_the_same_tokenizer_and_the_same_file(tokenizer, folder, t
 
 
 def test_a_corpus_too_small_leaves_empty_places(tmp_path):
-    """Oracle: the size asked for, in ours and in `tokenizers`; every id can be decoded."""
+    """Oracle: the size asked for, in ours and in `tokenizers`, and decoding of every id."""
     import tokenizers
 
     small = Tokenizer.train(["abc abc"], 300)
@@ -177,7 +177,7 @@ def change(content, *path, value):
     (["model", "vocab", "a"], 3), (["added_tokens"], [{"id": 700, "content": "x"}]),
 ])
 def test_a_foreign_tokenizer_file_is_refused_in_one_line(folder, tmp_path, path, value):
-    """Oracle: the path and the remedy are in the text."""
+    """Oracle: the path and the remedy are in the error's text."""
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     change(content, *path, value=value)
     (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
@@ -187,7 +187,7 @@ def test_a_foreign_tokenizer_file_is_refused_in_one_line(folder, tmp_path, path,
 
 
 def test_bad_values_are_refused(tokenizer, tmp_path):
-    """Oracle: value and remedy in the text."""
+    """Oracle: the value and the remedy are in the error's text."""
     with pytest.raises(ValueError, match="vocab_size=260 .* at least 261"):
         Tokenizer.train(["a"], 260)
     with pytest.raises(ValueError, match="token id 700 .* 0 to 699"):

@@ -1,4 +1,4 @@
-"""The choice of an attention kernel: whichever is taken, it is the same sum."""
+"""Every attention kernel gives the same sum, and the choice follows its rule."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from minidsv3.kernels.attention import attend, attend_explicitly, last_queries
 
 
 def by_sums(q, k, v, scale):
-    """softmax(q k^T * scale) v of one head, a query at a time, in float64."""
+    """softmax(q k^T * scale) v of one head, one query at a time, in float64."""
     rows, behind = [], len(k) - len(q)
     for t, query in enumerate(q.double()):
         p = (k[:behind + t + 1].double() @ query * scale).softmax(dim=0)
@@ -28,7 +28,7 @@ def example(T, S, D, Dv, dtype=torch.float32):
 @pytest.mark.parametrize("D, Dv", [(12, 8), (12, 12), (12, 20)], ids=["narrow", "equal", "wide"])
 @pytest.mark.parametrize("form", [attend, attend_explicitly], ids=["attend", "explicit"])
 def test_every_form_is_the_sum(T, S, D, Dv, form):
-    """Oracle: the sums, one query at a time, float64; values narrower and wider than keys."""
+    """Oracle: the sums, one query at a time, in float64; values narrower and wider than keys."""
     q, k, v = example(T, S, D, Dv)
     rest = (last_queries(T, S, q.device),) if form is attend_explicitly else ()
     got = form(q, k, v, 0.3, *rest)
@@ -40,7 +40,7 @@ def test_every_form_is_the_sum(T, S, D, Dv, form):
 
 
 def test_filling_up_changes_no_gradient():
-    """Oracle: torch's function on values as narrow as they are, float64."""
+    """Oracle: torch's function on values that are not padded, in float64."""
     leaves = [x.double().requires_grad_() for x in example(7, 7, 12, 8)]
     plain = F.scaled_dot_product_attention(*leaves, is_causal=True, scale=0.3)
     probe = torch.linspace(-1, 1, plain.numel(), dtype=plain.dtype).view_as(plain)
@@ -52,7 +52,7 @@ def test_filling_up_changes_no_gradient():
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_bfloat16_is_a_rounding_of_it_on_both_kinds_of_processor(monkeypatch, fast):
-    """Oracle: the sums of the same rounded inputs; bfloat16 has 8 bits."""
+    """Oracle: the sums of the same rounded inputs, within the 8 bits of bfloat16."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     q, k, v = example(9, 9, 12, 8, torch.bfloat16)
@@ -64,7 +64,7 @@ def test_bfloat16_is_a_rounding_of_it_on_both_kinds_of_processor(monkeypatch, fa
 
 
 def test_plain_products_are_for_short_windows_in_bfloat16(monkeypatch):
-    """Oracle: the rule in words: processor, dtype, instructions, number of keys."""
+    """Oracle: the rule by hand, for device, dtype and number of keys."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     q = torch.zeros(1, 1, 2, 4, dtype=torch.bfloat16)
     assert explicit_attention_is_faster(q, 512) and not explicit_attention_is_faster(q, 513)

@@ -1,4 +1,4 @@
-"""Runs of rows times their matrices, by torch's grouped product and by a loop."""
+"""Each run of rows times its own matrix, by torch's grouped product and by a loop."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ COUNTS = [5, 0, 3, 1]
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-14)])
 @pytest.mark.parametrize("in_one_call", [True, False])
 def test_each_run_meets_its_own_matrix(monkeypatch, dtype, tolerance, in_one_call):
-    """Oracle: row by row, with the index of its matrix written down; values and gradients."""
+    """Oracle: a product per row, with the index of its matrix written out; values and gradients."""
     if in_one_call and dtype == torch.float64:
         assert not groups_products(torch.zeros(4, 8, 12, dtype=dtype))
         return
@@ -33,7 +33,7 @@ def test_each_run_meets_its_own_matrix(monkeypatch, dtype, tolerance, in_one_cal
 
 
 def test_lengths_are_read_once_for_all_products(monkeypatch):
-    """Oracle: a count of reads; a loop over three products needs the same list."""
+    """Oracle: the number of reads; three products need the same list."""
     class Counts:
         reads = 0
 
@@ -54,7 +54,7 @@ def test_lengths_are_read_once_for_all_products(monkeypatch):
 def test_older_gpus_and_float32_on_gpus_are_left_to_the_loop(monkeypatch, capability, dtype,
                                                              expected):
     """Oracle: the compute capabilities for which torch has a grouped kernel."""
-    class Weight:                                          # as much of a CUDA tensor as is asked
+    class Weight:                                          # the part of a CUDA tensor that is used
         device, shape = torch.device("cuda"), (4, 16, 32)
 
         def element_size(self):
@@ -66,6 +66,6 @@ def test_older_gpus_and_float32_on_gpus_are_left_to_the_loop(monkeypatch, capabi
 
 
 def test_rows_of_odd_bytes_are_left_to_the_loop():
-    """Oracle: torch's grouped product wants 16 bytes or a multiple: 3 float32 are 12."""
+    """Oracle: torch's grouped product needs a multiple of 16 bytes, and 3 float32 are 12."""
     assert groups_products(torch.zeros(2, 4, 8)) and not groups_products(torch.zeros(2, 3, 8))
     assert not groups_products(torch.zeros(2, 8, 3))

@@ -1,7 +1,7 @@
-"""Machines that nobody here has, emulated by dispatch modes that watch every operation of torch.
+"""Machines that we do not have, emulated by dispatch modes that see every operation of torch.
 
-    Products       notes the dtype of every matrix product and fused attention
-    Accelerator    `meta` as a device without float64, whose values are not there to be read
+    Products       counts matrix products and fused attention by dtype
+    Accelerator    uses `meta` as a device without float64, whose values cannot be read
 """
 
 from collections import Counter
@@ -22,7 +22,7 @@ def short_name(function):
 
 
 class Products(TorchDispatchMode):
-    """Counts matrix products by the dtype of their operands, forwards and backwards."""
+    """Counts matrix products by the dtype of their operands, in forward and backward passes."""
 
     def __init__(self):
         super().__init__()
@@ -37,9 +37,9 @@ class Products(TorchDispatchMode):
 
 
 class Accelerator(TorchDispatchMode):
-    """`meta` as an accelerator: float64 is refused there, and reads are counted.
+    """`meta` as an accelerator: making float64 there is an error, and reads are counted.
 
-    What is read are ones, since nothing is there; without `answer` a read raises, as on meta.
+    A read gets ones, because meta holds no values. With answer=False a read raises, as on meta.
     """
 
     def __init__(self, answer=True):
@@ -69,7 +69,7 @@ class Accelerator(TorchDispatchMode):
 
 @contextmanager
 def no_bfloat16_instructions():
-    """Let torch say of the processor that it has none; environment variables do not change that."""
+    """Make torch report that the processor has none; environment variables do not change that."""
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     before = {name: getattr(torch.cpu, name) for name in names}
     try:

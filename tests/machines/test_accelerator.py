@@ -1,4 +1,4 @@
-"""An accelerator without float64 that must not be waited for: `meta`, watched, stands in."""
+"""On an accelerator without float64 a step must not wait; `meta` stands for such a device."""
 
 import pytest
 import torch
@@ -12,8 +12,8 @@ from minidsv3.train.optim import make_optimizers
 from minidsv3.train.options import configure, parse_arguments
 from minidsv3.train.recipe import TrainConfig
 from minidsv3.train.step import Step
-from minidsv3.train.trainer import Trainer
 from tests.machines.emulation import Accelerator
+from train_tiny import make_trainer
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,7 @@ def one_step(preset, optimizer, device, model):
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 @pytest.mark.parametrize("preset", ["tiny", "small"])
 def test_a_training_step_reads_nothing_and_makes_no_float64(preset, optimizer):
-    """Oracle: meta itself, where every read raises; and the watch."""
+    """Oracle: meta itself, where every read raises, and the emulated device."""
     model = on_meta(preset)
     step, tokens = one_step(preset, optimizer, "meta", model)
     with Accelerator(answer=False) as watch:
@@ -50,7 +50,7 @@ def test_a_training_step_reads_nothing_and_makes_no_float64(preset, optimizer):
 
 
 def test_a_model_without_experts_keeps_to_the_device_too():
-    """Oracle: meta, which mixes with no tensor of the CPU; five figures and no loads."""
+    """Oracle: meta, which cannot be mixed with tensors of the CPU; five figures and no loads."""
     model = on_meta("tiny", first_k_dense_replace=4, num_nextn_predict_layers=0)
     step, tokens = one_step("tiny", "muon", "meta", model)
     assert step(tokens, 0.5).shape == (5,)
@@ -60,14 +60,14 @@ def test_a_model_without_experts_keeps_to_the_device_too():
     lambda x: x.sum().item(), lambda x: x.tolist(), lambda x: bool((x > 0).any()),
     lambda x: x[x > 0], lambda x: x.cpu(), lambda x: x.nonzero()])
 def test_the_watch_sees_a_read(read):
-    """Oracle: six ways to read a tensor. Some are refused by meta before the watch sees them."""
+    """Oracle: six ways to read a tensor. For some of them meta raises before the emulation does."""
     with pytest.raises((AssertionError, RuntimeError, NotImplementedError)), \
             Accelerator(answer=False):
         read(torch.ones(3, device="meta"))
 
 
 def test_the_watch_sees_float64():
-    """Oracle: what such a device refuses, and what it allows."""
+    """Oracle: operations that such a device refuses, and some that it allows."""
     with Accelerator():
         torch.ones(3, device="meta").bfloat16()
         torch.ones(3).double()                             # on the CPU
@@ -78,10 +78,10 @@ def test_the_watch_sees_float64():
 
 
 def test_a_run_reads_once_a_step(miniature, tmp_path):
-    """Oracle: the watch, over two steps of a run, batches and averaged weights included."""
+    """Oracle: the reads counted over two steps of a run, with batches and averaged weights."""
     arguments = parse_arguments([*miniature, "--out", str(tmp_path), "--precision", "bf16",
                                  "--set", "moe_intermediate_size=16"])
-    run = Trainer(*configure(arguments), RunFolder(tmp_path), torch.device("meta"))
+    run = make_trainer(*configure(arguments), RunFolder(tmp_path), torch.device("meta"))
     with Accelerator() as watch:
         for steps in (1, 2):
             run.train_step()
@@ -89,7 +89,7 @@ def test_a_run_reads_once_a_step(miniature, tmp_path):
 
 
 def test_evaluation_makes_no_float64_and_reads_at_its_end(miniature, tmp_path):
-    """Oracle: the watch; as many reads for two batches as for one."""
+    """Oracle: the emulated device; two batches need as many reads as one."""
     model, reads = on_meta("tiny").eval(), []
     for windows in (16, 32):
         inputs = torch.zeros(windows, 64, dtype=torch.long)
@@ -102,8 +102,8 @@ def test_evaluation_makes_no_float64_and_reads_at_its_end(miniature, tmp_path):
 @pytest.mark.parametrize("settings, reads", [({}, 1), (SAMPLED, 2)], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("speculative", [0, 2])
 def test_generation_makes_no_float64_and_reads_once_a_pass(settings, reads, speculative):
-    """Oracle: the watch. Sampled tokens are drawn on the CPU: the probabilities of each draft, and
-    those of the main model, are one read each.
+    """Oracle: the emulated device. Tokens are sampled on the CPU, so the probabilities of each
+    draft and those of the main model are one read each.
     """
     model = on_meta("tiny", eos_token_id=0).eval()         # every token read is 1, no EOS
     prompts = [torch.arange(3, 9), torch.arange(3, 5)]     # of different lengths
@@ -115,7 +115,7 @@ def test_generation_makes_no_float64_and_reads_once_a_pass(settings, reads, spec
 
 
 def test_a_decoding_step_reads_nothing_up_to_the_choice():
-    """Oracle: meta itself, and the watch: prompts of different lengths, then one token each."""
+    """Oracle: meta itself; prompts of different lengths are read, then one token of each."""
     model = on_meta("small").eval()
     cache = model.new_cache(2, 40)
     with torch.inference_mode(), Accelerator(answer=False) as watch:
@@ -126,20 +126,20 @@ def test_a_decoding_step_reads_nothing_up_to_the_choice():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0),
-                    reason="needs a CUDA GPU of compute capability 9.0: meta cannot show when one "
-                    "is waited for, and older ones are, once a layer")
+                    reason="needs a CUDA GPU of compute capability 9.0: meta cannot show a wait, "
+                    "and on older GPUs each layer waits once")
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_a_step_never_waits_for_a_gpu(optimizer):
-    """Oracle: torch's own watch over synchronisation."""
+    """Oracle: torch's own detection of synchronisation."""
     torch.manual_seed(0)
     model = DeepSeekV3(ModelConfig.preset("tiny")).cuda()
     model.activation_dtype = torch.bfloat16
     step, tokens = one_step("tiny", optimizer, "cuda", model)
-    step(tokens, 0.5)                                      # first, what is made once
+    step(tokens, 0.5)                                      # makes what is made only once
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         figures = step(tokens, 0.5)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert step.read(figures).is_finite
+    step.read(figures)                                     # raises if they are not finite

@@ -1,4 +1,4 @@
-"""The two commands of README where people really start them: odd names, odd locales, elsewhere."""
+"""The two commands of README in real surroundings: odd paths, another locale, another folder."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def copy(tmp_path):
-    """The program under a path with a space and an accent."""
+    """A copy of the program under a path with a space and an accent."""
     folder = tmp_path / "mes modèles" / "mini dsv3"
     folder.mkdir(parents=True)
     for name in ("minidsv3", "checkpoints"):
@@ -37,7 +37,7 @@ def python(script, *arguments, folder, locale):
 
 @pytest.mark.parametrize("locale", ["C"])
 def test_the_commands_of_readme(copy, tmp_path, locale):
-    """Oracle: the files and texts that README promises, of three steps, where the user stands.
+    """Oracle: the files and texts that README promises, after three steps, in the current folder.
 
     In the locale C, without Python's UTF-8 mode, a file opened without an encoding is ASCII.
     """

@@ -1,4 +1,4 @@
-"""A processor without bfloat16 instructions, as most laptops have: nothing is left to emulation."""
+"""On a processor without bfloat16 instructions, as in most laptops, nothing may be emulated."""
 
 import json
 import os
@@ -15,7 +15,7 @@ AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2",
 
 
 def products(folder, miniature, precision):
-    """{phase: {dtype: number of products}} of a child process on such a processor."""
+    """{phase: {dtype: number of products}} of a child process that emulates such a processor."""
     arguments = [word for pair in zip(miniature[::2], miniature[1::2])
                  if pair[0] not in ("--precision", "--steps") for word in pair]
     done = subprocess.run(
@@ -37,6 +37,6 @@ def test_no_product_is_in_bfloat16(tmp_path, miniature):
 
 
 def test_the_watch_sees_bfloat16_where_it_is_asked_for(tmp_path, miniature):
-    """Oracle: the same processes with --precision bf16, whose training must be noticed."""
+    """Oracle: the same processes with --precision bf16, which must show in training."""
     counted = products(tmp_path, miniature, "bf16")
     assert all(counted[phase].get("bfloat16", 0) > 50 for phase in ("muon", "adamw"))

@@ -1,4 +1,4 @@
-"""Fewer, more and busy threads: the same numbers, and settings of the user that stay."""
+"""Threads: any number gives the same losses, a slow run gives advice, the user's settings stay."""
 
 import os
 import subprocess
@@ -13,14 +13,14 @@ from minidsv3.device import choose_threads
 from minidsv3.train import pace
 from minidsv3.train.checkpoint import RunFolder
 from minidsv3.train.options import configure, parse_arguments
-from minidsv3.train.trainer import Trainer
+from train_tiny import make_trainer
 
 SHOW = "import os, minidsv3; print(os.environ.get('GOMP_SPINCOUNT'))"
 linux = pytest.mark.skipif(sys.platform != "linux", reason="libgomp's setting is made on Linux")
 
 
 def child(settings):
-    """What a process with these variables says, and what libgomp says when it is loaded."""
+    """A process with these variables: its output, with libgomp's report of its settings."""
     clean = {name: value for name, value in os.environ.items()
              if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     return subprocess.run([sys.executable, "-c", SHOW], capture_output=True, text=True, check=True,
@@ -30,7 +30,7 @@ def child(settings):
 @linux
 @pytest.mark.slow
 def test_threads_that_wait_soon_sleep():
-    """Oracle: libgomp's own report of its settings, made when torch loads it."""
+    """Oracle: libgomp's own report of its settings, printed when torch loads it."""
     done = child({})
     assert done.stdout.strip().isdecimal()
     assert f"GOMP_SPINCOUNT = '{done.stdout.strip()}'" in done.stderr
@@ -56,20 +56,21 @@ def threads():
 
 @pytest.mark.slow
 def test_any_number_of_threads_gives_the_same_losses(miniature, tmp_path, threads):
-    """Oracle: one thread; float32 sums in another order."""
+    """Oracle: the losses of one thread, up to the order of float32 sums."""
     losses = []
     for count in (1, 2, 4):
         choose_threads(count)
         assert torch.get_num_threads() == count
         arguments = parse_arguments([*miniature, "--out", str(tmp_path / str(count))])
-        run = Trainer(*configure(arguments), RunFolder(tmp_path / str(count)), torch.device("cpu"))
+        run = make_trainer(*configure(arguments), RunFolder(tmp_path / str(count)),
+                           torch.device("cpu"))
         losses.append([run.train_step()[0]["loss"] for _ in range(4)])
     for other in losses[1:]:
         assert other == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_the_option_reaches_torch(threads, capsys):
-    """Oracle: torch's own number; below 1 one line and exit code 2."""
+    """Oracle: torch's own number of threads; a number out of range is one line and exit code 2."""
     assert train_tiny.main(["--threads", "1", "--steps", "0"]) == 2
     assert torch.get_num_threads() == 1
     assert train_tiny.main(["--threads", "100000"]) == 2
@@ -81,13 +82,13 @@ def test_the_option_reaches_torch(threads, capsys):
 
 
 class Run:
-    """As much of a Trainer as its Pace looks at: steps of 8 sequences."""
+    """The part of a Trainer that Pace reads: steps of 8 sequences."""
 
     def __init__(self, steps):
         self.sizes, self.step, self.device = [8] * steps, 0, torch.device("cpu")
 
     def lines(self, seconds):
-        """What is said while steps take so many seconds each."""
+        """The messages of a run whose steps take these numbers of seconds."""
         watch, said = pace.Pace(self), []
         for each in seconds:
             self.step += 1
@@ -97,12 +98,12 @@ class Run:
 
 @pytest.fixture
 def quiet(monkeypatch):
-    """A machine on which nothing else runs."""
+    """A machine on which no other program runs."""
     monkeypatch.setattr(pace, "disturbance", lambda device: 1.1)
 
 
 def test_a_run_says_once_how_long_it_will_take(quiet):
-    """Oracle: 590 steps of 2 s, by hand, after ten."""
+    """Oracle: by hand, after ten steps: 590 more of 2 s each."""
     said = Run(600).lines([2.0] * 200)
     assert [n for n, line in enumerate(said, 1) if line] == [10]
     assert said[9] == "2 s a step: about 20 min of training to go"
@@ -110,7 +111,7 @@ def test_a_run_says_once_how_long_it_will_take(quiet):
 
 
 def test_smaller_steps_at_the_beginning_are_no_reason_to_complain(quiet):
-    """Oracle: a second a sequence throughout, while steps grow from 1 to 8 sequences, by hand."""
+    """Oracle: by hand, for steps that grow from 1 to 8 sequences at one second per sequence."""
     run = Run(600)
     run.sizes[:20] = [1] * 20
     said = run.lines([1.0] * 20 + [8.0] * 60)
@@ -119,7 +120,7 @@ def test_smaller_steps_at_the_beginning_are_no_reason_to_complain(quiet):
 
 
 def test_a_slow_run_is_told_what_helps_once(quiet, threads):
-    """Oracle: the ratio to its own best ten steps, by hand; one thread has no fewer to go to."""
+    """Oracle: the ratio to the run's best ten steps, by hand; one thread cannot become fewer."""
     torch.set_num_threads(2)
     said = Run(600).lines([2.0] * 30 + [5.0] * 60)
     assert [n for n, line in enumerate(said, 1) if line] == [10, 40]
@@ -130,7 +131,7 @@ def test_a_slow_run_is_told_what_helps_once(quiet, threads):
 
 
 def test_a_run_that_is_disturbed_from_the_start_is_told_too(monkeypatch):
-    """Oracle: what the machine's products say."""
+    """Oracle: the ratio measured with matrix products, set by hand."""
     monkeypatch.setattr(pace, "disturbance", lambda device: 2.25)
     said = Run(600).lines([4.0] * 60)
     assert [n for n, line in enumerate(said, 1) if line] == [10]
@@ -139,4 +140,5 @@ def test_a_run_that_is_disturbed_from_the_start_is_told_too(monkeypatch):
 
 @pytest.mark.parametrize("seconds, text", [(40, "40 s"), (720, "12 min"), (12600, "3.5 h")])
 def test_times_as_people_say_them(seconds, text):
+    """Oracle: three durations in the unit that people would use."""
     assert pace.duration(seconds) == text

@@ -1,4 +1,4 @@
-"""A child process on a processor without bfloat16 instructions: trains, evaluates, generates.
+"""A child process that emulates a processor without bfloat16: trains, evaluates, generates.
 
     python -m tests.machines.without_bfloat16 FOLDER PRECISION ARGUMENTS...  as of train_tiny.py
     -> a last line of JSON: {phase: {dtype: number of products}}
@@ -19,7 +19,7 @@ from tests.machines.emulation import Products, no_bfloat16_instructions
 
 
 def main(folder, precision, arguments):
-    """Every phase under its own Products -> what each counted."""
+    """Run every phase with its own Products -> {phase: counts}."""
     arguments = [*arguments, "--precision", precision]
     text, counted = folder / "bfloat16", {}
     phases = {

@@ -39,13 +39,13 @@ every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 
 def on_meta(config):
-    """A model without memory."""
+    """A model on the meta device, which needs no memory."""
     with torch.device("meta"):
         return DeepSeekV3(config)
 
 
 def test_the_released_model_has_671_billion_parameters():
-    """Oracle: the count of the released checkpoint's main model, and of one token's share."""
+    """Oracle: the released checkpoint's main model, in total and activated per token."""
     model = on_meta(V3)
     assert model.count_parameters() == (671_026_404_352, 37_552_282_624)
     mtp = sum(parameter.numel() for parameter in model.mtp.parameters())
@@ -217,8 +217,8 @@ def test_decoding_flops_of_the_released_model():
 def test_training_flops_are_those_that_torch_counts(monkeypatch):
     """Oracle: torch's counter of matrix products, forwards and backwards, on a dense model.
 
-    It counts all pairs of the window, and neither norms nor the embedding. Values stay as narrow as
-    they are: what filling them up for the fused kernel adds is no work of the model's.
+    It counts all pairs of the window, and neither norms nor the embedding. Values keep their width:
+    padding them for the fused kernel would add work that is not the model's.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -246,7 +246,7 @@ def run(arguments, capsys):
 
 
 def test_json_holds_plain_numbers(capsys):
-    """Oracle: golden numbers in full, whatever the tables round."""
+    """Oracle: known numbers with all digits, which the tables round."""
     code, out, _ = run(["v3-671b", "--json"], capsys)
     values = json.loads(out)
     assert code == 0 and values["model"] == "v3-671b"
@@ -263,7 +263,7 @@ def test_json_holds_plain_numbers(capsys):
 
 
 def test_tables_are_readable(capsys):
-    """Oracle: cells written down, and a terminal's width."""
+    """Oracle: some cells written out, and the width of a terminal."""
     _, out, _ = run(["v3-671b"], capsys)
     lines = [" ".join(line.split()) for line in out.splitlines()]
     for line in ["main model 671,026,404,352", "MTP modules 11,610,067,968", "MLA 70,272",
@@ -285,7 +285,7 @@ def test_the_bill_is_the_reports_alone(capsys):
 
 @every_config
 def test_any_model_has_tables(config):
-    """Oracle: every cell is a number or the word never; no negative one."""
+    """Oracle: every cell is a number or the word never; no number is negative."""
     for table in accounting.tables(config):
         for line in accounting.as_text(table).splitlines()[1:]:
             assert re.search(r"(\d|never|%|FLOP|B|recomputation +and sharded)$", line), line

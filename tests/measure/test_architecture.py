@@ -1,4 +1,4 @@
-"""The drawing is made from the config: its numbers, its parts, and room for its words."""
+"""The drawing shows the numbers and parts of the config, and its words fit into their boxes."""
 
 import math
 import xml.etree.ElementTree as ET
@@ -16,7 +16,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 @dataclass(frozen=True)
 class Config:
-    """The fields that are drawn, all numbers different, so that none can stand for another."""
+    """The fields that are drawn; all numbers differ, so that a mix-up shows."""
 
     vocab_size: int = 101_003
     hidden_size: int = 7_011
@@ -48,12 +48,12 @@ CONFIGS = [Config(), PLAIN, SMALL]
 
 
 def words(config):
-    """Everything written in the picture; parsing it proves that it is well-formed."""
+    """All text in the picture; parsing it proves that it is well-formed XML."""
     return [text.text for text in ET.fromstring(architecture_svg(config)).iter(SVG + "text")]
 
 
 def test_the_numbers_are_the_configs():
-    """Oracle: the sentences written out for a config whose numbers are all different."""
+    """Oracle: the texts written out for a config whose numbers are all different."""
     expected = {
         "101,003 × 7,011", "7,011 × 101,003", "6 dense blocks", "31 MoE blocks", "18,013 wide",
         "1,517", "519", "66", "127", "131", "attention in 113 heads", "softmax(q · k / √193) v",
@@ -65,7 +65,7 @@ def test_the_numbers_are_the_configs():
 
 
 def test_parts_that_the_model_lacks_are_not_drawn():
-    """Oracle: the words of a part are there with it, and gone without it."""
+    """Oracle: the words of a part, present with the part and absent without it."""
     parts = {"q_lora_rank": (None, {"c_q", "q_a_proj", "q_b_proj"}),
              "num_nextn_predict_layers": (0, {"MTP module", "eh_proj", "token t+2"}),
              "n_shared_experts": (0, {"3 shared", "weighted sum + shared"}),
@@ -79,7 +79,7 @@ def test_parts_that_the_model_lacks_are_not_drawn():
 
 @pytest.mark.parametrize("config", [Config(), PLAIN, SMALL, replace(SMALL, n_group=1)])
 def test_every_expert_has_a_cell_and_top_k_of_them_are_chosen(config):
-    """Oracle: a count of the cells by colour."""
+    """Oracle: the number of cells of each colour."""
     paths = [p for p in ET.fromstring(architecture_svg(config)).iter(SVG + "path")
              if p.get("d").endswith(" z") and " h" in p.get("d") and " v" in p.get("d")]
     colours = [p.get("fill") for p in paths]
@@ -88,7 +88,7 @@ def test_every_expert_has_a_cell_and_top_k_of_them_are_chosen(config):
 
 
 def width_of(text):
-    """Width in DejaVu Sans, the widest of the fonts a browser may take for sans-serif."""
+    """Width in DejaVu Sans, the widest font that a browser may use for sans-serif."""
     name = "DejaVuSans-Bold.ttf" if text.get("font-weight") else "DejaVuSans.ttf"
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
     return ImageFont.truetype(str(path), int(text.get("font-size"))).getlength(text.text)
@@ -96,7 +96,7 @@ def width_of(text):
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_words_fit_into_their_boxes_and_do_not_touch(config):
-    """Oracle: the font's own widths, for a font wider than the one asked for."""
+    """Oracle: the widths of a font that is wider than the one requested."""
     root = ET.fromstring(architecture_svg(config))
     rects = [[float(r.get(k) or 0) for k in ("x", "y", "width", "height")]
              for r in root.iter(SVG + "rect")]

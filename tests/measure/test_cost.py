@@ -26,7 +26,7 @@ WIDE = SMALL.replace(n_routed_experts=48, n_shared_experts=2, first_k_dense_repl
 
 
 def test_the_cache_of_the_released_model():
-    """Oracle: spelt-out products; DeepSeek-V2's report: MLA costs as much as 2.25 groups of GQA."""
+    """Oracle: products by hand; DeepSeek-V2's report: MLA needs as much as 2.25 groups of GQA."""
     cache = cost.cache_bytes(V3)
     assert cache["mla"] == 61 * (512 + 64) * 2 == 70_272
     assert cache["mla_with_mtp"] == 71_424
@@ -73,7 +73,7 @@ def test_the_bill_of_the_report():
 
 
 class FusedNorm(torch.autograd.Function):
-    """RMSNorm that keeps its input and one number a row, as a GPU's kernel does; forwards only."""
+    """RMSNorm that keeps its input and one number per row, as a GPU's kernel does; forward only."""
 
     @staticmethod
     def forward(ctx, x, weight, eps):
@@ -135,7 +135,7 @@ def test_recomputation_keeps_inputs_and_one_block(config, fused):
 
 
 def test_the_memory_of_one_gpu():
-    """Oracle: bytes a parameter as the report keeps them, times parameters."""
+    """Oracle: the report's bytes per parameter, times the number of parameters."""
     count = 682_636_472_320                                # main model and MTP
     memory = cost.training_memory(V3, count, 1, 4096)
     assert memory["weights"] == 2 * count and memory["gradients"] == 4 * count

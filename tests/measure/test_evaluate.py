@@ -31,7 +31,7 @@ def setting():
 
 @pytest.mark.parametrize("batch", [1, 4, 100])
 def test_bits_per_byte_are_those_of_a_loop(setting, batch):
-    """Oracle: -log2 of each token's softmax probability, over the bytes of the file."""
+    """Oracle: the sum of -log2 of each token's softmax probability, divided by the file's bytes."""
     model, inputs, targets, document = setting
     bits, count = 0.0, 0
     for window, wanted in zip(inputs, targets):
@@ -49,7 +49,7 @@ def test_bits_per_byte_are_those_of_a_loop(setting, batch):
 
 
 def test_max_vio_is_counted_by_hand(setting):
-    """Oracle: a count of each expert's tokens in a plain loop, padding left out."""
+    """Oracle: the tokens of each expert counted in a plain loop, without padding."""
     model, inputs, targets, document = setting
     counts = [[0] * 16 for _ in range(4)]                  # two sparse blocks, two MTP modules
     for window, wanted in zip(inputs, targets):
@@ -68,7 +68,7 @@ def test_max_vio_is_counted_by_hand(setting):
 
 
 def test_agreement_compares_guesses_at_the_same_token(setting):
-    """Oracle: a loop; depth k at place i and the main model at i + k guess token i + k + 1."""
+    """Oracle: a loop; depth k at place i and the main model at i + k predict token i + k + 1."""
     model, inputs, targets, document = setting
     same = count = 0
     for window, wanted in zip(inputs, targets):
@@ -85,7 +85,7 @@ def test_agreement_compares_guesses_at_the_same_token(setting):
 
 
 def test_a_dense_model_without_mtp_has_no_balance(setting):
-    """Oracle: empty lists and zero, not an error."""
+    """Oracle: an empty list and zero, not an error."""
     _, inputs, targets, document = setting
     model = DeepSeekV3(ModelConfig.preset("tiny").replace(
         vocab_size=290, num_hidden_layers=1, num_nextn_predict_layers=0)).eval()
@@ -105,13 +105,13 @@ def test_a_dense_model_without_mtp_has_no_balance(setting):
     ("a = 'x\nb = 2\nc", False), ("a\0\nb\nc", False), ("x = '\\d'\ny", True),
     ("x = " + "(" * 500 + "\ny", False), ("x = 1\r\ny = 2\r\nz", True)])
 def test_valid_up_to_the_last_statement(text, valid, recwarn):
-    """Oracle: each text judged by eye; no warning about the text reaches the reader."""
+    """Oracle: each text judged by hand; no warning about the text reaches the user."""
     assert parses_to_last_statement(text) is valid
     assert not recwarn.list
 
 
 def test_the_command_repeats_the_figures_of_a_run(finished_run, capsys):
-    """Oracle: the run's summary.json, over its own validation text and window."""
+    """Oracle: the run's summary.json, for its own validation text and window."""
     summary = json.loads((finished_run / "summary.json").read_text())
     arguments = [str(finished_run), "--window", "32", "--samples", "2", "--length", "5", "--json"]
     assert evaluate_module.main([*arguments, "--device", "cpu"]) == 0
@@ -124,7 +124,7 @@ def test_the_command_repeats_the_figures_of_a_run(finished_run, capsys):
 
 
 def test_the_command_reads_another_text_whole(finished_run, tmp_path, capsys):
-    """Oracle: its size in bytes; the words of the table."""
+    """Oracle: the size of the text in bytes, and the words of the table."""
     (tmp_path / "text.txt").write_text("abc é\n" * 500, encoding="utf-8")
     assert evaluate_module.main([str(finished_run), "--data", str(tmp_path / "text.txt"),
                                  "--window", "32", "--samples", "0", "--device", "cpu"]) == 0
@@ -134,7 +134,7 @@ def test_the_command_reads_another_text_whole(finished_run, tmp_path, capsys):
 
 
 def test_the_share_that_parses_counts_seeds(setting, monkeypatch):
-    """Oracle: texts put in place of completions, two of four valid."""
+    """Oracle: given texts in place of completions, two of four valid."""
     texts = ["f():\n    pass\nx = 1\n", "f(:\nx = 1\n", "g():\n    return\ny = 2\n", "(((\n)\nx\n"]
     monkeypatch.setattr(evaluate_module, "complete",
                         lambda *_, seed, **__: [Piece(0, texts[seed]), Piece(None, "")])
@@ -147,14 +147,14 @@ def test_the_share_that_parses_counts_seeds(setting, monkeypatch):
     (["--samples", "-1"], "--samples -1 must be"), (["--data", "nowhere.txt"], "nowhere.txt"),
     (["--device", "warp"], "device 'warp'")])
 def test_the_command_refuses_bad_input_in_one_line(finished_run, capsys, options, words):
-    """Oracle: the words, exit code 2."""
+    """Oracle: the words and exit code 2."""
     assert evaluate_module.main([str(finished_run), *options]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and words in lines[0], lines
 
 
 def test_a_run_s_own_text_is_known_by_any_spelling(finished_run, small_text, tmp_path, monkeypatch):
-    """Oracle: the path written in full and from its own folder; another text is read whole."""
+    """Oracle: the full path and the one relative to its folder; another text is read whole."""
     monkeypatch.chdir(small_text.parent)
     assert "validation" in evaluate_module.documents_of(finished_run, small_text.name)[1]
     (tmp_path / "train.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""What eight bits save, against a count by hand of what the layers of a model must keep."""
+"""The memory that FP8 saves, against a count by hand of what a model's layers must keep."""
 
 import torch
 
@@ -16,7 +16,7 @@ CONFIG = ModelConfig.preset("tiny").replace(
 
 
 def test_a_linear_layer_keeps_a_byte_a_number_and_a_scale_a_tile():
-    """Oracle: codes and scales by hand; the layer after attention keeps two bytes a number."""
+    """Oracle: codes and scales by hand; the layer after attention keeps two bytes per number."""
     for name, width in (("q_b_proj", 1), ("o_proj", 2)):
         layer = fp8.convert(torch.nn.ModuleDict({name: Linear(256, 64)}))[name]
         torch.nn.init.normal_(layer.weight)
@@ -25,7 +25,7 @@ def test_a_linear_layer_keeps_a_byte_a_number_and_a_scale_a_tile():
 
 
 def test_experts_keep_their_input_and_that_of_swiglu():
-    """Oracle: bytes of N rows of C and of 2F codes, and their scales."""
+    """Oracle: the bytes of N rows of C codes, of N rows of 2F codes, and of their scales."""
     torch.manual_seed(0)
     experts = fp8.convert(DeepSeekV3(CONFIG)).layers[1].mlp.experts
     rows, counts = torch.randn(10, 256), torch.tensor([4, 0, 5, 1])
@@ -35,7 +35,7 @@ def test_experts_keep_their_input_and_that_of_swiglu():
 
 
 def test_the_whole_is_what_both_forms_keep():
-    """Oracle: the same model, never converted, in bfloat16; nothing of it is changed."""
+    """Oracle: the same model before conversion, in bfloat16; measuring changes nothing in it."""
     torch.manual_seed(0)
     model, tokens = DeepSeekV3(CONFIG), torch.randint(97, (2, 33))
     model.activation_dtype = torch.bfloat16
@@ -46,7 +46,7 @@ def test_the_whole_is_what_both_forms_keep():
         router.load.zero_()
     optimizer = torch.optim.AdamW(model.parameters())
     model.activation_dtype = None
-    model.recompute = True                         # would hide all that blocks keep
+    model.recompute = True                         # must be off while measuring
     sizes = saved_by_eight_bits(model, tokens, [optimizer])
     assert model.activation_dtype is None and model.training and model.recompute
     model.recompute = False
@@ -60,7 +60,7 @@ def test_the_whole_is_what_both_forms_keep():
 
 
 def test_suspended_is_the_model_of_before():
-    """Oracle: logits of the same weights, not converted; classes come back, after an error too."""
+    """Oracle: logits of the same weights, not converted; FP8 comes back, after an error too."""
     torch.manual_seed(0)
     model, tokens = DeepSeekV3(CONFIG), torch.randint(97, (2, 33))
     before = model(tokens)

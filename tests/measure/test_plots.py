@@ -1,4 +1,4 @@
-"""Figures say what the data say: read back from the axes, not from the picture."""
+"""Figures show the data they were given, read back from the axes and not from the picture."""
 
 import io
 import math
@@ -13,7 +13,7 @@ from minidsv3.measure import plots
 
 
 def made_up_metrics(steps=40, evaluate_every=10):
-    """Lines as in metrics.jsonl, no two numbers alike."""
+    """Lines as in metrics.jsonl, with numbers that all differ."""
     metrics = []
     for step in range(1, steps + 1):
         line = {"step": step, "tokens": 512 * step, "loss": 7 / math.sqrt(step) + 0.01 * (step % 3),
@@ -34,7 +34,7 @@ def texts_of(ax):
 
 
 def average_by_hand(values):
-    """Weights written out: the newest counts 1/n, n = 1, 1.1, 1.2, ... up to 50."""
+    """The average with explicit weights: the newest value counts 1/n, n = 1, 1.1, ... up to 50."""
     weights = [0.0] * len(values)
     out = []
     for i in range(len(values)):
@@ -60,7 +60,7 @@ def test_loss_curve_draws_the_numbers_it_was_given():
 
 
 def test_loss_curve_is_labelled_with_units_and_its_title_states_the_finding():
-    """Oracle: the sentence written out for these numbers: 7.01 at first, 20,480 tokens at last."""
+    """Oracle: the sentence for these numbers: 7.01 at the start, 20,480 tokens at the end."""
     metrics = made_up_metrics()
     upper, lower = plots.loss_curve(metrics).axes
     last = average_by_hand([line["loss"] for line in metrics])[-1]
@@ -128,7 +128,7 @@ def test_expert_load_draws_every_load_and_states_max_vio():
 
 
 def test_expert_load_takes_one_step_and_refuses_another_shape():
-    """Oracle: a single column one step wide; the message names what was got and what is needed."""
+    """Oracle: one column, one step wide; the error has the shape given and the shape needed."""
     mesh = plots.expert_load(np.ones((1, 1, 4)), [7]).axes[0].collections[0]
     np.testing.assert_array_equal(mesh.get_coordinates()[0, :, 0], [6.5, 7.5])
     with pytest.raises(ValueError, match=r"\(2, 3\).*\(steps, MoE layers, experts\)"):
@@ -207,7 +207,7 @@ def test_a_heat_map_has_fixed_limits_and_readable_texts():
 
 
 def test_a_heat_map_of_differences_is_centred():
-    """PuOr, white where there is no difference, as far out on either side."""
+    """Oracle: the limits and the colour map, with white at no difference and equal sides."""
     image = plots.heat_map([[-1.0, 0.5]], "difference [nats]", "t", ["r"], ["a", "b"],
                            centre=0, limits=(-2, 2)).axes[0].images[0]
     assert (image.norm.vmin, image.norm.vmax, image.cmap.name) == (-2, 2, "PuOr")

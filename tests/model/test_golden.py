@@ -12,7 +12,8 @@ import torch
 from minidsv3 import DeepSeekV3, ModelConfig, hf
 from minidsv3.config import RopeScaling
 from minidsv3.hf.names import places
-from minidsv3.model.moe import Router, max_violation, sequence_balance
+from minidsv3.model.moe import Router, max_violation
+from minidsv3.model.objective import sequence_balance
 from minidsv3.model.rope import (
     apply_rope,
     rope_amplitude,

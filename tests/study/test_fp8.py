@@ -12,7 +12,7 @@ from minidsv3 import DeepSeekV3, ModelConfig, fp8
 from minidsv3.device import has_fast_bf16
 from minidsv3.study import fp8 as study
 from minidsv3.train.recipe import TrainConfig
-from minidsv3.train.trainer import Diverged, Trainer
+from minidsv3.train.step import Diverged, Figures, Step
 from tests.conftest import MINIATURE
 
 STUDIES = Path(__file__).resolve().parents[2] / "studies"
@@ -100,16 +100,16 @@ def test_a_run_that_diverges_is_a_result(monkeypatch, tmp_path):
     (tmp_path / "b.txt").write_text("letters " * 4000, encoding="utf-8")
     steps, seen = iter([3.0, 2.0]), []
 
-    def step(self):
+    def read(self, figures):
         layer = self.model.layers[0].self_attn.q_b_proj
-        seen.append((layer.layer.recipe, self.config.precision, self.config.seed,
-                     self.config.optimizer, self.config.steps))
+        seen.append((layer.layer.recipe, self.recipe.precision, self.recipe.seed,
+                     self.recipe.optimizer, self.recipe.steps))
         try:
-            return {"loss": next(steps)}, None
+            return Figures(0.0, next(steps), 0.0, 0.0, 0.0, None)
         except StopIteration:
             raise Diverged("the loss is nan") from None
 
-    monkeypatch.setattr(Trainer, "train_step", step)
+    monkeypatch.setattr(Step, "read", read)
     run = study.train("per-tensor", 7, 4, "adamw", str(tmp_path), "cpu")
     assert seen[0] == (fp8.RECIPES["per-tensor"], "fp8", 7, "adamw", 4)
     assert run["losses"][:2] == [3.0, 2.0] and all(map(math.isnan, run["losses"][2:]))
@@ -180,7 +180,7 @@ def test_a_small_study_runs_and_goes_on(tmp_path, capsys):
 
 
 def runs_and_goes_on(tmp_path, capsys):
-    """Make a study of two arms, again, with other options, and one arm anew."""
+    """Run a study of two variants, run it again, with other options, and repeat one variant."""
     text = tmp_path / "text"
     text.mkdir()
     for name in "ab":

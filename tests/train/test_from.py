@@ -11,7 +11,6 @@ import train_tiny
 from minidsv3 import DeepSeekV3, ModelConfig, hf
 from minidsv3.data.foreign import ForeignTokenizer, read_tokenizer
 from minidsv3.train.checkpoint import RunFolder
-from minidsv3.train.trainer import Trainer
 from tests.data.test_foreign import byte_level
 
 
@@ -26,7 +25,8 @@ def from_run(finished_run, small_text):
 
 def make(arguments, folder):
     parsed = train_tiny.parse_arguments([*arguments, "--out", str(folder)])
-    return Trainer(*train_tiny.configure(parsed), RunFolder(folder), torch.device("cpu"))
+    return train_tiny.make_trainer(*train_tiny.configure(parsed), RunFolder(folder),
+                                   torch.device("cpu"))
 
 
 def test_weights_biases_and_tokenizer_are_those_of_the_checkpoint(finished_run, from_run, tmp_path):

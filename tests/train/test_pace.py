@@ -9,7 +9,6 @@ import train_tiny
 from minidsv3.train import pace
 from minidsv3.train.checkpoint import RunFolder
 from minidsv3.train.options import configure, parse_arguments
-from minidsv3.train.trainer import Trainer
 from tests.train.test_trainer import ctrl_c_in_the_third_step, metrics
 
 
@@ -60,7 +59,9 @@ def planned(miniature, tmp_path, monkeypatch):
     and the time of day stands at 100 s.
     """
     arguments = parse_arguments([*miniature, "--out", str(tmp_path)])
-    trainer, ticks = Trainer(*configure(arguments), RunFolder(tmp_path), torch.device("cpu")), [0]
+    ticks = [0]
+    trainer = train_tiny.make_trainer(*configure(arguments), RunFolder(tmp_path),
+                                      torch.device("cpu"))
 
     def clock(device):
         ticks[0] += 0.5
@@ -86,7 +87,7 @@ def test_the_plan_by_hand(planned):
 def test_micro_batches_count_as_often_as_they_are_taken(planned):
     """Oracle: a step of three micro-batches: one whole step of one, and two gradients more."""
     trainer, _ = planned
-    trainer.config = trainer.update.recipe = trainer.config.replace(micro_batch=2)
+    trainer.set_recipe(trainer.config.replace(micro_batch=2))
     assert pace.seconds_a_step(trainer, until=101.0) == pytest.approx(0.5 + 2 * 0.5)
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
     assert not any(router.load.any() for router in trainer.model.routers())

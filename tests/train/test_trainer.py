@@ -21,7 +21,8 @@ from minidsv3.data.tokenizer import Tokenizer
 from minidsv3.infer.text import complete
 from minidsv3.train.checkpoint import EXPORTS, RunFolder
 from minidsv3.train.recipe import learning_rate_factor
-from minidsv3.train.trainer import Diverged, Trainer
+from minidsv3.train.step import Diverged
+from minidsv3.train.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = ("step", "tokens", "loss", "mtp_loss", "balance_loss", "bits_per_byte", "lr", "max_vio")
@@ -36,7 +37,8 @@ def metrics(folder):
 def make(arguments, folder):
     """A Trainer as train_tiny.py makes it."""
     parsed = train_tiny.parse_arguments([*arguments, "--out", str(folder)])
-    return Trainer(*train_tiny.configure(parsed), RunFolder(folder), torch.device("cpu"))
+    return train_tiny.make_trainer(*train_tiny.configure(parsed), RunFolder(folder),
+                                   torch.device("cpu"))
 
 
 @contextmanager
@@ -352,7 +354,7 @@ def test_a_compiler_that_fails_is_no_end(miniature, tmp_path, monkeypatch, capsy
         return compiled
     monkeypatch.setattr(torch, "compile", fail_late)
     run = make(miniature, tmp_path / "run")
-    run.compile()
+    run.update.compile(run.data.batches.take(0, 6))
     assert "torch.compile failed (RuntimeError)" in capsys.readouterr().out
     assert run.update.loss == run.model.loss
     assert all(parameter.grad is None for parameter in run.model.parameters())

@@ -1,16 +1,14 @@
-"""Cross-entropy over a vocabulary, without the large tensors it is usually made of.
+"""Cross-entropy over a vocabulary, without keeping the large tensors that autograd would keep.
 
     loss = -log softmax(W h)[target]          d loss / d logits = softmax(W h) - onehot(target)
 
-Autograd would keep the logits and their log-softmax of all tokens, both float32. The gradient needs
-their difference alone, so a few hundred tokens at a time go all the way from states to it, and only
-it is kept, in the states' dtype.
+Autograd would keep the logits of all tokens and their log-softmax, both in float32. The gradient
+needs only softmax - onehot. So it is computed in the forward pass, for a few hundred tokens at a
+time, and kept in the dtype of the states.
 """
 
 import torch
 from torch.autograd.function import once_differentiable
-
-from .layers import at_least_float32
 
 ROWS = 256                                       # tokens at a time: 2 MB of logits in preset tiny
 
@@ -21,18 +19,19 @@ def cross_entropy(hidden, weight, targets):
 
 
 class CrossEntropy(torch.autograd.Function):
-    """The sum in float32 or wider; its gradient is at hand when the sum is."""
+    """The sum in float32 or wider; its gradient is computed together with it."""
 
     @staticmethod
     def forward(ctx, hidden, weight, targets):
         """hidden (N, C), weight (V, C) of one dtype, targets (N,) -> sum [nats]."""
         error = hidden.new_empty(len(hidden), len(weight))             # (N, V)
-        total = at_least_float32(hidden.new_zeros(()))
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        total = hidden.new_zeros((), dtype=wide)
         for h, target, e in zip(*(x.split(ROWS) for x in (hidden, targets, error)), strict=True):
-            log_p = at_least_float32(h @ weight.T).log_softmax(dim=-1)  # (ROWS, V)
+            log_p = (h @ weight.T).to(wide).log_softmax(dim=-1)        # (ROWS, V)
             of_target = log_p.gather(-1, target[:, None])              # (ROWS, 1)
             total -= of_target.sum()
-            # p - 1 before rounding: where p is near 1, little would be left of it.
+            # p - 1 in full precision: where p is near 1, rounding would leave little of it.
             e.copy_(log_p.exp_().scatter_(-1, target[:, None], of_target.expm1()))
         ctx.save_for_backward(error, hidden, weight)
         return total

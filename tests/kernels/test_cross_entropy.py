@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minidsv3.model.cross_entropy import ROWS, cross_entropy
+from minidsv3.kernels.cross_entropy import ROWS, cross_entropy
 
 
 def example(tokens, dtype, width=6, vocabulary=11):

@@ -1,0 +1,42 @@
+"""What a run begins with: its text, and a model in the precision of its recipe.
+
+Between the model and its optimisers there is room: what is parallel attaches to a finished model.
+"""
+
+import torch
+
+from .. import fp8, hf
+from ..command import UserError
+from ..data.dataset import Dataset
+from ..data.foreign import read_tokenizer
+from ..device import choose_precision
+from ..model.transformer import DeepSeekV3
+
+
+def read_text(config, model_config):
+    """The Dataset of a TrainConfig; with a checkpoint to start from, in that one's tokens."""
+    tokenizer = read_tokenizer(config.start, model_config) if config.start else None
+    return Dataset(config.data, model_config.vocab_size, config.window, config.fim_rate,
+                   config.seed, tokenizer)
+
+
+def make_model(model_config, config, device):
+    """A model on the device, with weights of the seed or of the checkpoint to start from."""
+    torch.manual_seed(config.seed)
+    model = DeepSeekV3(model_config)
+    if config.start:
+        begin_from(model, config.start)
+    model = model.to(device)
+    model.activation_dtype = choose_precision(config.precision, device)
+    model.recompute = config.recompute
+    return fp8.convert(model) if config.precision == "fp8" else model
+
+
+def begin_from(model, folder):
+    """Copy the weights of a checkpoint. UserError if they have other shapes than the model."""
+    try:
+        model.load_state_dict(hf.load(folder, torch.float32).state_dict())
+    except RuntimeError as error:                # torch lists all differences from line two on
+        first = str(error).splitlines()[1].strip()
+        raise UserError(f"--from {folder}: {first} Leave out what --set changes of the "
+                        "model.") from None

@@ -1,0 +1,83 @@
+"""What a finished run says: its evaluation, pictures, a sample of its text, and the summary."""
+
+import json
+import platform
+import sys
+
+import torch
+
+from .. import hf
+from ..device import send
+from ..files import write_text
+from ..infer.text import complete
+from ..measure import plots
+from ..measure.evaluate import bits_per_byte, evaluate
+from ..measure.memory import saved_by_eight_bits
+
+SAMPLE_PROMPT = "def "
+
+
+def finish(run):
+    """Evaluate a Trainer's raw and averaged weights and write all exports -> the summary."""
+    model, data, folder = run.model, run.data, run.folder
+    everything = (data.inputs, data.targets, data.validation_bytes)
+    result = evaluate(model, *everything)
+    write_text(folder.path / "sample.txt", sample(model, data.tokenizer, run.config.seed))
+    raw = [p.detach().clone() for p in model.parameters()]
+    set_weights(model, run.average)
+    averaged = bits_per_byte(model, *everything)
+    hf.write_tensors(folder.path / "ema.safetensors", hf.released_tensors(model))
+    set_weights(model, raw)
+    metrics = folder.read_metrics()
+    metrics[-1]["val_bits_per_byte"] = result.bits_per_byte
+    with folder.open_metrics(run.step - 1) as log:
+        log.write(json.dumps(metrics[-1]) + "\n")
+    draw(metrics, folder.path)
+    figures = summary(run, result, averaged, metrics[-1]["tokens"])
+    folder.write_json("summary.json", figures)   # last: it says that the run is finished
+    return figures
+
+
+@torch.no_grad()
+def set_weights(model, weights):
+    """Copy a list of tensors into the model's parameters."""
+    for parameter, weight in zip(model.parameters(), weights, strict=True):
+        parameter.copy_(weight)
+
+
+def sample(model, tokenizer, seed, length=200):
+    """Text that the trained model writes after "def "."""
+    length = min(length, model.config.max_position_embeddings - len(SAMPLE_PROMPT))
+    pieces = complete(model, tokenizer, SAMPLE_PROMPT, length, temperature=0.7, top_p=0.95,
+                      seed=seed)
+    return SAMPLE_PROMPT + "".join(piece.text for piece in pieces)
+
+
+def draw(metrics, folder):
+    """loss.png and expert_load.png from the lines of metrics.jsonl."""
+    plots.save(plots.loss_curve(metrics), folder / "loss.png")
+    looked = [line for line in metrics if "expert_load" in line]
+    if looked:
+        figure = plots.expert_load([line["expert_load"] for line in looked],
+                                   [line["step"] for line in looked])
+        plots.save(figure, folder / "expert_load.png")
+
+
+def summary(run, result, averaged, tokens):
+    """The figures of summary.json; in FP8 also the memory that eight bits save."""
+    model, config = run.model, run.config
+    total, active = model.count_parameters()
+    in_fp8 = config.precision == "fp8"
+    figures = {"val_bits_per_byte": result.bits_per_byte, "val_bits_per_byte_ema": averaged,
+               "seconds": round(run.seconds, 1), "steps": run.step, "tokens": tokens,
+               "tokens_per_s": round(tokens / run.seconds, 1), "max_vio": result.max_vio,
+               "mtp_agreement": round(result.mtp_agreement, 4),
+               "parameters": total, "parameters_active": active, "device": str(run.device),
+               "dtype": "fp8" if in_fp8 else str(model.activation_dtype).removeprefix("torch."),
+               "seed": config.seed, "torch": torch.__version__,
+               "python": platform.python_version(), "corpus_sha256": run.data.sha256,
+               "command": " ".join(sys.argv)}
+    if in_fp8:
+        tokens = send(run.data.batches.take(0, config.micro_batch), run.device)
+        figures["memory"] = saved_by_eight_bits(model, tokens, run.optimizers)
+    return figures
