@@ -1,7 +1,12 @@
-"""Eight bits: tiles and blocks (quantize), the three products of a linear layer (linear), the same
-on a GPU that has them (tensor_cores), sums in few bits (accumulate), the cache (cache).
+"""Computing and storing in FP8 (report, section 3.3).
 
-Report, section 3.3. All of it attaches to a finished model from outside; the model does not know.
+    quantize        numbers to FP8 and back, with one scale per tile or block
+    linear          the three products of a linear layer, and `convert` for a whole model
+    tensor_cores    the same products on a GPU that has them
+    accumulate      sums in few bits, as a tensor core adds
+    cache           the latent cache in FP8
+
+All of it attaches to a finished model from outside: `model/` knows nothing of FP8.
 """
 
 from .accumulate import accumulate as accumulate

@@ -1,10 +1,11 @@
 """Sums in few bits: why partial sums are promoted to float32 (report, sections 3.3.2 and 3.5.2).
 
-A Hopper tensor core adds the products of an FP8 matrix product in steps of 32. In a step all terms,
-the sum so far among them, are shifted to the largest exponent, and what falls off at the end is
-cut, not rounded. About 14 bits stay. Long sums therefore lose: the larger the sum has grown, the
-more is cut off whatever is added to it. The remedy is to hand the sum to float32 after every
-N_C = 128 and begin anew. For study on small products: everything is simulated in float64.
+A Hopper tensor core adds the products of an FP8 matrix product in steps of 32. In each step all
+terms, including the sum so far, are shifted to the largest exponent, and the bits that do not fit
+are cut off, not rounded. About 14 bits stay. Long sums therefore lose precision: the larger the sum
+has grown, the more bits of each new term are cut off. The remedy is to add the sum to a float32
+total after every N_C = 128 products and to start again from zero. This file is for study on small
+products: everything is simulated in float64.
 """
 
 import torch
@@ -16,9 +17,10 @@ INTERVAL = 128                                   # N_C of the report
 
 
 def accumulate(a, b, bits=14, interval=None):
-    """a (M, K) times b (N, K) transposed -> (M, N), with sums of so many bits.
+    """a (M, K) times b (N, K) transposed -> (M, N), summed with that many bits.
 
-    interval: after how many products a sum is promoted, a multiple of 32; None: never.
+    interval: after how many products the sum is promoted to float32, a multiple of 32; None means
+    never. Raises UserError for any other interval.
     """
     if interval is not None and (interval < STEP or interval % STEP):
         raise UserError(f"interval={interval} must be a multiple of {STEP}, for instance "
@@ -37,7 +39,10 @@ def accumulate(a, b, bits=14, interval=None):
 
 
 def cut(terms, bits):
-    """Shift all terms to the largest exponent of their row and cut what lies below `bits` bits."""
+    """Shift all terms to the largest exponent of their row and cut off what is below `bits` bits.
+
+    terms (..., n) float64 -> the same shape.
+    """
     largest = terms.abs().amax(dim=-1, keepdim=True).frexp().exponent  # |terms| < 2^largest
     unit = torch.exp2((largest - bits).double())
     return (terms / unit).trunc() * unit

@@ -1,4 +1,4 @@
-"""The latent cache with its latents in FP8: a form of storage that attaches from outside."""
+"""The latent cache with its latents stored in FP8; attached to a model's cache from outside."""
 
 import torch
 
@@ -7,16 +7,19 @@ from .quantize import TILE, dequantize, quantize
 
 
 def new_cache(model, batch, max_len):
-    """As model.new_cache, with the latents in FP8: 656 bytes a token and layer of V3, not 1,152."""
+    """As model.new_cache, with the latents in FP8.
+
+    For V3 that is 656 bytes per token and layer, instead of 1,152.
+    """
     cache, rank = model.new_cache(batch, max_len), model.config.kv_lora_rank
     cache.layers = [FP8LayerCache(cache, layer.latents, rank) for layer in cache.layers]
     return cache
 
 
 class FP8LayerCache(LayerCache):
-    """c_kv in E4M3, a scale for 128 channels; k_rope as it is: angles bear no rounding.
+    """c_kv in E4M3 with one scale per 128 channels; k_rope unchanged: rounding would move angles.
 
-    What is read is dequantised again; a kernel on a GPU would multiply the codes as they are.
+    Reading dequantises. A GPU kernel would multiply the codes without that step.
     """
 
     def __init__(self, whole, latents, rank):

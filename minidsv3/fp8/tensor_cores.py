@@ -1,15 +1,15 @@
-"""The same products on FP8 tensor cores: torch's scaled products by tile, where there are any.
+"""The same products on FP8 tensor cores, by torch's scaled matrix product with a scale per tile.
 
-That is on Hopper GPUs, with CUDA 12.9 or later. Both operands lie with K, the dimension that is
-summed over, last: A (M, K) in tiles 1 x 128, B (N, K) in the same or in blocks 128 x 128.
-cuBLAS sums 128 products in the tensor core, multiplies by both scales and adds in float32, which is
-the promotion of the report's section 3.3.2. With L = K / 128 it wants the scales
+Hopper GPUs have it, with CUDA 12.9 or later. In both operands K, the dimension that is summed over,
+comes last: A (M, K) in tiles 1 x 128, B (N, K) in the same tiles or in blocks 128 x 128.
+cuBLAS sums 128 products in the tensor core, multiplies by both scales and adds in float32. This is
+the promotion of the report's section 3.3.2. With L = K / 128, cuBLAS needs the scales
 
-    of tiles     (M, L)                             column after column
-    of blocks    (L rounded up to 4, N / 128)       column after column
+    of tiles     (M, L)                             column after column in memory
+    of blocks    (L rounded up to 4, N / 128)       column after column in memory
 
-Whatever is ragged is filled with zeros, which change no sum. Nothing of this is believed on sight:
-`usable` compares two products with the simulation before the first one that counts.
+Sizes that are not a multiple of the tile are padded with zeros, which change no sum. `usable`
+compares two products with the simulation before the tensor cores are used.
 """
 
 import functools
@@ -25,7 +25,7 @@ TOLERANCE = 1e-3                                 # relative; tensor cores cut su
 
 @functools.cache
 def usable(device):
-    """Whether the device has these products, and they agree with the simulation; found out once."""
+    """Whether the device has these products and they agree with the simulation; checked once."""
     if not has_scaled_products(device):
         return False
     generator = torch.Generator().manual_seed(0)
@@ -33,12 +33,12 @@ def usable(device):
     try:
         return all(close(product(a, b, tile), rounded(a) @ rounded(b, tile).T)
                    for tile in (TILE, BLOCK))
-    except (RuntimeError, ValueError):           # an older CUDA
+    except (RuntimeError, ValueError):           # CUDA is older than 12.9
         return False
 
 
 def close(real, simulated):
-    """Whether two products are equal up to the sums of a tensor core."""
+    """Whether two products are equal up to the precision of a tensor core's sums."""
     return bool((real - simulated).norm() <= TOLERANCE * simulated.norm())
 
 
@@ -54,7 +54,7 @@ def grouped_product(rows, weight, runs, power_of_two):
 def product(a, b, tile, power_of_two=False, power_of_two_b=False):
     """a (M, K) in tiles 1 x 128 times b (N, K)^T in such tiles or in blocks -> (M, N) float32."""
     M, N = len(a), len(b)
-    # cuBLAS: 16 bytes a row and an output of whole rows of that; blocks want to be whole.
+    # cuBLAS needs M and N in multiples of 16 and K in multiples of 128; blocks of b are whole.
     a, b = fill(a, 16, 128), fill(b, 128, 128)
     codes_a, scale_a = quantize(a, TILE, power_of_two=power_of_two)
     codes_b, scale_b = quantize(b, tile, power_of_two=power_of_two_b)
@@ -69,10 +69,10 @@ def product(a, b, tile, power_of_two=False, power_of_two_b=False):
 
 
 def fill(x, rows, columns):
-    """Zeros below and to the right, up to multiples of rows and columns."""
+    """Pad with zeros below and to the right, to multiples of rows and columns."""
     return F.pad(x, (0, -x.size(1) % columns, 0, -x.size(0) % rows)).contiguous()
 
 
 def by_columns(x):
-    """The same matrix, its columns one after the other in memory."""
+    """The same matrix, stored column after column in memory."""
     return x.T.contiguous().T

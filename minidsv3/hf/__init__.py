@@ -1,8 +1,8 @@
-"""The released checkpoint format, in and out: the one boundary where names and layouts change.
+"""The released checkpoint format, read and written: names and layouts change only in this room.
 
-A folder holds `config.json` and its weights under the names of the DeepSeek-V3 release, so that
+A folder holds `config.json` and the weights under the names of the DeepSeek-V3 release. So
 `transformers.AutoModelForCausalLM.from_pretrained` loads what was trained here, and `load` reads
-what others release: DeepSeek-V3, Moonlight, Kimi-K2, in bfloat16 or in FP8 blocks, in one file or
+released checkpoints: DeepSeek-V3, Moonlight, Kimi-K2, in bfloat16 or in FP8 blocks, in one file or
 in shards. Nothing is ever unpickled.
 
     python -m minidsv3.hf info DIR
@@ -30,10 +30,10 @@ __all__ = ["Checkpoint", "find", "load", "locate", "read_config", "read_json", "
 
 
 def save(model, folder, fp8=False, max_shard_size=MAX_SHARD_SIZE):
-    """Write config.json and the weights into `folder`, which is made if it is missing.
+    """Write config.json and the weights into `folder`, which is created if it is missing.
 
-    fp8 stores the matrices of attention and FFN as the released model does. Weights of more than
-    max_shard_size bytes go into several files.
+    fp8 stores the matrices of attention and FFN in FP8, as the released model does. Weights of more
+    than max_shard_size bytes are written into several files.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,12 +45,12 @@ def save(model, folder, fp8=False, max_shard_size=MAX_SHARD_SIZE):
 
 
 def load(folder_or_hub_name, dtype=None, device="cpu"):
-    """The model in a folder, or of that name on the hub.
+    """The model in a folder, or the one of that name on the hub.
 
-    dtype None keeps the file's, but bfloat16 becomes float32 where the device would only emulate
-    it. FP8 becomes what the embedding has, bfloat16. Read tensor by tensor, so that no second copy
-    of the model is ever in memory. Raises FileNotFoundError or UserError with one line that names
-    what does not fit.
+    dtype=None keeps the dtype of the file, except that bfloat16 becomes float32 on a device that
+    would only emulate it. FP8 weights are dequantised to the embedding's dtype, bfloat16. Tensors
+    are read one by one, so that there is never a second copy of the model in memory. Raises
+    FileNotFoundError or UserError with one line that names what does not fit.
     """
     folder = locate(folder_or_hub_name)
     config, checkpoint = read_config(folder), Checkpoint(folder)
@@ -70,16 +70,19 @@ def load(folder_or_hub_name, dtype=None, device="cpu"):
 
 
 def stored_config(folder_or_hub_name):
-    """The ModelConfig of what `load` returns, from headers alone; D = 0 where MTP is missing."""
+    """The ModelConfig of the model that `load` returns, from headers alone.
+
+    Its num_nextn_predict_layers is 0 if the checkpoint has no MTP layer.
+    """
     folder = locate(folder_or_hub_name)
     model, _ = skeleton(folder, read_config(folder), Checkpoint(folder))
     return model.config
 
 
 def skeleton(folder, config, checkpoint):
-    """The model on the meta device -> model, [what of the checkpoint does not fit it].
+    """The model on the meta device, and what does not fit: -> model, [one line per problem].
 
-    A checkpoint without any tensor of the MTP layer gives D = 0, with a notice.
+    A checkpoint without any tensor of the MTP layer gives a model without MTP, and a notice.
     """
     mtp_layer = f"model.layers.{config.num_hidden_layers}."
     if config.num_nextn_predict_layers and not any(

@@ -1,7 +1,7 @@
-"""What a checkpoint holds, and the same in another form.
+"""Show what a checkpoint holds, or write it in another form.
 
     python -m minidsv3.hf info DIR                   architecture, parameters, dtypes, files
-    python -m minidsv3.hf convert DIR OUT --fp8      the released FP8 form; without: no FP8
+    python -m minidsv3.hf convert DIR OUT --fp8      the released FP8 form; without --fp8: no FP8
 """
 
 import json
@@ -21,11 +21,11 @@ from .reader import INDEX
 from .writer import to_fp8, write_weights
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-SHOWN = 10                                       # complaints of `info`
+SHOWN = 10                                       # problems that `info` prints
 
 
 def info(folder):
-    """Print what a checkpoint is, from headers alone -> exit code: 2 if it would not load."""
+    """Print what a checkpoint holds, from headers alone -> exit code, 2 if it would not load."""
     config, checkpoint = read_config(folder), Checkpoint(folder)
     model, complaints = skeleton(folder, config, checkpoint)
     total, active = model.count_parameters()
@@ -40,10 +40,10 @@ def info(folder):
         "architecture": f"DeepSeek-V3: {config.num_hidden_layers} blocks ({dense} dense), width "
                         f"{config.hidden_size}, {config.num_attention_heads} heads, latents "
                         f"{config.q_lora_rank or 'none'} and {config.kv_lora_rank}",
-        "experts": f"{config.n_routed_experts} routed, {config.num_experts_per_tok} for a token, "
+        "experts": f"{config.n_routed_experts} routed, {config.num_experts_per_tok} per token, "
                    f"{config.n_shared_experts} shared; {config.topk_group} of {config.n_group} "
                    "groups",
-        "parameters": f"{total:,} in the main model, {active:,} active for a token; "
+        "parameters": f"{total:,} in the main model, {active:,} activated per token; "
                       f"{sum(p.numel() for p in model.mtp.parameters()):,} in {len(model.mtp)} MTP "
                       "modules",
         "window": f"{config.max_position_embeddings:,} tokens" + (
@@ -64,20 +64,23 @@ def info(folder):
 
 
 def convert(folder, out, fp8, max_shard_size):
-    """Write the checkpoint in `folder` to `out`, tensor by tensor, with its tokenizer -> 0."""
+    """Write the checkpoint in `folder` to `out`, tensor by tensor, with its tokenizer.
+
+    -> exit code 0. Raises UserError if the checkpoint would not load, or `out` is not empty.
+    """
     config, checkpoint = read_config(folder), Checkpoint(folder)
     _, complaints = skeleton(folder, config, checkpoint)
     if complaints:
         raise UserError(f"{folder}: {complaints[0]}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there already; name a new folder.")
+        raise UserError(f"{out} exists already; name a new folder.")
     made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
         tensors = released(checkpoint, fp8)
         write_weights(out, to_fp8(tensors) if fp8 else tensors, max_shard_size)
         write_companions(folder, out, fp8)
-    except BaseException:                        # Ctrl-C too: nothing half made stays
+    except BaseException:                        # Ctrl-C too: leave no incomplete folder
         shutil.rmtree(out, ignore_errors=True)
         if not made:
             out.mkdir()
@@ -88,7 +91,7 @@ def convert(folder, out, fp8, max_shard_size):
 
 
 def write_companions(folder, out, fp8):
-    """config.json in its new form, and as it is what goes with a checkpoint: tokenizer, summary."""
+    """Write config.json in its new form, and copy the tokenizer, summary and other small files."""
     values = read_json(folder / "config.json")
     quantized = values.pop("quantization_config", None)
     if fp8:
@@ -102,10 +105,10 @@ def write_companions(folder, out, fp8):
 
 
 def released(checkpoint, fp8):
-    """(name, tensor) of each tensor: stacks of experts taken apart, FP8 kept or dequantised."""
+    """(name, tensor) of each tensor: stacked experts one by one, FP8 kept or dequantised."""
     for name in checkpoint.in_file_order(checkpoint.file_of):
         if fp8 and checkpoint.dtypes.get(name.removesuffix(SCALE)) == FP8:
-            yield name, checkpoint.raw(name)     # as it is: a second rounding would change it
+            yield name, checkpoint.raw(name)     # unchanged: rounding again would change it
         elif name.endswith((".gate_up_proj", ".down_proj")):
             yield from unstack(name, checkpoint.read(name)).items()
         elif not name.endswith(SCALE):
@@ -114,10 +117,10 @@ def released(checkpoint, fp8):
 
 
 def parse_size(text):
-    """"500MB" -> bytes. UserError names what is no size."""
+    """"500MB" -> bytes. Raises UserError if the text is not a size."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(|KB|MB|GB)", text.strip().upper())
     if not match or float(match.group(1)) <= 0:
-        raise UserError(f"--max-shard-size {text} is no size; write for instance 5GB or 500MB.")
+        raise UserError(f"--max-shard-size {text} is not a size; write for instance 5GB or 500MB.")
     return int(float(match.group(1)) * UNITS[match.group(2)])
 
 
@@ -131,10 +134,10 @@ def parse_arguments(arguments=None):
         command.add_argument("folder", metavar="DIR", help="a checkpoint, or its name on the hub")
     change.add_argument("out", metavar="OUT", type=Path, help="a new folder")
     change.add_argument("--fp8", action="store_true",
-                        help="matrices of attention and FFN in FP8 with a scale a block; without "
-                             "it FP8 becomes bfloat16 and the rest stays as it is")
+                        help="matrices of attention and FFN in FP8 with one scale per block; "
+                             "without it FP8 becomes bfloat16 and the rest is unchanged")
     change.add_argument("--max-shard-size", default="5GB", metavar="N",
-                        help="bytes in one file at most, as 500MB or 5GB [5GB]")
+                        help="largest size of one file, for instance 500MB or 5GB [5GB]")
     return parser.parse_args(arguments)
 
 

@@ -1,6 +1,6 @@
-"""config.json in and out: the keys are ModelConfig's own, and some that others add.
+"""Reading and writing config.json: its keys are ModelConfig's fields, and a few that others add.
 
-Keys that only keep books are ignored. What would change the mathematics is refused by name.
+Keys that change no result are ignored. A key that would change the mathematics is refused by name.
 """
 
 import json
@@ -18,16 +18,16 @@ ARCHITECTURE = {
     "moe_layer_freq": 1,
 }
 BOOKKEEPING = ("architectures", "model_type", "attention_dropout")  # change no result
-FAMILY = ("deepseek_v3", "kimi_k2")                    # model types of this very architecture
+FAMILY = ("deepseek_v3", "kimi_k2")                    # model types with exactly this architecture
 QUANTIZATION = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
                 "weight_block_size": list(BLOCK)}
-# Beside YaRN's fields under rope_scaling or rope_parameters.
+# Keys that may stand beside YaRN's fields under rope_scaling or rope_parameters.
 ROPE_BOOKKEEPING = ("rope_theta", "rope_type", "finetuned")
 ROPE_FIXED = {"truncate": True, "partial_rotary_factor": 1.0, "attention_factor": None}
 
 
 def released_config(config, dtype, fp8=False):
-    """A ModelConfig as the dict of a released config.json; dtype as text, "bfloat16"."""
+    """A ModelConfig as the dict of a released config.json; dtype is text, as in "bfloat16"."""
     values = {**ARCHITECTURE, **config.to_dict(), "num_key_value_heads": config.num_attention_heads}
     if config.rope_scaling is not None:
         values["rope_scaling"] = {k: v for k, v in values["rope_scaling"].items()
@@ -38,18 +38,21 @@ def released_config(config, dtype, fp8=False):
 
 
 def read_json(path):
-    """A JSON file whose content is an object. UserError with one line otherwise."""
+    """The content of a JSON file that holds an object. Raises UserError if it does not."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON ({first_line(error)}); copy it again.") from None
+        raise UserError(f"{path} is not JSON ({first_line(error)}); copy it again.") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds a {type(values).__name__}, no object; copy it again.")
+        raise UserError(f"{path} holds a {type(values).__name__}, not an object; copy it again.")
     return values
 
 
 def read_config(folder):
-    """config.json of a checkpoint as a ModelConfig; UserError for another architecture."""
+    """config.json of a checkpoint as a ModelConfig.
+
+    Raises FileNotFoundError if it is missing, UserError if it describes another architecture.
+    """
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; name a folder that train_tiny.py wrote, or a "
@@ -62,12 +65,15 @@ def read_config(folder):
 
 
 def our_fields(values):
-    """The fields of ModelConfig in a config.json; UserError names what is not our mathematics."""
+    """The fields of ModelConfig in a config.json.
+
+    Raises UserError with the name of a key that would change the mathematics.
+    """
     if values.get("model_type") not in FAMILY:
         raise UserError(f"model_type={values.get('model_type')!r} is another architecture; "
                         f"need {FAMILY[0]!r}.")
     fixed = {key: value for key, value in ARCHITECTURE.items() if key not in BOOKKEEPING}
-    if isinstance(values.get("num_attention_heads"), int):  # latent attention has no grouped heads
+    if isinstance(values.get("num_attention_heads"), int):  # latent attention has no head groups
         fixed["num_key_value_heads"] = values["num_attention_heads"]
     for key, needed in fixed.items():
         if values.get(key, needed) != needed:
@@ -78,7 +84,7 @@ def our_fields(values):
               if key in ModelConfig.__dataclass_fields__}
     rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
     if not isinstance(rope, dict):
-        raise UserError(f"rope_scaling={rope!r} is no object; copy the file again.")
+        raise UserError(f"rope_scaling={rope!r} is not an object; copy the file again.")
     chosen["rope_scaling"] = read_rope_scaling(rope)
     if "rope_theta" in rope:
         if chosen.setdefault("rope_theta", rope["rope_theta"]) != rope["rope_theta"]:
@@ -88,7 +94,7 @@ def our_fields(values):
         if chosen.get(key, 0) is None:
             del chosen[key]
         elif isinstance(chosen.get(key), list) and chosen[key]:
-            chosen[key] = chosen[key][0]               # several ids may end a text: take the first
+            chosen[key] = chosen[key][0]               # several ids may end a text: use the first
     return chosen
 
 
@@ -106,12 +112,13 @@ def read_rope_scaling(rope):
 
 
 def check_quantization(quantization):
-    """Only the released FP8 form is read: E4M3, one scale a block of 128 x 128."""
+    """Raise UserError unless FP8 is in the released form: E4M3, one scale per 128 x 128 block."""
     if quantization is None:
         return
     if not isinstance(quantization, dict):
-        raise UserError(f"quantization_config={quantization!r} is no object; copy the file again.")
+        raise UserError(f"quantization_config={quantization!r} is not an object; "
+                        "copy the file again.")
     for key in ("quant_method", "fmt", "weight_block_size"):
         if quantization.get(key, QUANTIZATION[key]) != QUANTIZATION[key]:
-            raise UserError(f"quantization_config.{key}={quantization[key]!r} is not read; "
+            raise UserError(f"quantization_config.{key}={quantization[key]!r} is not supported; "
                             f"need {QUANTIZATION[key]!r}, or weights that are not quantised.")

@@ -1,4 +1,4 @@
-"""Where a checkpoint is: a folder, or a name on the Hugging Face hub that is fetched into one."""
+"""Find a checkpoint: a local folder, or a name on the Hugging Face hub, which is downloaded."""
 
 import re
 from pathlib import Path
@@ -8,13 +8,13 @@ from ..files import first_line
 WANTED = ["*.json", "*.safetensors"]             # never pickled weights, never code
 
 
-HERE = Path(__file__).resolve().parents[2]       # the repository, with a trained model in its box
+HERE = Path(__file__).resolve().parents[2]       # the repository, with the shipped checkpoint
 
 
 def find(name=None):
-    """The folder of the checkpoint that is named, or else of the best one that is there.
+    """The folder of the named checkpoint; without a name, runs/tiny or the shipped checkpoint.
 
-    That is runs/tiny, or the model in the box. Raises FileNotFoundError if there is none.
+    Raises FileNotFoundError if there is none.
     """
     if name:
         return locate(name)
@@ -25,9 +25,9 @@ def find(name=None):
 
 
 def locate(folder_or_name):
-    """The folder of a checkpoint; one that is only on the hub, "owner/name", is fetched first.
+    """The folder of a checkpoint. "owner/name", if it is no folder here, is downloaded first.
 
-    Raises FileNotFoundError with one line if there is neither.
+    Raises FileNotFoundError with one line if there is no such folder and no such name on the hub.
     """
     folder = Path(folder_or_name)
     if folder.is_dir():
@@ -36,7 +36,7 @@ def locate(folder_or_name):
     if not owner or Path(owner.group(1)).exists() or owner.group(1) in (".", ".."):
         raise FileNotFoundError(f"no folder {folder_or_name}; name one with config.json and "
                                 "model.safetensors, or a checkpoint on the hub as owner/name.")
-    from huggingface_hub import snapshot_download  # slow to import, and rarely needed
+    from huggingface_hub import snapshot_download  # slow to import and rarely needed
     try:
         return Path(snapshot_download(str(folder_or_name), allow_patterns=WANTED))
     except Exception as error:                   # any kind of network trouble

@@ -1,11 +1,11 @@
-"""Released tensor names and ours: the one place where names and layouts are translated.
+"""Released tensor names and ours: names and layouts are translated here and nowhere else.
 
     released                                    here
     model.layers.3.mlp.experts.7.gate_proj ...  layers.3.mlp.experts.gate_up_proj[7], stacked
     model.layers.{L+k}.eh_proj ...              mtp.k.eh_proj: MTP modules follow the L blocks
     model.layers.{L+k}.embed_tokens, shared_head.head   no copies: embedding and head are shared
 
-A checkpoint may also hold the experts stacked, as transformers has them in memory.
+A checkpoint may also hold the experts stacked, as transformers does in memory.
 """
 
 import re
@@ -14,14 +14,14 @@ from ..fp8 import BLOCK
 
 MTP_COPIES = ("embed_tokens.weight", "shared_head.head.weight")
 SCALE = "_scale_inv"                             # FP8 weight W comes with W_scale_inv
-FLOATS = ("F64", "F32", "F16", "BF16")           # safetensors' names for what needs no scale
+FLOATS = ("F64", "F32", "F16", "BF16")           # safetensors' names of dtypes without a scale
 FP8 = "F8_E4M3"
 
 
 def is_fp8(name):
-    """Whether the released FP8 checkpoint holds this tensor in FP8: matrices of attention and FFN.
+    """Whether the released FP8 checkpoint has this tensor in FP8: matrices of attention and FFN.
 
-    Embedding, head, gate, norms and eh_proj stay in bfloat16 (report, section 3.3.1).
+    Embedding, head, router, norms and eh_proj stay in bfloat16 (report, section 3.3.1).
     """
     return re.search(r"\.(self_attn|mlp)\..*_proj(_with_mqa)?\.weight$", name) is not None
 
@@ -41,7 +41,7 @@ def released_tensors(model):
 
 
 def released_name(name, num_layers):
-    """Our name -> the released one; of experts, the name of their stack."""
+    """Our name -> the released one; for experts, the name of their stack."""
     parts = name.split(".")
     if parts[0] == "mtp":
         parts = ["layers", str(num_layers + int(parts[1])), *parts[2:]]
@@ -49,13 +49,13 @@ def released_name(name, num_layers):
 
 
 def to_released(name, tensor, num_layers):
-    """One tensor of ours -> the released names and the views of it that they hold."""
+    """One tensor of ours -> {released name: the view of it that has this name}."""
     name = released_name(name, num_layers)
     return unstack(name, tensor) if name.endswith(("gate_up_proj", "down_proj")) else {name: tensor}
 
 
 def unstack(name, tensor):
-    """Stacked experts (E, ...) under the name of the stack -> one view for each released name."""
+    """Stacked experts (E, ...) -> {released name: view of one expert}; name is the stack's."""
     stem, kind = name.rsplit(".", 1)
     if kind == "down_proj":
         return {f"{stem}.{e}.down_proj.weight": tensor[e] for e in range(len(tensor))}
@@ -65,21 +65,22 @@ def unstack(name, tensor):
 
 
 def places(model, names):
-    """Where a model wants each released tensor: {name: view}; stacked experts if `names` has them.
+    """Where each released tensor belongs in a model: {name: view}.
 
-    On a meta model it costs no memory, and tells the shapes that a checkpoint must have.
+    Experts are stacked if `names` has their stack. On a meta model this takes no memory and gives
+    the shapes that a checkpoint must have.
     """
     L, found = model.config.num_hidden_layers, {}
     for name, tensor in model.state_dict().items():
         stack = released_name(name, L)
         found.update({stack: tensor} if stack in names else to_released(name, tensor, L))
     if model.config.tie_word_embeddings:
-        found.pop("lm_head.weight", None)        # filled with the embedding
+        found.pop("lm_head.weight", None)        # it is the embedding
     return found
 
 
 def ignorable(name, config):
-    """Whether a checkpoint may hold this tensor though no place is left for it."""
+    """Whether a checkpoint may hold this tensor although the model has no place for it."""
     L = config.num_hidden_layers
     copies = [f"model.layers.{L + k}.{copy}" for k in range(config.num_nextn_predict_layers)
               for copy in MTP_COPIES]                                  # shared here
@@ -88,9 +89,9 @@ def ignorable(name, config):
 
 
 def problems(wanted, shapes, dtypes, config):
-    """Why tensors do not fill a model: one line each, none if they do.
+    """Why the tensors of a checkpoint do not fill a model: one line each, none if they do.
 
-    wanted {name: view} from `places`; shapes and dtypes of what is there, scales included.
+    wanted: {name: view} from `places`; shapes and dtypes: of the checkpoint, scales included.
     """
     for name, view in wanted.items():
         shape, needed = shapes.get(name), tuple(view.shape)
@@ -115,7 +116,7 @@ def problems(wanted, shapes, dtypes, config):
 
 
 def asked_by(name, config):
-    """The key of config.json that decides whether a tensor is there, if one does."""
+    """The keys of config.json that decide whether this tensor exists, as text; may be empty."""
     layer = re.match(r"model\.layers\.(\d+)\.", name)
     if layer and int(layer.group(1)) >= config.num_hidden_layers:
         return (f" (num_hidden_layers={config.num_hidden_layers}, num_nextn_predict_layers="

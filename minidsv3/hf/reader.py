@@ -1,7 +1,7 @@
-"""A checkpoint folder as a table of tensors: headers at once, contents one at a time.
+"""A checkpoint folder as a table of tensors: all headers first, contents one tensor at a time.
 
-Weights lie in `model.safetensors`, or in shards that `model.safetensors.index.json` lists. Opening
-reads headers alone, so it takes no time at any size, and a tensor is read when it is asked for.
+Weights are in `model.safetensors`, or in shards that `model.safetensors.index.json` lists. Opening
+reads only headers, so it is fast at any size. A tensor is read when it is asked for.
 """
 
 import re
@@ -20,17 +20,16 @@ PICKLED = (".bin", ".pth", ".pt", ".ckpt")
 
 
 class Checkpoint:
-    """Names, shapes and dtypes (safetensors' names) of all tensors in a folder.
+    """Names, shapes and dtypes (in safetensors' names) of all tensors in a folder.
 
-    Raises FileNotFoundError or UserError with one line that names the file that does not fit.
+    Raises FileNotFoundError or UserError with one line that names the file.
     """
 
     def __init__(self, folder):
         self.folder = Path(folder)
-        self.path = self.handle = None           # the one file that is open at the moment
+        self.path = self.handle = None           # the file that is open at the moment
         self.file_of, self.shapes, self.dtypes = {}, {}, {}
-        listed = self.listed()                   # {file: names in the index, or None for all}
-        for file, names in listed.items():
+        for file, names in self.listed().items():
             handle = self.open(self.folder / file)
             inside = handle.keys()
             if missing := set(names or ()) - set(inside):
@@ -42,7 +41,7 @@ class Checkpoint:
                 self.shapes[name], self.dtypes[name] = tuple(header.get_shape()), header.get_dtype()
 
     def listed(self):
-        """The weight files; pickled weights are refused, never opened."""
+        """{weight file: names in the index, or None for all}; pickled files are never opened."""
         if (self.folder / WHOLE).is_file():
             return {WHOLE: None}
         index = self.folder / INDEX
@@ -60,7 +59,7 @@ class Checkpoint:
                                 f"and {WHOLE}, or shards and {INDEX}.")
 
     def open(self, path):
-        """A handle of one file. Only one stays open: what was read of it stays in memory."""
+        """A handle of one file. Only one is open at a time, since what it read stays in memory."""
         if path != self.path:
             self.path = self.handle = None
             try:

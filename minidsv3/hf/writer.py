@@ -1,4 +1,4 @@
-"""Tensors into a checkpoint folder: one file, or shards and their index."""
+"""Write tensors into a checkpoint folder: one file, or shards and their index."""
 
 import json
 from pathlib import Path
@@ -17,8 +17,8 @@ MAX_SHARD_SIZE = 5_000_000_000                   # bytes
 def to_fp8(tensors):
     """(name, tensor) pairs -> the same in the released FP8 form.
 
-    Matrices of attention and FFN become codes and scales, or stay so; the router's bias stays
-    float32, all else becomes bfloat16.
+    Matrices of attention and FFN become codes and scales, unless they are already. The router's
+    bias is float32; everything else becomes bfloat16.
     """
     for name, tensor in tensors:
         if is_fp8(name) and tensor.dtype != torch.float8_e4m3fn:
@@ -34,10 +34,10 @@ def to_fp8(tensors):
 
 
 def write_weights(folder, tensors, max_shard_size=MAX_SHARD_SIZE):
-    """Write (name, tensor) pairs as they come, into files of at most max_shard_size [bytes].
+    """Write (name, tensor) pairs, in their order, into files of at most max_shard_size bytes.
 
-    A larger tensor has a file of its own. Files of an older checkpoint are removed once the new
-    ones are whole.
+    A larger tensor gets a file of its own. Files of an older checkpoint are removed after the new
+    ones are complete.
     """
     folder, parts, shard, size = Path(folder), [], {}, 0
     try:
@@ -55,17 +55,17 @@ def write_weights(folder, tensors, max_shard_size=MAX_SHARD_SIZE):
             write_tensors(folder / WHOLE, shard)
             remove_others(folder, {WHOLE})
     finally:
-        for number in range(len(parts)):         # after an error: nothing half made stays
+        for number in range(len(parts)):         # after an error: remove incomplete files
             part(folder, number).unlink(missing_ok=True)
 
 
 def part(folder, number):
-    """What a shard is called until it is known how many there are."""
+    """The temporary name of a shard, until the number of shards is known."""
     return folder / f"{WHOLE}.part{number}"
 
 
 def write_tensors(path, tensors):
-    """Write a safetensors file whole or not at all."""
+    """Write a safetensors file completely or not at all."""
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
         # Not save_file: it writes under a random name, which a kill would leave behind.
@@ -79,7 +79,7 @@ def write_part(folder, number, shard):
 
 
 def name_shards(folder, parts):
-    """Give the shards their names, and write the index last."""
+    """Give the shards their final names, then write the index."""
     files = [f"model-{n:05}-of-{len(parts):05}.safetensors" for n in range(1, len(parts) + 1)]
     for number, file in enumerate(files):
         part(folder, number).replace(folder / file)
@@ -91,7 +91,7 @@ def name_shards(folder, parts):
 
 
 def remove_others(folder, files):
-    """Remove weight files of an older checkpoint, which would be read in place of the new ones."""
+    """Remove weight files of an older checkpoint, which would be read instead of the new ones."""
     for path in (folder / WHOLE, folder / INDEX, *folder.glob("model-*-of-*.safetensors")):
         if path.name not in files:
             path.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
-"""How the model speaks: sampling (one token), speculative (drafts), decoder (one step), generation
-(tokens in, tokens out), text (text in, text out), handover (prefill and decode apart), serving (in
-one process or two), engines (the command).
+"""How the model generates text: sampling (one token), speculative (drafts), decoder (one step),
+generation (tokens in, tokens out), text (text in, text out). The room `serve` deploys it.
 """
 
 from .generation import Generation as Generation

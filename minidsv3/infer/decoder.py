@@ -1,9 +1,9 @@
-"""Sequences under way: they start together or join later, make a step at a time, and leave.
+"""Decode a batch of sequences: they start together or join later, and each may leave at any step.
 
 One step reads the last token of every sequence, and its drafts if there are any, in one pass of the
-main model. Plain decoding is the case of no drafts; a batch of equal prompts, one of different
-lengths and one that changes while it runs are all the same to it, since the cache knows the length
-of each sequence.
+main model. Plain decoding is the case without drafts. The cache knows the length of each sequence,
+so prompts of equal length, prompts of different lengths, and a batch that changes while it runs
+need no separate code.
 """
 
 import torch
@@ -15,10 +15,10 @@ from .speculative import Drafter, last_of, verify
 
 
 class Sequence:
-    """One text in the making.
+    """A prompt and the tokens generated after it so far, in `new`.
 
-    tokens: the prompt, at least one. It ends after max_new_tokens or with a token of `stop`, EOS
-    among them. seed is of its own generator.
+    tokens: the prompt, at least one token. The sequence ends after max_new_tokens, or with a token
+    of `stop`, which should include EOS. seed: for the generator of this sequence alone.
     """
 
     def __init__(self, tokens, max_new_tokens, stop, sampler=None, seed=0):
@@ -28,11 +28,11 @@ class Sequence:
         self.new, self.ended = [], False
 
     def restrict(self, row):
-        """The logits (V,) of those tokens that may come next; here, of all."""
+        """The logits (V,), -inf for a token that must not come next; here every token may."""
         return row
 
     def note(self, token):
-        """Take over a token that was chosen."""
+        """Append a token that was chosen."""
         self.new.append(token)
         self.ended = token in self.stop or len(self.new) >= self.limit
 
@@ -40,14 +40,14 @@ class Sequence:
 class Decoder:
     """A model, its caches, and up to `places` sequences of up to max_len tokens each.
 
-    speculative: tokens to draft in each step; 0 none. accepted and tried count, by position, the
-    drafts that were kept and those that the main model came to judge.
+    speculative: tokens to draft per step; 0 for none. By position of the draft, `tried` counts how
+    many drafts the main model verified, and `accepted` how many of them it accepted.
     """
 
     def __init__(self, model, places, max_len, speculative=0):
         self.model, self.sequences, self.passes = model, [], 0
         self.cache = model.new_cache(places, max_len)
-        self.cache.lengths = []                  # nobody is in yet
+        self.cache.lengths = []                  # no sequence yet
         self.drafter = Drafter(model, places, max_len, speculative) if speculative else None
         self.accepted, self.tried = [0] * speculative, [0] * speculative
 
@@ -55,7 +55,7 @@ class Decoder:
     def start(self, sequences):
         """Read the prompts of all sequences in one pass and choose the first token of each.
 
-        -> [new tokens of each], as `step` gives them. Only when nobody is in.
+        -> [new tokens of each], as `step` returns them. Replaces all sequences held before.
         """
         self.sequences = list(sequences)
         self.cache.lengths = [0] * len(sequences)
@@ -70,9 +70,10 @@ class Decoder:
 
     @torch.inference_mode()
     def admit(self, sequence, latents, draft_latents=None, state=None):
-        """Let a sequence join with what `take` gave of its cache, and the drafter's; see Handover.
+        """Let a sequence join, with latents (L, length, Rkv+Dr) as `LatentCache.take` returns them.
 
-        state (1, C): what its next draft is read from.
+        draft_latents (1, length, Rkv+Dr) are those of the drafter; state (1, C): its last state,
+        for the next draft. Raises ValueError if there is no place.
         """
         self.cache.put(latents)
         self.sequences.append(sequence)
@@ -84,7 +85,7 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self):
-        """One pass for all sequences -> [new tokens of each], one or more."""
+        """One pass for all sequences -> [new tokens of each], at least one per sequence."""
         before, guesses, q = list(self.cache.lengths), None, None
         tokens = send(torch.tensor([[sequence.new[-1]] for sequence in self.sequences]),
                       self.cache.device)                               # (B, 1)
@@ -101,18 +102,19 @@ class Decoder:
         return new
 
     def read(self, tokens, counts):
-        """tokens (B, T) behind what the caches hold -> the main model's states (B, T, C)."""
+        """Append tokens (B, T) to the main model's cache -> its states (B, T, C)."""
         self.passes += 1
         return self.model.hidden_states(tokens, self.cache, counts)[0]
 
     def choose(self, hidden, guesses=None, q=None):
-        """What the main model chooses, by its states (B, k+1, C) at last token and guesses (B, k).
+        """Verify drafts by the main model's states (B, k+1, C) -> [new tokens of each sequence].
 
-        q (B, k, V): what the guesses were drawn from; None where they were the likeliest.
+        The states are those of the last token and of the drafts `guesses` (B, k). q (B, k, V): the
+        distributions of the drafts; None if each is the most likely token.
         """
         logits = self.model.lm_head(hidden)                            # (B, k+1, V)
         best, likeliest = logits.max(dim=-1)                           # (B, k+1) each
-        # The largest is NaN as soon as one logit is; -1 tells it with the one read that is needed.
+        # If any logit is NaN, so is the largest. Marking it with -1 saves a second copy to the CPU.
         likeliest = likeliest.masked_fill(best.isnan(), -1)
         k = 0 if guesses is None else guesses.size(1)
         read = (likeliest if guesses is None else torch.cat([guesses, likeliest], dim=1)).tolist()
@@ -130,7 +132,7 @@ class Decoder:
         return new
 
     def leave(self, row):
-        """Let a sequence go, ended or not -> it; the last one takes its row."""
+        """Remove a sequence, ended or not -> it; the last one moves into its row."""
         caches = [self.cache] + ([self.drafter.cache] if self.drafter else [])
         for cache in caches:
             cache.drop(row)
@@ -147,7 +149,7 @@ class Decoder:
 
 
 def padded(rows, device):
-    """Rows of different lengths -> (B, T) tokens, filled with 0 behind each, and the lengths."""
+    """Rows of different lengths -> tokens (B, T), padded with 0 at the end, and the lengths."""
     counts = [len(row) for row in rows]
     width = max(counts)
     filled = [list(row) + [0] * (width - len(row)) for row in rows]

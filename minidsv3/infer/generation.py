@@ -1,4 +1,4 @@
-"""Continue tokens: one prompt or many, of equal or different lengths, plain or with drafts."""
+"""Generate tokens for one prompt or many, of any lengths, with or without drafts."""
 
 import time
 from typing import NamedTuple
@@ -9,14 +9,14 @@ from ..command import UserError
 from .decoder import Decoder, Sequence
 from .sampling import Sampler
 
-MOST_DRAFTS = 16                                 # more are never all accepted
+MOST_DRAFTS = 16                                 # so many are never all accepted
 
 
 class Generation(NamedTuple):
-    """What `generate` returns: the new tokens alone."""
+    """The result of `generate`, without the prompts."""
 
     tokens: torch.Tensor                         # (B, N) int64, EOS after a sequence has ended
-    lengths: torch.Tensor                        # (B,) new tokens before the EOS, a stop included
+    lengths: torch.Tensor                        # (B,) new tokens before EOS; a stop token counts
     stats: dict                                  # seconds, tokens per second, cache bytes, ...
 
 
@@ -24,11 +24,11 @@ def generate(model, tokens, max_new_tokens, temperature=0.0, top_k=None, top_p=1
              speculative=0, seed=0, stop=()):
     """Continue tokens (B, T), or a list of 1-D tensors, by up to max_new_tokens each.
 
-    temperature 0 is greedy. speculative: tokens that the MTP module drafts in each step; it changes
-    the speed and, but for rounding, not the text (greedy) or its distribution (sampling). Sequence
-    i draws from a generator of seed + i, or of seed[i], so its text does not depend on the others,
-    but for rounding.
-    stop: tokens that end a text, besides EOS. Raises UserError for a setting out of range.
+    temperature 0 is greedy. speculative: tokens that the MTP module drafts per step; this changes
+    the speed, not the text (greedy) or its distribution (sampling), except by rounding. Sequence i
+    has a generator of its own, with seed + i or seed[i], so its text does not depend on the other
+    sequences, except by rounding. stop: tokens that end a text, besides EOS.
+    Raises UserError for a setting out of range.
     """
     begin = time.perf_counter()
     prompts = [row.tolist() for row in tokens]
@@ -53,7 +53,10 @@ def generate(model, tokens, max_new_tokens, temperature=0.0, top_k=None, top_p=1
 
 
 def begin_all(model, prompts, max_new_tokens, sampler, speculative, seeds, stop, kind=Sequence):
-    """A Decoder with room for all prompts, and their sequences. UserError if a number is wrong."""
+    """A Decoder with room for all prompts, and the sequences to start.
+
+    kind: the class of the sequences. Raises UserError for a setting out of range.
+    """
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens={max_new_tokens} must be at least 1.")
     if not 0 <= speculative <= MOST_DRAFTS:
@@ -74,13 +77,13 @@ def begin_all(model, prompts, max_new_tokens, sampler, speculative, seeds, stop,
     stops = {model.config.eos_token_id, *stop}
     sequences = [kind(prompt, max_new_tokens, stops, sampler, seed)
                  for prompt, seed in zip(prompts, seeds)]
-    # The last drafts may look further than the text will go.
+    # The last drafts may reach beyond the end of the text.
     room = longest + max_new_tokens + speculative
     return Decoder(model, len(prompts), room, speculative), sequences
 
 
 def advance(decoder):
-    """Let ended sequences go and make a step for the others -> whether there were any."""
+    """Remove ended sequences and make a step for the others -> whether there were others."""
     for row in reversed(range(len(decoder.sequences))):
         if decoder.sequences[row].ended:
             decoder.leave(row)
@@ -90,7 +93,7 @@ def advance(decoder):
 
 
 def statistics(decoder, new_tokens, seconds):
-    """Figures of a finished generation; acceptance by position of the draft."""
+    """The figures of a finished generation; `acceptance` is a rate for each position of a draft."""
     return {"new_tokens": new_tokens, "seconds": seconds, "tokens_per_s": new_tokens / seconds,
             "cache_bytes": decoder.nbytes, "passes": decoder.passes,
             "acceptance": [round(kept / max(1, tried), 4)

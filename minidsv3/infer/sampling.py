@@ -1,12 +1,12 @@
 """From logits to a token: greedy, or drawn after temperature, top-k, top-p and min-p.
 
-The order is: divide by the temperature, keep the top_k likeliest, keep the fewest likeliest that
-reach top_p together, keep those of at least min_p times the likeliest; then draw. Every sequence
-draws from a generator of its own, so that its text does not depend on its batch mates.
+The order is: divide the logits by the temperature; keep the top_k most likely tokens; of these keep
+the fewest whose probabilities reach top_p together; of these keep the ones with at least min_p
+times the probability of the most likely token; then draw. Every sequence draws from a generator of
+its own, so its text does not depend on the other sequences of the batch.
 
-Probabilities are computed where the model is, for a whole batch; then they are read in one piece,
-and what follows (the draw, and whether a draft is kept) happens on the CPU in float64, which not
-every device has.
+Probabilities are computed on the device of the model, for a whole batch, and copied to the CPU at
+once. Drawing a token and accepting a draft happen there, in float64, which not every device has.
 """
 
 from typing import NamedTuple
@@ -20,13 +20,13 @@ from ..model.layers import at_least_float32
 class Sampler(NamedTuple):
     """How a sequence's tokens are chosen; `checked` raises UserError for a value out of range."""
 
-    temperature: float = 0.0                     # 0 always takes the likeliest token
+    temperature: float = 0.0                     # 0 always takes the most likely token
     top_k: int | None = None                     # None keeps all
     top_p: float = 1.0                           # 1 keeps all
     min_p: float = 0.0                           # 0 keeps all
 
     def checked(self):
-        """Itself, if all is in range."""
+        """The sampler itself, if every value is in range."""
         if not 0 <= self.temperature < float("inf"):
             raise UserError(f"temperature={self.temperature} must not be negative or infinite; "
                             "0 is greedy, 1 as trained.")
@@ -41,11 +41,11 @@ class Sampler(NamedTuple):
         return self
 
     def probabilities(self, logits):
-        """What is drawn from: logits (..., V) -> (..., V), summing to 1, float32 or wider."""
+        """Probabilities to draw from: logits (..., V) -> (..., V), sum 1, float32 or wider."""
         scaled = at_least_float32(logits)
         if self.temperature == 0:
             return torch.zeros_like(scaled).scatter_(-1, scaled.argmax(-1, keepdim=True), 1.0)
-        # Before the division the largest becomes 0, so that no temperature can overflow it.
+        # The largest logit becomes 0 before the division, so no temperature can cause overflow.
         scaled = (scaled - scaled.amax(dim=-1, keepdim=True)) / max(self.temperature, 1e-6)
         if self.top_k is not None and self.top_k < scaled.size(-1):
             smallest = scaled.topk(self.top_k, dim=-1).values[..., -1:]
@@ -59,9 +59,9 @@ class Sampler(NamedTuple):
 
 
 def distributions(sequences, logits):
-    """What each sequence draws from: logits (B, ..., V) -> (B, ..., V) on the CPU, by one read.
+    """Probabilities each sequence draws from: logits (B, ..., V) -> (B, ..., V) on the CPU.
 
-    None where all are greedy and draw from nothing.
+    One copy for the whole batch. None if all sequences are greedy, since these draw nothing.
     """
     samplers = {sequence.sampler for sequence in sequences}
     if all(sampler.temperature == 0 for sampler in samplers):
@@ -73,20 +73,20 @@ def distributions(sequences, logits):
 
 
 def keep_nucleus(probabilities, top_p):
-    """Zero all but the fewest likeliest tokens that together reach top_p: (..., V) -> (..., V).
+    """Keep the fewest most likely tokens that together reach top_p: (..., V) -> (..., V).
 
-    What is kept is not normalised again.
+    The others become 0. The result is not normalised.
     """
     ordered, index = probabilities.sort(dim=-1, descending=True)
-    before = ordered.cumsum(dim=-1) - ordered                          # mass of all likelier tokens
-    kept = ordered.masked_fill(before >= top_p, 0.0)                   # the first always stays
+    before = ordered.cumsum(dim=-1) - ordered                          # sum of all more likely ones
+    kept = ordered.masked_fill(before >= top_p, 0.0)                   # the first is always kept
     return torch.zeros_like(probabilities).scatter(-1, index, kept)
 
 
 def draw(probabilities, generator):
-    """One token from unnormalised probabilities (V,) on the CPU -> int, by one random number."""
+    """Draw a token: unnormalised probabilities (V,) on the CPU -> int, by one random number."""
     cumulative = probabilities.double().cumsum(dim=-1)                 # (V,)
     mark = torch.rand((), generator=generator, dtype=torch.float64).item() * cumulative[-1].item()
     token = int(torch.searchsorted(cumulative, mark, right=True))
-    # A mark that rounding puts at the very end goes to the last token that has any probability.
+    # Rounding may put the mark at the very end: then take the last token of nonzero probability.
     return min(token, int(probabilities.nonzero()[-1]))

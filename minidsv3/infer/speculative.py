@@ -1,15 +1,18 @@
-"""Drafts by the MTP module, verified by the main model: several tokens a pass, and none of them
-another than the main model would have chosen (report, sections 2.2 and 5.4.3).
+"""Speculative decoding: the MTP module drafts tokens, and the main model verifies them in one pass.
 
-The module joins the main model's state of position i with token i+1 and guesses token i+2. So once
-a token is chosen, its successor can be drafted by one block, and one more by feeding the module its
-own state and draft. The main model then reads the chosen token and all drafts in one pass:
+The output is exactly what the main model alone would produce: the same text if greedy, the same
+distribution if sampled (report, sections 2.2 and 5.4.3).
 
-    greedy     a draft is kept while it is what the main model chooses
-    sampling   draft d ~ q is kept with probability min(1, p(d) / q(d)); the first that is not is
-               replaced by a draw from (p - q)+, normalised: together exactly a draw from p
+The module combines the main model's state at position i with token i+1 and predicts token i+2. So
+as soon as a token is chosen, one block is enough to draft the next token. For a further draft the
+module reads its own state and its own draft. The main model then reads the chosen token and all
+drafts in one pass:
 
-After a rejection both caches are cut back to what was kept.
+    greedy     a draft is accepted if it is the token that the main model chooses
+    sampling   a draft d ~ q is accepted with probability min(1, p(d) / q(d)); a rejected one is
+               replaced by a draw from (p - q)+, normalised; so each token is exactly a draw from p
+
+Drafts after the first rejected one are discarded, and both caches are cut back.
 """
 
 import torch
@@ -21,7 +24,10 @@ from .sampling import distributions, draw
 
 
 class Drafter:
-    """The first MTP module over a latent cache of its own, for a batch of sequences."""
+    """The first MTP module with its own latent cache, for a batch of sequences.
+
+    Raises UserError if the model has no MTP module.
+    """
 
     def __init__(self, model, places, max_len, drafts):
         if not model.mtp:
@@ -35,12 +41,12 @@ class Drafter:
         self.state = None                                              # (B, 1, C)
 
     def read(self, hidden, after, counts):
-        """Join states hidden (B, M, C) with the tokens (B, M) that follow them.
+        """Read the main model's states hidden (B, M, C), and the tokens after (B, M) that follow.
 
-        counts: how many of the M are real, a number for each sequence. What comes out at the last
-        real one is the state that the next draft is read from.
+        counts: how many of the M positions are not padding, for each sequence. The module's state
+        at the last of them gives the next draft.
         """
-        if max(counts) > 1:          # of all but the last position only the latents are needed
+        if max(counts) > 1:          # before the last position only the latents are needed
             rope = self.cache.make_room(max(counts) - 1)
             self.module.remember(hidden[:, :-1], self.model.embed(after[:, :-1]), rope,
                                  self.cache.layers[0])
@@ -48,17 +54,17 @@ class Drafter:
         self.state = self.step(last_of(hidden, counts)[:, None], last_of(after, counts)[:, None])
 
     def step(self, hidden, after):
-        """One position of each sequence through the module: hidden (B, 1, C), after (B, 1)."""
+        """Read one position per sequence: hidden (B, 1, C), after (B, 1) -> state (B, 1, C)."""
         rope = self.cache.make_room(1)
         state, _ = self.module(hidden, self.model.embed(after), rope, self.cache.layers[0])
         self.cache.advance([1] * len(after))
         return state
 
     def draft(self, sequences):
-        """`drafts` tokens for each sequence -> tokens (B, k), and what they were drawn from.
+        """Draft k tokens for each sequence -> tokens (B, k), and their distributions q (B, k, V).
 
-        The latter is (B, k, V) on the CPU, or None for greedy sequences, whose drafts are the
-        likeliest; those are not read here.
+        q is on the CPU. It is None if all sequences are greedy: then each draft is the most likely
+        token, and the tokens are not copied to the CPU here.
         """
         held, state = list(self.cache.lengths), self.state
         steps, drawn_from = [], []
@@ -74,28 +80,28 @@ class Drafter:
             steps.append(tokens)
             if k + 1 < self.drafts:
                 state = self.step(state, tokens[:, None])
-        self.cache.crop(held)                    # these states were the module's, not the model's
+        self.cache.crop(held)                    # forget states that came from drafts
         tokens = torch.stack(steps, dim=1)                             # (B, k)
         return tokens, torch.stack(drawn_from, dim=1) if drawn_from else None
 
 
 def last_of(x, counts):
-    """The last real one of each sequence: x (B, M, ...), so many real ones of M -> (B, ...)."""
+    """The last position that is not padding: x (B, M, ...), counts of B numbers -> (B, ...)."""
     last = send(torch.tensor(counts) - 1, x.device)                    # (B,)
     return x[torch.arange(len(counts), device=x.device), last]
 
 
 def verify(sequence, drafts, q, logits, likeliest, p=None):
-    """The tokens that follow, given k drafts: logits (k+1, V) of the main model -> 1 to k+1 tokens.
+    """Accept or replace k drafts: logits (k+1, V) of the main model -> the 1 to k+1 new tokens.
 
-    q (k, V): what the drafts were drawn from; None where they were the likeliest. likeliest: the
-    argmax of each row of logits. p (k+1, V): what the sequence draws from, None if it is greedy.
-    Drafts, q, likeliest and p are on the CPU; logits are looked at only where `restrict` changes
-    them.
+    q (k, V): the distributions of the drafts; None if each is the most likely token. likeliest: the
+    argmax of each row of logits. p (k+1, V): the distributions of the main model, None if the
+    sequence is greedy. Drafts, q, likeliest and p are on the CPU. The logits stay on their device,
+    and are used only where `restrict` changes them.
     """
     new = []
     for k, all_logits in enumerate(logits):
-        draft = drafts[k] if k < len(drafts) else None                 # none for the last row
+        draft = drafts[k] if k < len(drafts) else None                 # the last row has none
         row = sequence.restrict(all_logits)                            # (V,)
         if sequence.sampler.temperature == 0:
             token = likeliest[k] if row is all_logits else int(row.argmax())
@@ -111,9 +117,9 @@ def verify(sequence, drafts, q, logits, likeliest, p=None):
 
 
 def accept_or_replace(p, q, draft, generator):
-    """A draw from p (V,), by way of a draft that was drawn from q (V,)."""
+    """Accept a draft drawn from q (V,), or replace it: the result is a draw from p (V,)."""
     chance = torch.rand((), generator=generator, dtype=torch.float64).item()
     if chance * q[draft].item() < p[draft].item():                     # min(1, p(d) / q(d))
         return draft
     rest = (p - q).clamp(min=0)
-    return draw(rest if rest.any() else p, generator)      # p = q but for rounding leaves nothing
+    return draw(rest if rest.any() else p, generator)      # if p = q, rounding may leave nothing

@@ -1,4 +1,4 @@
-"""From text to text: prompts that end in the middle of a token, stop strings, whole characters."""
+"""Continue a text: prompts that end in the middle of a token, stop strings, whole characters."""
 
 import codecs
 import re
@@ -15,9 +15,9 @@ from .sampling import Sampler
 
 
 class Piece(NamedTuple):
-    """One new token, the text that it completes, and whether it was drafted and accepted."""
+    """One new token, the text that it completes, and whether it is an accepted draft."""
 
-    token: int | None                            # None: the end, which may still flush a text
+    token: int | None                            # None at the end, with the text that was held back
     text: str
     drafted: bool = False
 
@@ -26,8 +26,8 @@ def complete(model, tokenizer, prompt, max_new_tokens, temperature=0.0, top_k=No
              min_p=0.0, speculative=0, seed=0, stop=(), suffix=None):
     """Continue a text: an iterable of Pieces, whose texts, joined, follow the prompt.
 
-    An empty prompt begins a document. suffix: what shall come after the new text, which then fills
-    the gap. stop: strings before which the text ends. The other settings are those of `generate`.
+    An empty prompt starts a new document. suffix: the text after a gap that the new text fills.
+    stop: strings; the text ends before the first one. The other settings are those of `generate`.
     Raises UserError at once for a setting out of range.
     """
     ending = ""
@@ -45,7 +45,10 @@ def complete(model, tokenizer, prompt, max_new_tokens, temperature=0.0, top_k=No
 
 
 def around_a_hole(tokenizer, prefix, suffix):
-    """Tokens that ask for the text between prefix and suffix, as in training (report, 4.1)."""
+    """Tokens that ask for the text between prefix and suffix, as in training (report, 4.1).
+
+    Raises UserError if the tokenizer has no tokens for this.
+    """
     if tokenizer.fim_hole_id is None:
         raise UserError("this model's tokenizer has no marks to fill in the middle; leave the "
                         "suffix out, or train with fim_rate above 0.")
@@ -54,7 +57,7 @@ def around_a_hole(tokenizer, prefix, suffix):
 
 
 class Completion:
-    """A text that grows while it is iterated over; `decoder` counts passes and accepted drafts."""
+    """Iterating over it generates the text; its `decoder` counts passes and accepted drafts."""
 
     def __init__(self, decoder, sequence, stop):
         self.decoder, self.sequence, self.text = decoder, sequence, TextStream(stop)
@@ -69,14 +72,15 @@ class Completion:
                     return
             before = sum(self.decoder.accepted)
             new = [] if self.sequence.ended else self.decoder.step()[0]
-            drafted = sum(self.decoder.accepted) - before              # the first so many of them
+            drafted = sum(self.decoder.accepted) - before              # these come first in new
         yield Piece(None, self.text.feed(b"", final=True))
 
 
 class HealedSequence(Sequence):
-    """A sequence whose first tokens spell again the ending that was cut off its prompt.
+    """A sequence that must begin with the bytes that were cut off its prompt ("token healing").
 
-    parts: the bytes that each new token adds to the prompt; none for EOS.
+    ending: the text cut off. parts: the bytes that each new token adds to the whole prompt; empty
+    for EOS.
     """
 
     def __init__(self, *arguments, tokenizer, ending):
@@ -85,7 +89,7 @@ class HealedSequence(Sequence):
         self.tokenizer = tokenizer
 
     def restrict(self, row):
-        """-inf for tokens that neither begin with the ending nor are its beginning: (V,)."""
+        """-inf for tokens that neither start with the ending nor are a prefix of it: row (V,)."""
         if not self.ending:
             return row
         fits = [bool(data) and (data.startswith(self.ending) or self.ending.startswith(data))
@@ -93,7 +97,7 @@ class HealedSequence(Sequence):
         return row.masked_fill(send(~torch.tensor(fits), row.device), float("-inf"))
 
     def note(self, token):
-        """Take over a token, and what of it comes after the ending."""
+        """Append a token, and to `parts` its bytes that come after the ending."""
         super().note(token)
         data = b"" if token in self.stop else self.tokenizer.decode_bytes([token])
         spelt = min(len(data), len(self.ending))
@@ -102,20 +106,20 @@ class HealedSequence(Sequence):
 
 
 def split_prompt(prompt, longest=16):
-    """Cut off the signs and spaces at the end: "if (x == " -> "if (x", " == ".
+    """Cut off the punctuation and spaces at the end: "if (x == " -> "if (x", " == ".
 
-    In training they stand in one token with the word behind them (" == None"), so a prompt that
-    ends in them ends in the middle of a token.
+    In training they share a token with the word after them (" == None"). So a prompt that ends with
+    them ends in the middle of a token. longest: characters to cut off at most.
     """
-    signs = re.search(r"[^0-9A-Za-z\x80-\U0010FFFF]*\Z", prompt[-longest:]).group()
-    return prompt[:len(prompt) - len(signs)], signs
+    ending = re.search(r"[^0-9A-Za-z\x80-\U0010FFFF]*\Z", prompt[-longest:]).group()
+    return prompt[:len(prompt) - len(ending)], ending
 
 
 class TextStream:
-    """Bytes in, text out, never half a character, and nothing from a stop string on.
+    """Turns bytes into text: whole characters only, and nothing from the first stop string on.
 
-    The rest of a character waits for its next token, and so does what may be the beginning of a
-    stop string. stopped: whether one has come.
+    An incomplete character is held back until its other bytes come; so is text that may be the
+    start of a stop string. stopped: whether a stop string has come.
     """
 
     def __init__(self, stop=()):
@@ -123,12 +127,12 @@ class TextStream:
         self.stop, self.waiting, self.stopped = [text for text in stop if text], "", False
 
     def feed(self, data, final=False):
-        """The text that is complete with these bytes; `final` flushes what cannot be completed."""
+        """The text that these bytes complete; `final` also returns what was held back."""
         text = self.waiting + self.decoder.decode(data, final)
         found = [(text.find(stop) + len(stop), text.find(stop)) for stop in self.stop
                  if stop in text]
         if self.stopped or found:
-            # The one that is complete first: so it does not matter in which pieces the text comes.
+            # The one that is complete first: the result must not depend on how the text is split.
             text = "" if self.stopped else text[:min(found)[1]]
             self.waiting, self.stopped = "", True
             return text
@@ -138,6 +142,6 @@ class TextStream:
 
 
 def beginning(text, stop):
-    """How many signs at the end of a text may be the beginning of a stop string."""
+    """How many characters at the end of a text may be the start of a stop string."""
     return next((size for size in range(min(len(text), len(stop)), 0, -1)
                  if stop.startswith(text[-size:])), 0)

@@ -1,12 +1,12 @@
-"""How many parameters a model has, how many work on a token, what that takes in FLOPs and bytes.
+"""Parameters of a model, those activated per token, and what they need in FLOPs and bytes.
 
-Everything follows from a ModelConfig by closed formulas; nothing is allocated. Conventions: a
-multiply-add is 2 FLOP; a matrix of n entries costs 2n FLOP a token forwards and 4n backwards.
+Everything follows from a ModelConfig by closed formulas; no model is allocated. Conventions: a
+multiply-add is 2 FLOP; a matrix of n entries takes 2n FLOP per token forwards and 4n backwards.
 
     python -m minidsv3.measure.accounting v3-671b           tables
-    python -m minidsv3.measure.accounting DIR --json        a checkpoint; plain units
+    python -m minidsv3.measure.accounting DIR --json        a checkpoint; full numbers
 
-What attention, memory and a whole run cost is in `cost.py`.
+The cost of attention, of memory and of a whole run is in `cost.py`.
 """
 
 import json
@@ -53,7 +53,7 @@ def block_parameters(config, sparse):
 
 
 def main_parameters(config):
-    """{component: parameters} of the main model; a tied head counts with the embedding."""
+    """{component: parameters} of the main model; a tied head has 0, as it is the embedding."""
     vocabulary = config.vocab_size * config.hidden_size
     counts = {"embedding": vocabulary, "head": 0 if config.tie_word_embeddings else vocabulary}
     sparse = config.num_moe_layers
@@ -66,18 +66,18 @@ def main_parameters(config):
 
 
 def mtp_parameters(config):
-    """{component: parameters} of all MTP modules, without the embedding and head they share."""
+    """{component: parameters} of all MTP modules, without the shared embedding and head."""
     C, depths = config.hidden_size, config.num_nextn_predict_layers
     block = sum(block_parameters(config, True).values())
     return {"blocks": depths * block, "eh_proj": depths * 2 * C * C, "norms": depths * 3 * C}
 
 
 def released_parameters(config):
-    """Numbers in a checkpoint as DeepSeek-V3 is released, by dtype as the hub counts them.
+    """How many numbers of each dtype the released form of a checkpoint has, as the hub counts.
 
-    Matrices of blocks are FP8, one float32 scale for each 128 x 128 tile; norms, gates, embedding,
-    head and eh_proj bfloat16; router biases float32. Every MTP module comes with a copy of
-    embedding and head.
+    Matrices of blocks are FP8, with one float32 scale per block of 128 x 128. Norms, router
+    weights, embedding, head and eh_proj are bfloat16; router biases are float32. Every MTP module
+    has its own copy of embedding and head.
     """
     depths, sparse = config.num_nextn_predict_layers, config.num_moe_layers
     fp8 = scales = 0
@@ -96,10 +96,10 @@ def released_parameters(config):
 
 
 def activated_parameters(config):
-    """Parameters at work on one token, in every convention in use; a tied matrix counts once.
+    """Parameters activated per token, in every common convention; a tied matrix counts once.
 
-    The report's 37B counts all. The embedding only looks up a row, so FLOPs follow the number
-    without it (with the head).
+    The report's 37B is "all". The embedding only looks up a row, so FLOPs are computed from the
+    number without embedding, which includes the head.
     """
     counts = main_parameters(config)
     vocabulary, shared = counts["embedding"], counts["embedding"] + counts["head"]
@@ -116,15 +116,16 @@ def activated_parameters(config):
 
 
 def training_flops(config, window):
-    """FLOPs of training on one token of a window, forwards and backwards, by convention.
+    """FLOPs per token in training, forwards and backwards, by convention.
 
-    matrices: 6 N, N the activated parameters without input embedding. Attention adds, a layer,
-    6 H (D + Dv) S for S visible keys: window / 2 on average when causal, window where masked pairs
-    are counted. MTP adds its modules, the head once more for each. Recomputation never counts.
+    matrices: 6 N, where N is the activated parameters without input embedding. Attention adds
+    6 H (D + Dv) S per layer for S visible keys: window / 2 on average if only causal pairs are
+    counted, window if masked pairs are counted too. MTP adds its modules, and the head once more
+    for each. Recomputation is never counted.
     """
     activated, depths = activated_parameters(config), config.num_nextn_predict_layers
     matrices = 6 * activated["without_embedding"]
-    square = 6 * cost.expanded_width(config) * window                       # a layer
+    square = 6 * cost.expanded_width(config) * window                       # per layer
     mtp = 6 * (activated["mtp"] + depths * config.vocab_size * config.hidden_size)
     causal = matrices + config.num_hidden_layers * square // 2
     return {
@@ -136,32 +137,32 @@ def training_flops(config, window):
 
 
 def decoding_flops(config, context):
-    """FLOPs of decoding one token over a latent cache of `context` tokens, itself included.
+    """FLOPs of decoding one token with a latent cache of `context` tokens, its own included.
 
-    absorbed: attention on the latents, one key of Rkv + Dr and one value of Rkv for all heads.
-    expanded: the keys and values of every cached token are formed anew. 2 N besides, in both.
+    absorbed: attention on the latents, with one key of Rkv + Dr and one value of Rkv for all heads.
+    expanded: the keys and values of every cached token are computed again. Both include 2 N.
     """
     N, L = activated_parameters(config)["without_embedding"], config.num_hidden_layers
     latent, expanded = cost.absorbed_width(config) * context, cost.expanded_width(config) * context
-    # N holds kv_b_proj for one token; expanding applies it to all of the context.
+    # N includes kv_b_proj for one token; expanding applies it to the whole context.
     again = cost.expansion(config) * (context - 1)
     return {"absorbed": 2 * (N + L * latent), "expanded": 2 * (N + L * (expanded + again))}
 
 
 class Table(NamedTuple):
-    """One group of figures: its key in JSON, its title in a terminal, and the unit there."""
+    """One group of figures: its key in JSON, and its title and unit in a terminal."""
 
     key: str
     title: str
-    unit: str          # "" full numbers, "%", or a unit that takes a prefix: FLOP, B
-    rows: dict         # {name: number} or {name: {column: number}}, in plain units
+    unit: str          # "" for full numbers, "%", or a unit that takes a prefix: FLOP, B
+    rows: dict         # {name: number} or {name: {column: number}}, without prefixes
 
 
 def tables(config):
-    """All groups of figures for a model; a run's bill only for the model of the report."""
+    """All groups of figures for a model; the cost of the run only for the report's model."""
     window = min(4096, config.max_position_embeddings)
     reported = config == ModelConfig.preset("v3-671b")
-    # The report's plan (section 3.2): 2,048 GPUs = 16 stages * 128, experts over 64 of the 128.
+    # The report's layout (section 3.2): 2,048 GPUs = 16 stages * 128, experts over 64 of the 128.
     plan = dict(zip(("data_ranks", "expert_ranks", "stages"),
                     (128, 64, 16) if reported else (8, 8, 1)))
     main, mtp = main_parameters(config), mtp_parameters(config)
@@ -172,29 +173,31 @@ def tables(config):
               "and_sharded": cost.training_memory(*sizes, recompute=True, **plan)}
     flops = training_flops(config, window)
     groups = [
-        Table("assumptions", "Assumed: window and micro-batch in tokens; all but gradients and "
-              "masters bfloat16", "", {"window": window, "micro_batch": window, **plan}),
+        Table("assumptions", "Assumed: window and micro-batch in tokens; gradients and master "
+              "weights float32, the rest bfloat16", "",
+              {"window": window, "micro_batch": window, **plan}),
         Table("parameters", "Parameters", "", {
             **main, "main_model": main_model,
             "router_biases_apart": config.num_moe_layers * config.n_routed_experts,
             **{f"mtp_{name}": count for name, count in mtp.items()}, "mtp_modules": modules}),
-        Table("activated_parameters", "Parameters at work on one token", "",
+        Table("activated_parameters", "Parameters activated per token", "",
               activated_parameters(config)),
-        Table("released_checkpoint", "Numbers in a checkpoint as V3 is released, in FP8", "",
+        Table("released_checkpoint", "Numbers in a checkpoint in V3's released FP8 form", "",
               released_parameters(config)),
-        Table("training_flops_per_token", "Training, a token", "FLOP", flops),
-        Table("decoding_flops_per_token", "Decoding, a token over a cache of the window", "FLOP",
+        Table("training_flops_per_token", "Training, per token", "FLOP", flops),
+        Table("decoding_flops_per_token", "Decoding, per token, with a cache of the window", "FLOP",
               decoding_flops(config, window)),
-        Table("break_even_queries", "New tokens at once above which expanding beats absorbing", "",
+        Table("break_even_queries", "New tokens at once above which expanding is cheaper", "",
               {"cache_of_the_window": cost.break_even_queries(config, window),
                "limit": cost.break_even_queries(config)}),
-        Table("cache_bytes_per_token", "Cache, bytes a token", "", cost.cache_bytes(config)),
-        Table("training_memory_bytes", "Training, memory of a GPU (activations estimated)", "B",
+        Table("cache_bytes_per_token", "Cache, bytes per token", "", cost.cache_bytes(config)),
+        Table("training_memory_bytes", "Training, memory of one GPU (activations estimated)", "B",
               {part: {where: parts[part] for where, parts in memory.items()}
                for part in memory["one_gpu"]})]
     if reported:
-        groups += [Table("run", "The report's run on H800 GPUs", "", cost.bill(cost.Run())),
-                   Table("mfu", "Its use of 989.4 TFLOP/s, by what is counted", "%",
+        groups += [Table("run", "The report's run on H800 GPUs; hours are GPU hours", "",
+                         cost.bill(cost.Run())),
+                   Table("mfu", "MFU of the run, of 989.4 TFLOP/s, by convention", "%",
                          {name: cost.utilisation(n, cost.Run()) for name, n in flops.items()})]
     return groups
 
@@ -212,7 +215,7 @@ def as_text(table):
 
 
 def figure(number, unit):
-    """A number as a reader wants it: 70,272 or 56.72, 39.06 %, 250.46 GFLOP; None is never."""
+    """A number as text: 70,272 or 56.72, 39.06 %, 250.46 GFLOP; "never" for None."""
     if number is None:
         return "never"
     if unit in ("", "%"):
@@ -224,13 +227,16 @@ def figure(number, unit):
 
 
 def words(key):
-    """A key of JSON for the eye: mtp_blocks -> MTP blocks, master_weights -> master weights."""
+    """A JSON key as words: mtp_blocks -> MTP blocks, master_weights -> master weights."""
     acronyms = {"mtp", "ffn", "mla", "mha", "gqa", "mqa", "gpu"}
     return " ".join(word.upper() if word in acronyms else word for word in key.split("_"))
 
 
 def model_config(name):
-    """The ModelConfig of a preset or a checkpoint's folder; UserError or OSError if it is none."""
+    """The ModelConfig of a preset or of a checkpoint's folder.
+
+    Raises UserError or OSError if the name is neither.
+    """
     if name in PRESETS:
         return ModelConfig.preset(name)
     if not Path(name).is_dir():
@@ -245,7 +251,7 @@ def run(arguments):
     parser.add_argument("name", metavar="NAME",
                         help=f"a preset ({', '.join(PRESETS)}) or a checkpoint's folder")
     parser.add_argument("--json", action="store_true",
-                        help="plain units: parameters, FLOP, bytes, hours, dollars in full")
+                        help="JSON with full numbers: parameters, FLOP, bytes, hours, dollars")
     options = parser.parse_args(arguments)
     groups = tables(model_config(options.name))
     if options.json:

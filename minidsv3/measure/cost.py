@@ -1,10 +1,11 @@
-"""What attention, memory and a whole run cost; `accounting` counts parameters and FLOPs.
+"""The cost of attention, of training memory and of a whole run.
 
-A run's bill is arithmetic on the report's table 1. Its MFU (model FLOPs utilisation) is
+`accounting` counts parameters and FLOPs. The hours and dollars of a run follow from the report's
+table 1. The MFU (model FLOPs utilisation) of a run is
 
     FLOPs per token * tokens per second and GPU / peak FLOPs per second
 
-so it depends on which FLOPs one counts; `accounting.training_flops` lists the conventions.
+so it depends on which FLOPs are counted; `accounting.training_flops` lists the conventions.
 """
 
 import math
@@ -12,13 +13,14 @@ from typing import NamedTuple
 
 from ..command import UserError
 
-H800_PEAK = 989.4e12                   # dense bfloat16 [FLOP/s]; FP8 has twice that
+H800_PEAK = 989.4e12                   # dense bfloat16 [FLOP/s]; twice that in FP8
 
 
 def break_even_queries(config, context=math.inf):
-    """Above how many new tokens T, over S = context cached, expanding beats absorbing; None: never.
+    """The number T of new tokens above which expanding is cheaper than absorbing; None: never.
 
-    Multiply-adds of a layer are then equal, the projections that both need left out:
+    S = context tokens are cached. At T, both forms need the same number of multiply-adds in a
+    layer, without the projections that both have:
     expansion * S + expanded_width * T * S = expansion * T + absorbed_width * T * S.
     """
     slope = expansion(config) / context + absorbed_width(config) - expanded_width(config)
@@ -42,11 +44,12 @@ def expansion(config):
 
 
 def cache_bytes(config, width=2):
-    """Cache a token needs in all layers [bytes], width bytes a number (2: bfloat16).
+    """Cache per token in all layers [bytes]; width is the bytes of one number (2: bfloat16).
 
-    mla is the latent; expanded the keys (D) and values (Dv) formed from it. mha, gqa_8 and mqa are
-    plain attention with as many query heads, keys and values of Dv each, so that o_proj reads the
-    same width, and H, 8 (at most H) or 1 heads of keys and values. Without MTP unless named.
+    mla is the latent; expanded is the keys (D) and values (Dv) computed from it. mha, gqa_8 and mqa
+    are plain attention with the same number of query heads and with H, 8 (at most H) or 1 heads of
+    keys and values. Their keys and values have width Dv, so that o_proj has the same input. MTP is
+    counted only in mla_with_mtp.
     """
     layer = width * (config.kv_lora_rank + config.qk_rope_head_dim)
     L, H = config.num_hidden_layers, config.num_attention_heads
@@ -63,15 +66,18 @@ def cache_bytes(config, width=2):
 
 def training_memory(config, parameters, batch, window, moment_width=2, recompute=False,
                     data_ranks=1, expert_ranks=1, stages=1):
-    """Memory of one GPU in training [bytes]; parameters: of the whole model, MTP included.
+    """Memory of one GPU in training [bytes], by part; parameters counts the whole model with MTP.
 
-    Weights bfloat16, gradients and master weights float32, two moments of moment_width bytes (2 in
-    the report, section 3.3.3), activations bfloat16 as `activation_bytes` estimates. batch is what
-    the GPU sees at once. Routed experts are split over expert_ranks, which divide data_ranks;
-    whatever has several copies then splits its master weights and moments among them (ZeRO-1).
-    stages is of a pipeline: a mean stage has its share of the layers, but as many micro-batches
-    under way, so activations stay. Left out: buffers, and the second copy of the weights that
-    DualPipe needs. Raises UserError on ranks that do not divide.
+    Weights are bfloat16, gradients and master weights float32, the two moments moment_width bytes
+    each (2 in the report, section 3.3.3), and activations bfloat16, as `activation_bytes`
+    estimates. batch is the number of sequences that the GPU processes at once.
+
+    Routed experts are split over expert_ranks, which must divide data_ranks. Weights with several
+    copies split their master weights and moments among the copies (ZeRO-1). stages is the number
+    of pipeline stages: an average stage has its share of the layers, but holds the activations of
+    as many micro-batches as there are stages, so activations are not divided. Not counted are
+    buffers, and the second copy of the weights that DualPipe needs. Raises UserError if
+    expert_ranks does not divide data_ranks.
     """
     if min(data_ranks, expert_ranks, stages) < 1 or data_ranks % expert_ranks:
         raise UserError(f"expert_ranks={expert_ranks} must divide data_ranks={data_ranks}, and "
@@ -90,35 +96,37 @@ def training_memory(config, parameters, batch, window, moment_width=2, recompute
 
 
 def activation_bytes(config, batch, window, width=2, recompute=False):
-    """An estimate of what a training step of batch * window tokens keeps for its backward pass.
+    """Estimated bytes that a step of batch * window tokens keeps for its backward pass.
 
-    width is that of an activation [bytes]: 2 bfloat16, 4 float32. It follows this package's model
-    with fused norm and attention kernels, as GPUs have them, which keep neither a normed copy nor
-    window * window scores. Indices and an allocator's waste are left out. With recompute
-    (DeepSeekV3.recompute) a block keeps its input, and one block at a time is whole. The report
-    keeps less: it recomputes norms and up-projections, and stores inputs in FP8 (3.2.3, 3.3.3).
+    width is the bytes of one activation: 2 for bfloat16, 4 for float32. The estimate is for this
+    package's model with fused norm and attention kernels, as on GPUs: these keep neither a
+    normalised copy nor window * window scores. Indices and memory lost by the allocator are not
+    counted. With recompute (DeepSeekV3.recompute) every block keeps only its input, and one block
+    at a time keeps everything. The report keeps less: it recomputes norms and up-projections, and
+    stores inputs in FP8 (sections 3.2.3, 3.3.3).
     """
     C, depths = config.hidden_size, config.num_nextn_predict_layers
     sparse, dense = (block_activations(config, kind, width) for kind in (True, False))
     mtp = sparse + 4 * 3 * C + width * 2 * C       # inputs of three more norms and of eh_proj
     blocks = [dense] * (config.num_hidden_layers - config.num_moe_layers)
     blocks += [sparse] * config.num_moe_layers + [mtp] * depths
-    # Input of the final norm; for every depth the head's input and its error over the vocabulary.
+    # Input of the final norm; at every depth, the head's input and the gradient of its logits.
     ends = 4 * C + (1 + depths) * width * (C + config.vocab_size)
     if not recompute:
         return batch * window * (sum(blocks) + ends)
-    inputs = (config.num_hidden_layers + depths) * width * C     # MTP's state is a head's input too
+    inputs = (config.num_hidden_layers + depths) * width * C     # MTP's input is a head's input too
     affinities = (config.num_moe_layers + depths) * 4 * config.n_routed_experts  # balance loss
     return batch * window * (inputs + affinities + ends + max(blocks))
 
 
 def block_activations(config, sparse, width):
-    """What one block keeps for its backward pass, a token [bytes]."""
+    """What one block keeps for its backward pass, per token [bytes]."""
     C, H, Dv = config.hidden_size, config.num_attention_heads, config.v_head_dim
     ranks = config.kv_lora_rank + (config.q_lora_rank or 0)
-    norm_inputs = 4 * (2 * C + ranks)                            # float32, whatever flows
+    norm_inputs = 4 * (2 * C + ranks)                            # float32, whatever width is
     outputs = 2 * C + ranks + config.qk_rope_head_dim            # of the norms; the latents whole
-    # q, k; kv_b_proj's output, whole since v is a view of it; attention's, by head and by token.
+    # q and k; kv_b_proj's whole output, since v is a view of it; the output of attention twice,
+    # by head and by token.
     heads = H * (2 * config.qk_head_dim + (config.qk_nope_head_dim + Dv) + 2 * Dv)
     attention = norm_inputs + width * (outputs + heads)
     if not sparse:                     # a SwiGLU keeps gate, silu(gate), up and their product
@@ -130,21 +138,30 @@ def block_activations(config, sparse, width):
 
 
 class Run(NamedTuple):
-    """What is known of a run; the defaults are the report's (table 1, sections 3 and 4.2)."""
+    """Hours, tokens, GPUs and price of a run; defaults: the report, table 1, sections 3 and 4.2."""
 
-    pre_training_hours: int = 2_664_000            # of one GPU, as all hours here
+    pre_training_hours: int = 2_664_000            # GPU hours, as all hours here
     context_extension_hours: int = 119_000
     post_training_hours: int = 5_000
-    hours_per_trillion_tokens: int = 180_000       # pre-training
-    tokens: int = 14_800_000_000_000               # pre-training
+    hours_per_trillion_tokens: int = 180_000       # in pre-training
+    tokens: int = 14_800_000_000_000               # in pre-training
     gpus: int = 2_048
-    dollars_per_hour: float = 2                    # of one GPU, rented
+    dollars_per_hour: float = 2                    # rent of one GPU
 
 
 def bill(run):
-    """GPU hours, days and dollars of a whole run; research and trials before it not counted."""
-    hours = run.pre_training_hours + run.context_extension_hours + run.post_training_hours
-    return {
+    """GPU hours and dollars of each stage and of the whole run, its days, and its speed.
+
+    Research and trial runs before it are not counted.
+    """
+    stages = {"pre_training": run.pre_training_hours,
+              "context_extension": run.context_extension_hours,
+              "post_training": run.post_training_hours}
+    hours = sum(stages.values())
+    each = {}
+    for stage, of_stage in stages.items():
+        each |= {f"{stage}_hours": of_stage, f"{stage}_dollars": of_stage * run.dollars_per_hour}
+    return each | {
         "gpu_hours": hours,
         "dollars": hours * run.dollars_per_hour,
         "days": hours / run.gpus / 24,
@@ -160,5 +177,5 @@ def tokens_per_second(run):
 
 
 def utilisation(flops_per_token, run, peak=H800_PEAK):
-    """MFU of pre-training, 0 to 1; peak [FLOP/s] is that of one GPU."""
+    """MFU of pre-training, from 0 to 1; peak is the speed of one GPU [FLOP/s]."""
     return flops_per_token * tokens_per_second(run) / peak

@@ -6,6 +6,9 @@
 Weights may be wider than activations: training keeps float32 weights and lets bfloat16
 activations flow. Each layer casts its weight to what arrives, so precision is visible here and
 not hidden in an autocast context. No layer of DeepSeek-V3 has a bias vector.
+
+A Linear holds the function that multiplies, and a SwiGLU the function that is its formula, so that
+another precision can be put in their place from outside, whatever subclass the module is of.
 """
 
 import torch
@@ -20,17 +23,23 @@ def at_least_float32(x):
     return x if x.dtype == torch.float64 else x.float()
 
 
+def product(x, weight):
+    """W x in the dtype of x: x (..., in), weight (out, in) -> (..., out)."""
+    return F.linear(x, weight.to(x.dtype))
+
+
 class Linear(nn.Linear):
     """y = W x in the dtype of x; W has shape (out, in)."""
 
     def __init__(self, in_features, out_features):
         super().__init__(in_features, out_features, bias=False)
+        self.product = product
 
     def reset_parameters(self):
         """Left to `DeepSeekV3.initialize`, which draws every weight of the model once."""
 
     def forward(self, x):
-        return F.linear(x, self.weight.to(x.dtype))                    # (..., in) -> (..., out)
+        return self.product(x, self.weight)                            # (..., in) -> (..., out)
 
 
 class Embedding(nn.Embedding):
@@ -52,6 +61,11 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)                      # (..., C)
 
 
+def swiglu(x, gate_proj, up_proj, down_proj):
+    """x (..., C) through the three layers of a SwiGLU -> (..., C)."""
+    return down_proj(F.silu(gate_proj(x)) * up_proj(x))
+
+
 class SwiGLU(nn.Module):
     """The gated feed-forward network of dense blocks and of the shared expert."""
 
@@ -60,6 +74,7 @@ class SwiGLU(nn.Module):
         self.gate_proj = Linear(width, inner)
         self.up_proj = Linear(width, inner)
         self.down_proj = Linear(inner, width)
+        self.swiglu = swiglu
 
     def forward(self, x):
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.swiglu(x, self.gate_proj, self.up_proj, self.down_proj)

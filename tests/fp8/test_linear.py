@@ -11,12 +11,11 @@ from minidsv3 import DeepSeekV3, ModelConfig, fp8
 from minidsv3.fp8.linear import (
     E5M2,
     RECIPES,
-    FP8Experts,
-    FP8Linear,
     FP8Product,
     FP8ProductOfSwiGLU,
-    FP8SwiGLU,
     Layer,
+    RoutedExperts,
+    SharedExperts,
     all_rows,
     require_finite,
 )
@@ -47,7 +46,7 @@ def by_tiles(x, tile, dtype=E4M3, power_of_two=False):
 
 
 def layer_of(rows, columns, recipe, name="q_b_proj"):
-    """One linear layer in FP8, and the class of its cache."""
+    """One linear layer in FP8; its name decides which of the special places it is."""
     holder = torch.nn.ModuleDict({name: Linear(columns, rows)})
     torch.nn.init.normal_(holder[name].weight, std=0.1)
     return fp8.convert(holder, recipe)[name]
@@ -130,7 +129,7 @@ def near(got, expected):
 
 
 def test_shared_experts_are_a_stack_of_one():
-    """Oracle: feed_forward's two products of concatenated weights, as for a routed expert."""
+    """Oracle: two products with concatenated weights, as for a routed expert."""
     torch.manual_seed(0)
     moe = fp8.convert(MoE(TINY))
     for weight in moe.parameters():
@@ -159,7 +158,9 @@ def test_powers_of_two_let_a_matrix_be_tiled_anew_without_loss():
 def test_what_is_sent_to_experts_has_scales_of_powers_of_two():
     """Oracle: each special place of the report by name, and no other."""
     model = fp8.convert(DeepSeekV3(TINY))
-    layers = [layer for module in model.modules() for layer in vars(module).values()
+    held = [value for module in model.modules() for value in vars(module).values()]
+    layers = [layer for value in held
+              for layer in ((value.up, value.down) if hasattr(value, "up") else (value,))
               if isinstance(layer, Layer)]
     kinds = {(layer.name.rpartition(".")[2], layer.keep == fp8.E5M6, layer.receives, layer.returns)
              for layer in layers if layer.keep == fp8.E5M6 or layer.receives or layer.returns}
@@ -174,7 +175,7 @@ def test_the_layer_whose_input_or_gradient_is_not_finite_is_named(bad):
     """Oracle: the name of the layer that was given the bad number."""
     model = fp8.convert(DeepSeekV3(TINY))
     layer, x = model.layers[1].self_attn.q_b_proj, torch.randn(3, model.config.q_lora_rank)
-    name = "layers.1.self_attn.q_b_proj holds what is no finite number"
+    name = "layers.1.self_attn.q_b_proj holds a number that is not finite"
     with pytest.raises(FloatingPointError, match=f"the gradient of {name}"):
         layer(x).sum().mul(bad).backward()
     x[1, 2] = bad
@@ -184,7 +185,7 @@ def test_the_layer_whose_input_or_gradient_is_not_finite_is_named(bad):
     experts = model.layers[1].mlp.experts
     with pytest.raises(FloatingPointError, match="input of layers.1.mlp.experts.down_proj"):
         FP8ProductOfSwiGLU.apply(hidden, experts.down_proj, Runs(torch.tensor([3] + [0] * 15)),
-                                 experts.down)
+                                 experts.swiglu.down)
 
 
 def test_the_recipes_are_these():
@@ -291,7 +292,7 @@ def test_no_product_sees_what_eight_bits_cannot_hold():
 
 @pytest.mark.parametrize("recipe", ["deepseek-v3", "block-activations", "e5m2-backward"])
 def test_experts_are_linear_layers_of_their_own(recipe):
-    """Oracle: FP8Linear for each expert and its rows; one idle expert, ragged counts.
+    """Oracle: an FP8 Linear for each expert and its rows; one idle expert, ragged counts.
 
     Not so per tensor, where the rows of all experts share one scale.
     """
@@ -302,7 +303,7 @@ def test_experts_are_linear_layers_of_their_own(recipe):
     counts = torch.tensor([5, 0, 200, 1])
     rows = torch.randn(206, 48, requires_grad=True)
     dy = torch.randn(206, 48)
-    y = FP8Product.apply(rows, experts.gate_up_proj, Runs(counts), experts.up)
+    y = FP8Product.apply(rows, experts.gate_up_proj, Runs(counts), experts.swiglu.up)
     dx, dW = torch.autograd.grad(y, (rows, experts.gate_up_proj), dy)
     for expert, (x, g, part, dpart) in enumerate(zip(*(
             tensor.split(counts.tolist()) for tensor in (rows.detach(), dy, y, dx)))):
@@ -310,7 +311,7 @@ def test_experts_are_linear_layers_of_their_own(recipe):
             assert not dW[expert].any()
             continue
         layer = layer_of(48, 48, recipe)
-        layer.layer = layer.layer._replace(receives=True)
+        layer.product = layer.product._replace(receives=True)
         layer.weight.data = experts.gate_up_proj.data[expert]
         if recipe == "block-activations":          # its blocks of dy reach over two experts' rows
             part, dpart = part, outputs(layer, x, g)[1]
@@ -327,7 +328,8 @@ def test_what_is_converted_and_what_is_not():
     assert {name: id(parameter) for name, parameter in model.named_parameters()} == before
     assert list(model.state_dict()) == keys
     eight = {name for name, module in model.named_modules()
-             if isinstance(module, FP8Linear | FP8Experts | FP8SwiGLU)}
+             if any(isinstance(held, Layer | RoutedExperts | SharedExperts)
+                    for held in vars(module).values())}
     ffn = {"gate_proj", "up_proj", "down_proj"}
     shared = {"shared_experts", *(f"shared_experts.{name}" for name in ffn)}
     expected = set()

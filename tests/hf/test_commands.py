@@ -27,7 +27,7 @@ def test_info_tells_what_is_there(folder, capsys):
     assert main(["info", str(folder)]) == 0
     text = capsys.readouterr().out
     for words in (f"{total:,} in the main model", f"{mtp:,} in 1 MTP", "3 blocks (1 dense)",
-                  "6 routed, 2 for a token", "128 tokens", "F32", "loads         yes"):
+                  "6 routed, 2 per token", "128 tokens", "F32", "loads         yes"):
         assert words in text, words
 
 
@@ -91,9 +91,9 @@ def test_convert_takes_stacks_apart(folder, tmp_path):
     (["info", "nowhere"], "no folder nowhere"),
     (["info"], "required.*--help"), ([], "required.*--help"),
     (["copy", "a"], "invalid choice: 'copy'"),
-    (["convert", "MODEL", "MODEL"], "is there already; name a new folder"),
-    (["convert", "MODEL", "new", "--max-shard-size", "much"], "--max-shard-size much is no size"),
-    (["convert", "MODEL", "new", "--max-shard-size", "0"], "--max-shard-size 0 is no size")])
+    (["convert", "MODEL", "MODEL"], "exists already; name a new folder"),
+    (["convert", "MODEL", "new", "--max-shard-size", "much"], "shard-size much is not a size"),
+    (["convert", "MODEL", "new", "--max-shard-size", "0"], "--max-shard-size 0 is not a size")])
 def test_bad_input_is_one_line_and_leaves_everything(folder, tmp_path, monkeypatch, capsys,
                                                      arguments, words):
     """Oracle: the words, exit code 2, the same files."""

@@ -132,7 +132,7 @@ def test_no_scaling_in_both_spellings(folder, spelling):
     ({"rope_scaling": {"type": "linear", "factor": 2.0, "original_max_position_embeddings": 9}},
      ["rope_scaling.type='linear'", "yarn"]),
     ({"rope_scaling": {"type": "yarn"}}, ["rope_scaling.factor", "add it"]),
-    ({"rope_scaling": [4.0]}, ["rope_scaling=[4.0]", "no object"])])
+    ({"rope_scaling": [4.0]}, ["rope_scaling=[4.0]", "not an object"])])
 def test_what_would_change_the_mathematics_is_refused(folder, changes, words):
     """Oracle: the key, its value and what is needed, in one line."""
     edit(folder, **changes)

@@ -118,7 +118,7 @@ def test_a_wrong_index_is_refused(shards, change, words):
 def test_an_index_that_is_no_json_is_refused(shards):
     """Oracle: its path."""
     (shards / "model.safetensors.index.json").write_text("{")
-    with pytest.raises(ValueError, match="index.json is no JSON"):
+    with pytest.raises(ValueError, match="index.json is not JSON"):
         hf.load(shards)
 
 

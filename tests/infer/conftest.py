@@ -1,4 +1,4 @@
-"""One small random model, and a tokenizer, for all tests of the room."""
+"""One small random model and one tokenizer for all tests of this folder."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def model():
 
 @pytest.fixture(scope="session")
 def exact(model):
-    """The same model in float64, in which no order of sums decides a tie."""
+    """The same model in float64, so that rounding does not change which token is most likely."""
     twin = DeepSeekV3(model.config).double().eval()
     twin.load_state_dict({name: value.double() for name, value in model.state_dict().items()})
     return twin
@@ -28,5 +28,5 @@ def exact(model):
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    """Trained on a few lines of code."""
+    """A tokenizer trained on a few lines of code."""
     return Tokenizer.train([f"def f{n}(self, x):\n    return x + {n}\n" for n in range(99)], 300)

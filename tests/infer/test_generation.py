@@ -1,4 +1,4 @@
-"""Generation against uncached forward passes, one prompt at a time."""
+"""`generate` against forward passes without a cache, one prompt at a time."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from minidsv3.infer import Generation, generate
 
 
 def alone(model, prompt, count, stop=()):
-    """Greedy by the definition: the whole text through the model again for each token."""
+    """Greedy by definition: the model reads the whole text again for each token."""
     text, new = list(prompt), []
     while len(new) < count:
         with torch.no_grad():
@@ -19,7 +19,7 @@ def alone(model, prompt, count, stop=()):
 
 
 def made(result):
-    """The rows of a result without what follows their ends."""
+    """The rows of a result without the EOS that pads them."""
     return [row[:length].tolist() for row, length in zip(result.tokens, result.lengths)]
 
 
@@ -30,7 +30,7 @@ def prompts_of(lengths, seed=2):
 
 @pytest.mark.parametrize("lengths", [[7], [7, 7, 7], [1, 9, 4], [30, 2, 2, 17]], ids=str)
 def test_greedy_is_the_argmax_of_uncached_passes(exact, lengths):
-    """Oracle: the whole text through the model again for each token, one prompt at a time."""
+    """Oracle: the model reads the whole text again for each token, one prompt at a time."""
     prompts = prompts_of(lengths)
     result = generate(exact, prompts, 12)
     expected = [[token for token in alone(exact, prompt.tolist(), 12) if token != 1]
@@ -40,7 +40,7 @@ def test_greedy_is_the_argmax_of_uncached_passes(exact, lengths):
 
 @pytest.mark.parametrize("speculative", [0, 2])
 def test_a_text_does_not_depend_on_its_batch_mates(exact, speculative):
-    """Oracle: the same prompt and seed alone, sampled; neighbours of other lengths come and go."""
+    """Oracle: the same prompt and seed alone, sampled; the others have other lengths and ends."""
     prompts = prompts_of([3, 11, 6, 11])
     options = {"temperature": 1.0, "top_p": 0.95, "speculative": speculative}
     together = generate(exact, prompts, 15, seed=40, **options)
@@ -50,7 +50,7 @@ def test_a_text_does_not_depend_on_its_batch_mates(exact, speculative):
 
 
 def test_seeds_repeat_and_differ(model):
-    """Oracle: the same call again; two members of a batch draw apart."""
+    """Oracle: the same call again; two sequences of a batch draw different tokens."""
     prompt = torch.tensor([[5, 6, 7], [5, 6, 7]])
     once, again, other = (generate(model, prompt, 20, temperature=1.0, seed=seed).tokens
                           for seed in (4, 4, 6))
@@ -60,7 +60,7 @@ def test_seeds_repeat_and_differ(model):
 
 
 def test_a_stop_token_ends_a_text(exact):
-    """Oracle: the definition, which stops behind that token."""
+    """Oracle: greedy by definition, which stops after that token."""
     prompts = prompts_of([4, 8, 5])
     stop = [alone(exact, prompts[0].tolist(), 6)[3], alone(exact, prompts[1].tolist(), 6)[1]]
     result = generate(exact, prompts, 10, stop=stop)
@@ -68,7 +68,7 @@ def test_a_stop_token_ends_a_text(exact):
 
 
 def planned_ends(monkeypatch, decoder, ends):
-    """Let sequence i say token 9 until it has made ends[i] tokens, and then EOS."""
+    """Let sequence i produce token 9 ends[i] times, and then EOS."""
     def verify(sequence, drafts, q, logits, likeliest, p):
         token = 1 if len(sequence.new) == ends[sequence.tokens[0]] else 9
         sequence.note(token)
@@ -91,7 +91,7 @@ def test_after_eos_there_is_only_eos(model, monkeypatch):
     assert set(result.stats) == {"new_tokens", "seconds", "tokens_per_s", "prefill_s",
                                  "cache_bytes", "passes", "acceptance"}
     ends[3] = 6
-    assert generate(model, prompt, 50).tokens.shape == (4, 7)          # stops with the last end
+    assert generate(model, prompt, 50).tokens.shape == (4, 7)          # stops with the last one
 
 
 @pytest.mark.parametrize("options, words", [
@@ -103,20 +103,20 @@ def test_after_eos_there_is_only_eos(model, monkeypatch):
     ({"max_new_tokens": 0}, "max_new_tokens=0 .*at least 1"),
     ({"max_new_tokens": 62}, "3 prompt tokens .*=62 .*max_position_embeddings=64; shorten")])
 def test_bad_settings_are_refused(model, options, words):
-    """Oracle: the value and the remedy."""
+    """Oracle: the message names the value and what to choose."""
     with pytest.raises(ValueError, match=words):
         generate(model, torch.tensor([[5, 6, 7]]), **{"max_new_tokens": 5, **options})
 
 
 @pytest.mark.parametrize("prompt", [torch.zeros(1, 0, dtype=torch.long), [], [torch.tensor([])]])
 def test_an_empty_prompt_is_refused(model, prompt):
-    """Oracle: what to do in its place."""
+    """Oracle: the message says what to do instead."""
     with pytest.raises(ValueError, match="begin with EOS"):
         generate(model, prompt, 5)
 
 
 def test_damaged_weights_are_refused(model):
-    """Oracle: the word for what they are."""
+    """Oracle: the message says that the weights are damaged."""
     from copy import deepcopy
     damaged = deepcopy(model)
     damaged.norm.weight.data[3] = float("nan")

@@ -1,4 +1,4 @@
-"""Sampling rules against a brute force in numpy."""
+"""The sampling rules against a brute-force version in numpy."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ SETTINGS = pytest.mark.parametrize("settings", [
 
 @SETTINGS
 def test_probabilities_are_those_of_the_brute_force(settings):
-    """Oracle: the definition, row by row in numpy; two axes in front, as drafts have them."""
+    """Oracle: the definition, row by row in numpy; two leading axes, as for drafts."""
     logits = torch.randn(2, 3, 9, generator=torch.Generator().manual_seed(7)).double() * 2
     got = Sampler(*settings).probabilities(logits)
     for row, probabilities in zip(logits.flatten(0, 1), got.flatten(0, 1)):
@@ -40,7 +40,7 @@ def test_probabilities_are_those_of_the_brute_force(settings):
 
 
 def test_frequencies_are_the_probabilities():
-    """Oracle: the probabilities; 20,000 draws, four deviations of leeway; never one of zero."""
+    """Oracle: the probabilities, within four standard deviations; 20,000 draws."""
     p = torch.tensor([0.0, 0.5, 0.0, 0.125, 0.375, 0.0])
     generator = torch.Generator().manual_seed(3)
     draws = torch.tensor([draw(7 * p, generator) for _ in range(20_000)])   # need not sum to 1
@@ -49,20 +49,20 @@ def test_frequencies_are_the_probabilities():
 
 
 def test_a_draw_at_the_very_end_is_still_a_token(monkeypatch):
-    """Oracle: the last token of any probability, where rounding would have gone beyond it."""
+    """Oracle: the last token of nonzero probability; rounding would have gone beyond it."""
     monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor(1.0, dtype=torch.float64))
     assert draw(torch.tensor([0.3, 0.7, 0.0, 0.0]), None) == 1
 
 
 def test_the_nucleus_by_hand():
-    """Oracle: 0.5 + 0.3 reach 0.7; the token that crosses the border stays, in any order."""
+    """Oracle: 0.5 + 0.3 reach 0.7, and the token that crosses 0.7 is kept, in whatever order."""
     kept = keep_nucleus(torch.tensor([[0.05, 0.3, 0.15, 0.5], [0.25, 0.25, 0.25, 0.25]]), 0.7)
     assert (kept[0] > 0).tolist() == [False, True, False, True]
     assert (kept[1] > 0).sum() == 3
 
 
 def test_no_temperature_overflows():
-    """Oracle: all on the argmax, which a temperature near zero always draws."""
+    """Oracle: probability 1 for the argmax, as the temperature goes to zero."""
     logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(1)) * 1e4
     for temperature in (0, 1e-320, 1e-30, 1e-5):
         p = Sampler(temperature).probabilities(logits)
@@ -75,6 +75,6 @@ def test_no_temperature_overflows():
     ({"top_p": 1.01}, "top_p=1.01 .*up to 1"), ({"top_k": 0}, "top_k=0 .*at least 1"),
     ({"min_p": -0.1}, "min_p=-0.1 .*0 to 1"), ({"min_p": 1.5}, "min_p=1.5 .*0 to 1")])
 def test_bad_settings_are_refused(options, words):
-    """Oracle: the value and the remedy."""
+    """Oracle: the message names the value and what to choose."""
     with pytest.raises(ValueError, match=words):
         Sampler(**options).checked()

@@ -1,4 +1,4 @@
-"""Drafts change the speed and nothing else: greedy token for token, sampling in distribution."""
+"""Drafts change only the speed: greedy texts stay equal, sampled texts keep their distribution."""
 
 import itertools
 
@@ -18,7 +18,7 @@ TOY = ModelConfig.preset("tiny").replace(
 
 @pytest.fixture(scope="module")
 def toy():
-    """Six tokens, sharp and different opinions in the main model and its MTP module."""
+    """Six tokens; the main model and its MTP module have sharp distributions that differ."""
     torch.manual_seed(5)
     return DeepSeekV3(TOY).double().eval()
 
@@ -41,7 +41,7 @@ def test_greedy_text_is_the_plain_one_on_50_prompts(exact, drafts):
 
 
 def test_drafts_of_a_perfect_module_are_all_accepted(exact, monkeypatch):
-    """Oracle: a module replaced by the plain text itself: k+1 tokens a pass."""
+    """Oracle: the drafts are replaced by the text made without drafts: k+1 tokens per pass."""
     prompt = torch.tensor([[5, 9, 33]])
     plain = generate(exact, prompt, 25).tokens[0].tolist()
 
@@ -56,7 +56,7 @@ def test_drafts_of_a_perfect_module_are_all_accepted(exact, monkeypatch):
 
 
 def test_a_draft_is_what_the_module_says_of_the_whole_text(exact):
-    """Oracle: mtp_states over the finished text, uncached: the guess at each place."""
+    """Oracle: mtp_states over the finished text, without a cache: the draft at each position."""
     decoder = Decoder(exact, 1, 60, speculative=1)
     sequence, guesses = Sequence([7, 8, 9, 10], 30, {1}), {}
     draft = decoder.drafter.draft
@@ -73,13 +73,13 @@ def test_a_draft_is_what_the_module_says_of_the_whole_text(exact):
     text = torch.tensor([sequence.tokens + sequence.new])
     with torch.no_grad():
         states, _ = exact.mtp_states(exact.hidden_states(text)[0], text)
-        choices = exact.lm_head(states[0])[0].argmax(-1)         # at i: a guess at token i+2
+        choices = exact.lm_head(states[0])[0].argmax(-1)         # at i: the draft of token i+2
     assert len(guesses) > 8
     assert guesses == {place: choices[place - 2].item() for place in guesses}
 
 
 def chi_square(counts, p):
-    """p-value of the counts under p; cells expected less than five times are put together."""
+    """p-value of the counts under p; cells with fewer than five expected counts are merged."""
     expected = p * counts.sum()
     small = expected < 5
     if small.any():
@@ -90,12 +90,12 @@ def chi_square(counts, p):
 
 
 def always_accept(p, q, draft, generator):
-    """What many do: the draft is taken as it is."""
+    """A common mistake: every draft is accepted."""
     return draft
 
 
 def redraw_from_p(p, q, draft, generator):
-    """A subtler slip: after a rejection a draw from p, not from what q left over."""
+    """A less obvious mistake: after a rejection it draws from p, not from (p - q)+."""
     accepted = speculative.accept_or_replace(p, q, draft, generator)
     return draft if accepted == draft else draw(p, generator)
 
@@ -105,7 +105,7 @@ Q = torch.tensor([0.05, 0.40, 0.25, 0.10, 0.20, 0.00], dtype=torch.float64)
 
 
 def counts_of(rule, seed, draws=20_000):
-    """How often each token comes of a draft from Q, judged by a rule."""
+    """How often each token results when a rule accepts or replaces a draft from Q."""
     generator, counts = torch.Generator().manual_seed(seed), torch.zeros(6, dtype=torch.float64)
     for _ in range(draws):
         counts[rule(P, Q, draw(Q, generator), generator)] += 1
@@ -120,7 +120,7 @@ def test_the_rule_draws_from_p(seed):
 
 
 def test_rounding_that_leaves_nothing_to_draw_from_is_harmless(monkeypatch):
-    """Oracle: a token of p, where q is above p everywhere by rounding and the draft is refused."""
+    """Oracle: a token of p, if q exceeds p everywhere by rounding and the draft is rejected."""
     monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor(1 - 2.0**-53).double())
     p = torch.tensor([0.5, 0.5])
     assert speculative.accept_or_replace(p, p * (1 + 1e-6), 0, None) in (0, 1)
@@ -134,7 +134,7 @@ def test_the_test_notices_a_broken_rule(rule):
 
 
 def distribution_of_three(model, prompt, sampler):
-    """The exact probability of each three tokens behind a prompt, by the chain rule: (V, V, V)."""
+    """The exact probability of any three tokens after a prompt, by the chain rule: (V, V, V)."""
     V = model.config.vocab_size
     texts = torch.tensor([[*prompt, a, b] for a, b in itertools.product(range(V), repeat=2)])
     with torch.no_grad():
@@ -145,7 +145,7 @@ def distribution_of_three(model, prompt, sampler):
 
 
 def count_threes(model, prompt, sampler, seed, batches=20, size=1000):
-    """Counts of three tokens behind a prompt, drawn with two drafts a step."""
+    """Counts of three tokens after a prompt, sampled with two drafts per step."""
     V = model.config.vocab_size
     counts = torch.zeros(V**3, dtype=torch.float64)
     for batch in range(batches):
@@ -157,10 +157,10 @@ def count_threes(model, prompt, sampler, seed, batches=20, size=1000):
 
 
 def p_value_of_texts(model, sampler, seed):
-    """Whether sampled texts of three tokens are those of the model without drafts."""
+    """p-value of texts of three tokens, sampled with drafts, under the model's own distribution."""
     p = distribution_of_three(model, [2, 5, 3], sampler)
     counts = count_threes(model, [2, 5, 3], sampler, seed)
-    # Behind EOS (1) there is only EOS: what the model would have said there is put together.
+    # After EOS (1) there is only EOS, so all texts with the same beginning are merged.
     p[1], counts[1] = p[1].sum() / 36, counts[1].sum() / 36
     p[:, 1], counts[:, 1] = (x[:, 1].sum(-1, keepdim=True) / 6 for x in (p, counts))
     assert not counts[p == 0].any()
@@ -183,19 +183,19 @@ def test_the_test_of_texts_notices_a_broken_rule(toy, monkeypatch):
 
 
 def test_without_a_module_drafts_are_refused(exact):
-    """Oracle: the number and the remedy."""
+    """Oracle: the message names the number of drafts and the cause."""
     bare = DeepSeekV3(exact.config.replace(num_nextn_predict_layers=0))
     with pytest.raises(ValueError, match="speculative=2 drafts .*num_nextn_predict_layers=0"):
         generate(bare, torch.tensor([[5]]), 4, speculative=2)
 
 
-def test_the_boxed_model_keeps_its_text(tmp_path):
-    """Oracle: plain greedy text of the trained model, float32, four prompts of a batch."""
+def test_the_shipped_checkpoint_keeps_its_text(tmp_path):
+    """Oracle: greedy text without drafts of the shipped checkpoint, float32, four prompts."""
     from pathlib import Path
 
     from minidsv3.data.tokenizer import Tokenizer
-    box = Path(__file__).resolve().parents[2] / "checkpoints" / "tiny"
-    model, tokenizer = hf.load(box, dtype=torch.float32), Tokenizer.load(box)
+    shipped = Path(__file__).resolve().parents[2] / "checkpoints" / "tiny"
+    model, tokenizer = hf.load(shipped, dtype=torch.float32), Tokenizer.load(shipped)
     prompts = [torch.tensor(tokenizer.encode_prompt(text)) for text in
                ("def read(self", "class Point:\n    def __init__", "import os\n\n", "for i in")]
     plain = generate(model, prompts, 48)

@@ -1,4 +1,4 @@
-"""Text in, text out: prompts that end anywhere, whole characters, stop strings."""
+"""Continuing a text: prompts that end anywhere, whole characters, stop strings."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from minidsv3.infer.text import HealedSequence, TextStream, complete, split_prom
 
 @given(st.text(max_size=30), st.lists(st.integers(0, 120), max_size=20))
 def test_half_a_character_is_never_shown(text, cuts):
-    """Oracle: Python's own decoding of the bytes; each prefix shown is a prefix of the text."""
+    """Oracle: Python's own decoding of the bytes; what was shown is always a prefix of the text."""
     data = text.encode("utf-8", "replace")
     places = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
     out, shown = TextStream(), ""
@@ -31,7 +31,7 @@ def test_broken_bytes_become_replacement_signs(data, size):
 @given(st.text("ab\n€", max_size=30), st.lists(st.text("ab\n€", min_size=1, max_size=4),
                                                max_size=3), st.integers(1, 5))
 def test_a_text_ends_before_the_first_stop_string(text, stop, size):
-    """Oracle: the whole text, cut before the string that is complete first; none of it shown."""
+    """Oracle: the whole text, cut before the stop string that is complete first."""
     data, out, shown = text.encode(), TextStream(stop), ""
     places = [(text.find(each) + len(each), text.find(each)) for each in stop if each in text]
     expected = text[:min(places)[1]] if places else text
@@ -55,7 +55,7 @@ def test_a_prompt_is_cut_before_its_last_signs(prompt, ending):
 @pytest.mark.parametrize("speculative", [0, 2])
 @pytest.mark.parametrize("prompt", ["def ", "return x + ", "def f1(", "):\n    ", "", "€ ", " "])
 def test_a_prompt_may_end_anywhere(model, tokenizer, prompt, speculative):
-    """Oracle: the model's own tokens, decoded: they spell the ending first, and then the text."""
+    """Oracle: the generated tokens, decoded: first the ending that was cut off, then the text."""
     for seed in range(5):
         pieces = list(complete(model, tokenizer, prompt, 30, temperature=1.0, seed=seed,
                                speculative=speculative))
@@ -68,7 +68,7 @@ def test_a_prompt_may_end_anywhere(model, tokenizer, prompt, speculative):
 
 
 def test_the_ending_and_its_word_may_share_a_token(tokenizer):
-    """Oracle: tokens compared with the ending one by one."""
+    """Oracle: every token of the vocabulary compared with the ending."""
     sequence = HealedSequence([5], 9, {1}, tokenizer=tokenizer, ending="  ")
     allowed = sequence.restrict(torch.zeros(300)) == 0
     for token, data in enumerate(tokenizer.token_bytes):
@@ -82,7 +82,7 @@ def test_the_ending_and_its_word_may_share_a_token(tokenizer):
 
 
 def test_a_stop_string_ends_the_text_and_the_work(model, tokenizer):
-    """Oracle: the same completion without it, cut before the string."""
+    """Oracle: the completion without a stop string, cut before it; and fewer passes."""
     settings = {"temperature": 1.0, "seed": 3}
     whole = "".join(p.text for p in complete(model, tokenizer, "def ", 40, **settings))
     stop = whole[5:7]

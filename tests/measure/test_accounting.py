@@ -256,6 +256,8 @@ def test_json_holds_plain_numbers(capsys):
     assert values["released_checkpoint"]["total"] == 684_531_386_000
     assert values["cache_bytes_per_token"]["mla"] == 70_272
     assert values["run"]["gpu_hours"] == 2_788_000 and values["run"]["dollars"] == 5_576_000
+    assert values["run"]["pre_training_hours"] == 2_664_000
+    assert values["run"]["context_extension_dollars"] == 238_000
     assert round(values["mfu"]["causal"], 3) == 0.391
     # 16 stages, 64 ranks for experts, 128 for the rest: what 80 GB can hold.
     assert values["training_memory_bytes"]["total"]["and_sharded"] < 80e9
@@ -268,6 +270,9 @@ def test_tables_are_readable(capsys):
     lines = [" ".join(line.split()) for line in out.splitlines()]
     for line in ["main model 671,026,404,352", "MTP modules 11,610,067,968", "MLA 70,272",
                  "causal 250.46 GFLOP", "causal 39.06 %", "dollars 5,576,000", "limit 170.67",
+                 "pre training hours 2,664,000", "pre training dollars 5,328,000",
+                 "context extension hours 119,000", "context extension dollars 238,000",
+                 "post training hours 5,000", "post training dollars 10,000",
                  "days per trillion tokens 3.66", "weights 1.37 TB 1.37 TB 3.48 GB"]:
         assert line in lines
     assert max(map(len, out.splitlines())) <= 100

@@ -60,13 +60,18 @@ def test_the_bill_of_the_report():
     run = cost.Run()
     bill = cost.bill(run)
     assert bill["gpu_hours"] == 2_788_000 and bill["dollars"] == 5_576_000
+    for stage, hours, dollars in (("pre_training", 2_664_000, 5_328_000),
+                                  ("context_extension", 119_000, 238_000),
+                                  ("post_training", 5_000, 10_000)):      # 5.328M, 0.238M, 0.01M
+        assert (bill[f"{stage}_hours"], bill[f"{stage}_dollars"]) == (hours, dollars)
     assert round(bill["days_per_trillion_tokens"], 2) == 3.66      # "only 3.7 days"
     assert round(bill["pre_training_days"], 1) == 54.2             # "less than two months"
     assert round(bill["days"], 1) == 56.7
     assert round(bill["tokens_per_second_and_gpu"], 1) == 1543.2
     # The two ways to the hours of pre-training agree.
     assert run.tokens * run.hours_per_trillion_tokens == run.pre_training_hours * 10**12
-    assert cost.bill(run._replace(dollars_per_hour=3, gpus=1024))["dollars"] == 8_364_000
+    dearer = cost.bill(run._replace(dollars_per_hour=3, gpus=1024))
+    assert dearer["dollars"] == 8_364_000 and dearer["context_extension_dollars"] == 357_000
 
 
 # ---- activations, against the tensors that autograd keeps ----

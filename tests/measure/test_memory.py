@@ -3,10 +3,10 @@
 import torch
 
 from minidsv3 import DeepSeekV3, ModelConfig, fp8
-from minidsv3.fp8.linear import FP8Experts, FP8Linear
+from minidsv3.fp8.linear import Layer, RoutedExperts
 from minidsv3.kernels.grouped import Runs
 from minidsv3.measure.memory import bytes_kept, saved_by_eight_bits
-from minidsv3.model.layers import Linear, SwiGLU
+from minidsv3.model.layers import Linear, swiglu
 
 # All widths are multiples of 128, so that scales can be counted without ragged tiles.
 CONFIG = ModelConfig.preset("tiny").replace(
@@ -70,10 +70,10 @@ def test_suspended_is_the_model_of_before():
     try:
         with fp8.suspended(model):
             assert torch.equal(model(tokens), before)
-            assert type(model.layers[1].mlp.shared_experts) is SwiGLU
+            assert model.layers[1].mlp.shared_experts.swiglu is swiglu
             raise InterruptedError
     except InterruptedError:
         pass
     assert torch.equal(model(tokens), after)
-    assert isinstance(model.layers[1].mlp.experts, FP8Experts)
-    assert isinstance(model.layers[0].self_attn.o_proj, FP8Linear)
+    assert isinstance(model.layers[1].mlp.experts.swiglu, RoutedExperts)
+    assert isinstance(model.layers[0].self_attn.o_proj.product, Layer)

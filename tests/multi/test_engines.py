@@ -1,4 +1,4 @@
-"""The prefill and the decode process: what they write, and what happens when one of them dies."""
+"""The prefill and the decode process: their texts, and what happens if one of them dies."""
 
 import multiprocessing
 import threading
@@ -11,7 +11,7 @@ from minidsv3 import DeepSeekV3, hf
 from minidsv3.infer import generate
 from minidsv3.infer.decoder import Sequence
 from minidsv3.infer.sampling import Sampler
-from minidsv3.infer.serving import serve_separated
+from minidsv3.serve.serving import serve_separated
 from tests.infer.conftest import SMALL
 
 pytestmark = pytest.mark.multi
@@ -44,7 +44,7 @@ def requests_of(prompts, sampler=None, new=12):
 
 @pytest.mark.parametrize("speculative, sampler", [(0, None), (2, SAMPLED)])
 def test_64_requests_are_answered_as_alone(model, folder, speculative, sampler):
-    """Oracle: `generate` in this process, one request at a time; none lost, none twice."""
+    """Oracle: `generate` in this process, one request at a time; none is lost or answered twice."""
     prompts = prompts_of(64)
     ends = []
     served = serve_separated(folder, requests_of(prompts, sampler), 5, 40, speculative,
@@ -62,7 +62,7 @@ def test_64_requests_are_answered_as_alone(model, folder, speculative, sampler):
 
 @pytest.mark.parametrize("victim", ["prefill", "decode"])
 def test_the_death_of_a_process_ends_in_one_clear_line(folder, victim):
-    """Oracle: the words, at most 10 s from the kill, and no process left behind."""
+    """Oracle: the message, at most 10 s after the kill, and no process is left."""
     killed = []
 
     def kill_once():
@@ -71,7 +71,7 @@ def test_the_death_of_a_process_ends_in_one_clear_line(folder, victim):
             next(process for process in multiprocessing.active_children()
                  if process.name == victim).kill()
 
-    # Requests without end for prefill, so that it is at work whenever it is killed.
+    # Most requests arrive much later, so that the prefill process is alive when it is killed.
     requests = requests_of(prompts_of(64))
     arrivals = [0.0] * 8 + [3600.0] * 56
     with pytest.raises(ChildProcessError) as caught:
@@ -85,7 +85,7 @@ def test_the_death_of_a_process_ends_in_one_clear_line(folder, victim):
 
 
 def test_what_a_process_complains_of_is_passed_on(folder):
-    """Oracle: its own words, from a request that is too long and a checkpoint that is not there."""
+    """Oracle: its message, for a request that is too long and for a checkpoint that is missing."""
     requests = requests_of([torch.full((60,), 7)])
     with pytest.raises(ChildProcessError, match="the prefill process: request 0 has 60 .*=64"):
         serve_separated(folder, requests)
@@ -95,8 +95,8 @@ def test_what_a_process_complains_of_is_passed_on(folder):
 
 
 def test_the_command_ends_with_code_2(monkeypatch, capfd, tmp_path):
-    """Oracle: exit code 2 and one line, when decode is killed while it still loads its model."""
-    from minidsv3.infer import engines
+    """Oracle: exit code 2 and one line, if decode is killed while it still loads its model."""
+    from minidsv3.serve import engines
     monkeypatch.chdir(tmp_path)
     finished = threading.Event()
 
@@ -120,10 +120,10 @@ def test_the_command_ends_with_code_2(monkeypatch, capfd, tmp_path):
 
 
 def test_the_command_prints_both_forms(capsys, monkeypatch, tmp_path):
-    """Oracle: the checkpoint in the box: all texts equal, and a third of the bytes by its sizes."""
+    """Oracle: the shipped checkpoint: all texts are equal, and latents are a third of the bytes."""
     import json
 
-    from minidsv3.infer import engines
+    from minidsv3.serve import engines
     monkeypatch.chdir(tmp_path)
     arguments = ["--requests", "6", "--max-new-tokens", "5", "--rate", "50", "--speculative", "1"]
     assert engines.main([*arguments, "--json"]) == 0

@@ -11,6 +11,7 @@ import torch
 from minidsv3 import DeepSeekV3, ModelConfig, fp8
 from minidsv3.device import has_fast_bf16
 from minidsv3.study import fp8 as study
+from minidsv3.study.loss_error import relative_error
 from minidsv3.train.recipe import TrainConfig
 from minidsv3.train.step import Diverged, Figures, Step
 from tests.conftest import MINIATURE
@@ -33,7 +34,7 @@ def test_the_error_is_that_of_two_smoothed_curves():
                                                 for i in range(t + 1))
 
     expected = [(average(ours, t) - average(theirs, t)) / average(theirs, t) for t in range(4)]
-    got = study.relative_error(a_run("a", 0, ours), a_run("b", 0, theirs))
+    got = relative_error(a_run("a", 0, ours), a_run("b", 0, theirs))
     assert got.tolist() == pytest.approx(expected, abs=1e-12)
 
 
@@ -102,7 +103,7 @@ def test_a_run_that_diverges_is_a_result(monkeypatch, tmp_path):
 
     def read(self, figures):
         layer = self.model.layers[0].self_attn.q_b_proj
-        seen.append((layer.layer.recipe, self.recipe.precision, self.recipe.seed,
+        seen.append((layer.product.recipe, self.recipe.precision, self.recipe.seed,
                      self.recipe.optimizer, self.recipe.steps))
         try:
             return Figures(0.0, next(steps), 0.0, 0.0, 0.0, None)

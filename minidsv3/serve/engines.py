@@ -1,14 +1,15 @@
-"""Prefill and decode as two engines: `python -m minidsv3.infer.engines --requests 64`.
+"""Prefill and decode in one process or in two: `python -m minidsv3.serve.engines --requests 64`.
 
-Serves the same requests by one process that takes turns, and by a prefill and a decode process of
-which the first hands its latents to the second; compares the times, counts the bytes that travel,
-and checks all texts against those that `generate` makes of one request at a time.
+Serves the same requests twice. The colocated form is one process that takes turns. The separated
+form is a prefill process and a decode process; the first hands its latents to the second. The
+command compares their times, counts the bytes handed over, and checks every text against the one
+that `generate` makes of the same prompt alone.
 
-Apart, nobody who is being written to waits for another's prompt. That costs a second copy of the
-weights and the bytes that travel; and where both processes share one machine, each has half of its
-cores. Compare on an idle machine: threads of one process wait for each other, so whatever else
-runs slows the colocated form more. What the engines are is in `handover.py`, how they are run in
-`serving.py`.
+In the separated form no sequence that is being decoded waits for another one's prompt. This costs a
+second copy of the weights and the bytes handed over; and if both processes share one machine, each
+has half of its cores. Compare on an idle machine: the threads of a process wait for each other, so
+any other load slows the colocated form more. `handover.py` defines the engines, `serving.py` runs
+them and says where requests wait.
 """
 
 import json
@@ -24,11 +25,8 @@ from ..command import Parser, UserError, answer
 from ..data import corpus
 from ..data.foreign import read_tokenizer
 from ..device import choose_device
-from .decoder import Sequence
-from .generation import MOST_DRAFTS, generate
-from .handover import Decode as Decode
-from .handover import Handover as Handover
-from .handover import Prefill as Prefill
+from ..infer.decoder import Sequence
+from ..infer.generation import MOST_DRAFTS, generate
 from .serving import serve_colocated, serve_separated
 
 SHORTEST, LONGEST = 16, 200                      # prompts [tokens]
@@ -36,45 +34,48 @@ ROWS = {"time to first token [ms]": "first_token_ms", "time per further token [m
 
 
 def synthetic_prompts(tokenizer, config, arguments):
-    """Beginnings of texts of the standard library, cut to different lengths: a list of tokens each.
+    """The first tokens of sources of the standard library: a list of tokens for each request.
 
-    The seed decides them.
+    The seed decides which sources and how many tokens. Raises UserError if there is no room for a
+    prompt.
     """
     longest = min(LONGEST, config.max_position_embeddings - arguments.max_new_tokens)
     if longest < 1:
         raise UserError(f"--max-new-tokens {arguments.max_new_tokens} leaves no room for a prompt "
                         f"in max_position_embeddings={config.max_position_embeddings}; choose "
                         "fewer.")
-    chance, documents = random.Random(arguments.seed), corpus.split(corpus.load().documents)[1]
+    generator, documents = random.Random(arguments.seed), corpus.split(corpus.load().documents)[1]
     prompts = []
     while len(prompts) < arguments.requests:
-        length = chance.randint(min(SHORTEST, longest), longest)
-        text = chance.choice(documents).text[:16 * length]
+        length = generator.randint(min(SHORTEST, longest), longest)
+        text = generator.choice(documents).text[:16 * length]
         prompts.append(tokenizer.encode_prompt(text)[:length])
     return prompts
 
 
 def parse_arguments(arguments=None):
-    """The command line."""
-    parser = Parser(prog="python -m minidsv3.infer.engines", description=__doc__)
+    """Parse the command line; UserError for a value out of range."""
+    parser = Parser(prog="python -m minidsv3.serve.engines", description=__doc__)
     what = parser.add_argument_group("what")
     what.add_argument("--model", metavar="DIR", help="checkpoint folder, or owner/name on the "
                       "Hugging Face hub [runs/tiny, else checkpoints/tiny]")
-    what.add_argument("--requests", type=int, default=64, metavar="N", help="how many [64]")
+    what.add_argument("--requests", type=int, default=64, metavar="N",
+                      help="how many requests to serve [64]")
     what.add_argument("--max-new-tokens", type=int, default=32, metavar="N",
                       help="tokens to write for each [32]")
     what.add_argument("--rate", type=float, metavar="PER_SECOND",
-                      help="requests that arrive in a second, by chance [all at once]")
-    what.add_argument("--seed", type=int, default=0, help="of prompts and arrivals [0]")
+                      help="requests per second, which arrive at random times [all at once]")
+    what.add_argument("--seed", type=int, default=0, help="for prompts and arrival times [0]")
     how = parser.add_argument_group("how")
     how.add_argument("--budget", type=int, default=256, metavar="TOKENS",
-                     help="of a prefill pass; lower it if long prompts hold up others [256]")
+                     help="prompt tokens per prefill pass; lower it if long prompts hold up "
+                     "others [256]")
     how.add_argument("--places", type=int, default=16, metavar="N",
                      help="sequences to decode together; halve it if memory runs out [16]")
     how.add_argument("--speculative", type=int, default=0, metavar="N",
-                     help="tokens that the MTP module drafts in a step [0]")
+                     help="tokens that the MTP module drafts per step [0]")
     how.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
-    how.add_argument("--json", action="store_true", help="one JSON object")
+    how.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     parsed = parser.parse_args(arguments)
     for name, least in (("requests", 1), ("max_new_tokens", 1), ("budget", 1), ("places", 1),
                         ("speculative", 0), ("seed", 0)):
@@ -89,18 +90,18 @@ def parse_arguments(arguments=None):
 
 
 def arrival_times(arguments):
-    """When each request comes [s]: gaps of exponential length, as people do; None: all at once."""
+    """When each request arrives [s], as in a Poisson process; None: all at once."""
     if arguments.rate is None:
         return None
-    chance, times = random.Random(arguments.seed), [0.0]
+    generator, times = random.Random(arguments.seed), [0.0]
     while len(times) < arguments.requests:
-        times.append(times[-1] + chance.expovariate(arguments.rate))
+        times.append(times[-1] + generator.expovariate(arguments.rate))
     return times
 
 
 def measure(arguments, folder, device):
-    """Serve in both forms and compare the texts -> all figures, as a dict."""
-    # float32 everywhere: in bfloat16 the size of a batch decides ties too often to compare texts.
+    """Serve the requests in both forms and compare the texts -> {form: figures}."""
+    # float32: in bfloat16, rounding depends on the size of the batch and changes too many texts.
     model = hf.load(folder, torch.float32, device)
     tokenizer = read_tokenizer(folder, model.config)
     how = {"places": arguments.places, "budget": arguments.budget,
@@ -128,7 +129,7 @@ def measure(arguments, folder, device):
 
 
 def run(arguments):
-    """Print the table -> exit code."""
+    """Serve, and print the table or the JSON object -> exit code."""
     device, folder = choose_device(arguments.device), hf.find(arguments.model)
     figures = measure(arguments, folder, device)
     if arguments.json:
@@ -138,14 +139,14 @@ def run(arguments):
     threads = torch.get_num_threads()
     print(f"{folder} on {device}, float32: {arguments.requests} requests, "
           f"{arguments.max_new_tokens} new tokens each, "
-          + ("all at once" if arguments.rate is None else f"{arguments.rate:g} a second"))
+          + ("all at once" if arguments.rate is None else f"{arguments.rate:g} per second"))
     print(f"threads: colocated {threads}, separated 2 processes of {max(1, threads // 2)}\n")
     print(f"{'':36}{'colocated':>12}{'separated':>12}")
     for label, name in ROWS.items():
         for share in ("median", "95"):
             values = "".join(f"{each[f'{name}_{share}']:12,.1f}" for each in both)
             print(f"{label + ', ' + share.replace('95', '95 %'):36}{values}")
-    print(f"{'tokens a second':36}" + "".join(f"{each['tokens_per_s']:12,.0f}" for each in both))
+    print(f"{'tokens per second':36}" + "".join(f"{each['tokens_per_s']:12,.0f}" for each in both))
     sent, expanded = both[1]["handed_over_bytes"], both[1]["expanded_bytes"]
     print(f"\nhanded over: {sent / 1e6:,.2f} MB of latents; expanded keys and values would be "
           f"{expanded / 1e6:,.2f} MB, {expanded / sent:.1f} times as much")
@@ -156,7 +157,7 @@ def run(arguments):
 
 
 def main(arguments=None):
-    """Run; bad input ends in one line and exit code 2."""
+    """The command; bad input ends in one line and exit code 2."""
     return answer(lambda: run(parse_arguments(arguments)))
 
 

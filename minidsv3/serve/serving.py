@@ -3,10 +3,22 @@
     colocated    one process takes turns: a pass of Prefill, a pass of Decode
     separated    requests -> [process: Prefill] -- Handover bytes --> [process: Decode] -> texts
 
-Both are timed from outside: a request's clock starts when it arrives and is read when whoever asked
-is told of its first token, and of its last. Messages run one way only, from the prefill process to
-the decode process and from both to their parent, so nobody can wait in a circle; and whoever dies
-closes its pipes, which the parent notices at once.
+Both forms are timed from outside. The clock of a request starts when the request arrives; it is
+read when the parent hears of its first token, and again when it hears of its last.
+
+Back-pressure: a request that finds no free place waits as tokens, not as latents. So memory does
+not grow with the number of requests that wait.
+
+    colocated    Prefill works on at most as many prompts as Decode has free places; each handover
+                 joins at once, and none ever waits.
+    separated    At most `places` handovers are under way: being read, sent, or waiting in the pipe.
+                 Decode takes one from the pipe only when it has a free place, and confirms it. With
+                 `places` handovers unconfirmed, Prefill waits for a confirmation. Until then it
+                 reads on while Decode decodes.
+
+The two cannot wait for each other: Decode waits only while it is idle, and then takes whatever
+comes; Prefill waits only while `places` handovers are coming. A process that ends closes its pipes,
+so the others notice at once.
 """
 
 import json
@@ -26,7 +38,7 @@ from .handover import Decode, Handover, Prefill
 
 
 class Served:
-    """What became of the requests, and when it was known."""
+    """The text of each request, and the times from its arrival to its first and last token [s]."""
 
     def __init__(self, requests, arrivals, progress):
         self.arrivals = list(arrivals or [0.0] * len(requests))        # seconds after `begin`
@@ -40,17 +52,17 @@ class Served:
     @property
     def unfinished(self):
         """How many requests have no text yet."""
-        # Of two pipes the later news may come first, so an end alone is not enough.
+        # The two pipes are not in step: an end may be heard before the first token of its request.
         return len(self.arrivals) - min(len(self.first), len(self.new))
 
     def has_begun(self, number, nbytes, expanded_nbytes):
-        """The first token of a request is there, and a handover of so many bytes is due."""
+        """Note that the first token of a request is known; its handover has so many bytes."""
         self.first[number] = time.perf_counter() - self.begin - self.arrivals[number]
         self.nbytes += nbytes
         self.expanded_nbytes += expanded_nbytes
 
     def has_ended(self, number, new):
-        """A request is answered."""
+        """Note that the text of a request is complete."""
         self.last[number] = time.perf_counter() - self.begin - self.arrivals[number]
         self.new[number] = new
         if self.progress:
@@ -74,12 +86,12 @@ class Served:
 
 
 def room_for(requests, speculative):
-    """Tokens of the longest text, drafts that look beyond its end included."""
+    """Tokens of the longest prompt with its text, and with drafts that reach beyond its end."""
     return max(len(request.tokens) + request.limit for request in requests) + speculative
 
 
-def let_in(prefill, coming, begin, may_sleep):
-    """Queue the requests (arrival, sequence) that are due; may_sleep: wait for one."""
+def add_arrived(prefill, coming, begin, may_sleep):
+    """Add the requests (arrival, sequence) that have arrived; may_sleep: wait for the next one."""
     if coming and may_sleep:
         time.sleep(max(0.0, coming[0][0] - (time.perf_counter() - begin)))
     while coming and coming[0][0] <= time.perf_counter() - begin:
@@ -88,9 +100,9 @@ def let_in(prefill, coming, begin, may_sleep):
 
 def serve_colocated(model, requests, places=16, budget=256, speculative=0, arrivals=None,
                     progress=None):
-    """Serve Sequences, which change by it, by both engines in turn -> Served.
+    """Serve Sequences, which it changes, with both engines in turn -> Served.
 
-    arrivals: when each comes [s], ascending; None: all at once. progress: called at every end.
+    arrivals: when each arrives [s], ascending; None: all at once. progress: called after each text.
     """
     served = Served(requests, arrivals, progress)
     prefill = Prefill(model, budget, speculative)
@@ -99,8 +111,8 @@ def serve_colocated(model, requests, places=16, budget=256, speculative=0, arriv
     numbers = {request: number for number, request in enumerate(requests)}
     coming = deque(zip(served.arrivals, requests))
     while served.unfinished:
-        let_in(prefill, coming, served.begin, not prefill.queue and decode.is_idle)
-        for handover in prefill.step():
+        add_arrived(prefill, coming, served.begin, not prefill.queue and decode.is_idle)
+        for handover in prefill.step(decode.free):
             served.has_begun(handover.number, handover.nbytes,
                              handover.expanded_nbytes(model.config))
             decode.admit(handover)
@@ -111,28 +123,32 @@ def serve_colocated(model, requests, places=16, budget=256, speculative=0, arriv
 
 def serve_separated(folder, requests, places=16, budget=256, speculative=0, arrivals=None,
                     progress=None, dtype=None, device="cpu"):
-    """Serve Sequences by two processes, which load the checkpoint in `folder` -> Served.
+    """Serve Sequences with two processes, which load the checkpoint in `folder` -> Served.
 
-    dtype None keeps the file's. Raises ChildProcessError, never hangs, if one of the two dies.
+    dtype None keeps the file's. If one of the two dies this raises ChildProcessError, and does not
+    hang.
     """
-    context = multiprocessing.get_context("spawn")                     # on every system the same
+    context = multiprocessing.get_context("spawn")         # the one method that every system has
     served = Served(requests, arrivals, progress)
     data = [Handover(i, request, torch.empty(0)).to_bytes() for i, request in enumerate(requests)]
     wait_for_go, go = context.Pipe(duplex=False)
     handovers, hand_over = context.Pipe(duplex=False)
+    confirmed, confirm = context.Pipe(duplex=False)
     hear_prefill, prefill_says = context.Pipe(duplex=False)
     hear_decode, decode_says = context.Pipe(duplex=False)
-    shared = (max(1, torch.get_num_threads() // 2), folder, dtype, device, speculative)
-    prefill = context.Process(target=child, name="prefill", daemon=True, args=(
-        run_prefill, prefill_says, *shared, budget, wait_for_go, hand_over, data, served.arrivals))
-    decode = context.Process(target=child, name="decode", daemon=True, args=(
-        run_decode, decode_says, *shared, min(places, len(requests)),
-        room_for(requests, speculative), handovers))
+    shared = (max(1, torch.get_num_threads() // 2), folder, dtype, device, speculative,
+              min(places, len(requests)))
+    prefill = context.Process(target=run_child, name="prefill", daemon=True, args=(
+        run_prefill, prefill_says, *shared, budget, wait_for_go, hand_over, confirmed, data,
+        served.arrivals))
+    decode = context.Process(target=run_child, name="decode", daemon=True, args=(
+        run_decode, decode_says, *shared, room_for(requests, speculative), handovers, confirm))
     try:
         prefill.start()
         decode.start()
-        # Only with our copies closed does a pipe end when the process at its other end does.
-        for end in (wait_for_go, handovers, hand_over, prefill_says, decode_says):
+        # A pipe ends with the process that holds its other end only if we hold no copy of it.
+        for end in (wait_for_go, handovers, hand_over, confirmed, confirm, prefill_says,
+                    decode_says):
             end.close()
         listen({hear_prefill: prefill, hear_decode: decode}, go, served)
     finally:
@@ -145,37 +161,37 @@ def serve_separated(folder, requests, places=16, budget=256, speculative=0, arri
     return served
 
 
-def listen(wires, go, served):
-    """Note what the processes say, {pipe: process}, until all requests are answered.
+def listen(pipes, go, served):
+    """Note what the processes say, {pipe: process}, until all texts are complete.
 
-    They say, as JSON, that they are ready, which request has begun or ended, or what went wrong.
+    Messages are JSON objects: a process is ready, a request has begun or ended, or an error.
     """
     ready = 0
     while served.unfinished:
-        # Looked up before listening: whatever they said before they died is then heard first.
-        dead = [process for process in wires.values() if process.exitcode is not None]
-        alive = [process.sentinel for process in wires.values() if process not in dead]
-        heard = connection.wait([*wires, *alive], timeout=1)
-        for wire, process in list(wires.items()):
-            said = hear(wire) if wire in heard else {}
-            if said is None or (not said and process in dead):
+        # Looked up before listening, so that what a process said before it died is heard first.
+        dead = [process for process in pipes.values() if process.exitcode is not None]
+        alive = [process.sentinel for process in pipes.values() if process not in dead]
+        heard = connection.wait([*pipes, *alive], timeout=1)
+        for pipe, process in list(pipes.items()):
+            message = hear(pipe) if pipe in heard else {}
+            if message is None or (not message and process in dead):
                 check_end(process, served)
-                del wires[wire]
-            elif "error" in said:
-                raise ChildProcessError(f"the {process.name} process: {said['error']}")
-            elif "ready" in said:
+                del pipes[pipe]
+            elif "error" in message:
+                raise ChildProcessError(f"the {process.name} process: {message['error']}")
+            elif "ready" in message:
                 ready += 1
                 if ready == 2:
                     served.begin = time.perf_counter()
                     go.send_bytes(b"go")
-            elif "begun" in said:
-                served.has_begun(said["begun"], said["nbytes"], said["expanded"])
-            elif "ended" in said:
-                served.has_ended(said["ended"], said["new"])
+            elif "begun" in message:
+                served.has_begun(message["begun"], message["nbytes"], message["expanded"])
+            elif "ended" in message:
+                served.has_ended(message["ended"], message["new"])
 
 
 def check_end(process, served):
-    """ChildProcessError, unless it is prefill, which ends first, and has done its work."""
+    """Raise ChildProcessError, unless it is the prefill process, which may end before decode."""
     process.join(timeout=5)
     if process.name != "prefill" or process.exitcode != 0:
         raise ChildProcessError(
@@ -184,61 +200,77 @@ def check_end(process, served):
             "above. If it said nothing, free some memory, or choose fewer --places; start again.")
 
 
-def hear(wire):
+def hear(pipe):
     """The next message; None if its process has ended."""
+    data = receive(pipe, may_wait=True)
+    return json.loads(data) if data else None
+
+
+def receive(pipe, may_wait):
+    """The next bytes in a pipe; b"" if there are none yet, None if its other end is closed.
+
+    may_wait: wait until there are some, or the other end is closed.
+    """
     try:
-        return json.loads(wire.recv_bytes())
+        return pipe.recv_bytes() if pipe.poll(None if may_wait else 0) else b""
     except (EOFError, OSError):
         return None
 
 
-def say(wire, **words):
-    """Tell the parent."""
-    wire.send_bytes(json.dumps(words).encode())
+def say(pipe, **message):
+    """Send a message to the parent."""
+    pipe.send_bytes(json.dumps(message).encode())
 
 
-def child(work, parent, threads, folder, dtype, *arguments):
-    """Either process: load the model, work, and leave quietly when the others are gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)                       # Ctrl-C is the parent's
+def run_child(work, parent, threads, *arguments):
+    """Run either engine; what goes wrong is said to the parent, if there still is one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)                       # the parent handles Ctrl-C
     torch.set_num_threads(threads)
     try:
-        work(parent, folder, dtype, *arguments)
+        work(parent, *arguments)
     except (UserError, EOFError, OSError) as error:
         with suppress(OSError):
             say(parent, error=str(error) or type(error).__name__)
 
 
-def run_prefill(parent, folder, dtype, device, speculative, budget, wait_for_go, hand_over, data,
-                arrivals):
-    """The prefill process: requests come by the clock, handovers go to the other process."""
+def run_prefill(parent, folder, dtype, device, speculative, places, budget, wait_for_go, hand_over,
+                confirmed, data, arrivals):
+    """The prefill process: adds requests as they arrive, reads them, and sends the handovers."""
     prefill = Prefill(hf.load(folder, dtype, device), budget, speculative)
     coming = deque(zip(arrivals, (Handover.from_bytes(each).sequence for each in data)))
     say(parent, ready=True)
     wait_for_go.recv_bytes()
-    begin = time.perf_counter()
+    begin, under_way = time.perf_counter(), 0
     with ThreadPoolExecutor(1) as sender:        # so that the next pass need not wait for the pipe
         while coming or prefill.queue:
-            let_in(prefill, coming, begin, may_sleep=not prefill.queue)
-            for handover in prefill.step():
+            while taken := receive(confirmed, may_wait=prefill.queue and under_way == places):
+                under_way -= 1
+            if taken is None:                    # decode has ended, which the parent notices
+                return
+            add_arrived(prefill, coming, begin, may_sleep=not prefill.queue)
+            for handover in prefill.step(places - under_way):
+                under_way += 1
                 say(parent, begun=handover.number, nbytes=handover.nbytes,
                     expanded=handover.expanded_nbytes(prefill.model.config))
-                # If it fails the other process is gone, and the parent knows.
+                # An error here means that decode has ended, so the result is not needed.
                 sender.submit(hand_over.send_bytes, handover.to_bytes())
 
 
-def run_decode(parent, folder, dtype, device, speculative, places, max_len, handovers):
-    """The decode process: between any two passes it takes in what has arrived."""
+def run_decode(parent, folder, dtype, device, speculative, places, max_len, handovers, confirm):
+    """The decode process: between two passes it takes as many handovers as it has free places."""
     decode = Decode(hf.load(folder, dtype, device), places, max_len, speculative)
     say(parent, ready=True)
     numbers, is_open = {}, True
     while is_open or not decode.is_idle:
-        while is_open and handovers.poll(None if decode.is_idle else 0):
-            try:
-                handover = Handover.from_bytes(handovers.recv_bytes())
-            except (EOFError, OSError):          # the other process has ended
-                is_open = False
-            else:
-                numbers[handover.sequence] = handover.number
-                decode.admit(handover)
+        while is_open and decode.free:
+            data = receive(handovers, may_wait=decode.is_idle)
+            if not data:
+                is_open = data is not None       # the pipe ends with the prefill process
+                break
+            handover = Handover.from_bytes(data)
+            numbers[handover.sequence] = handover.number
+            decode.admit(handover)
+            with suppress(OSError):              # prefill ends when all requests are handed over
+                confirm.send_bytes(b"taken")
         for sequence in decode.step():
             say(parent, ended=numbers.pop(sequence), new=sequence.new)

@@ -1,44 +1,50 @@
-"""What prefill and decode are, apart, and what goes from one to the other (report, section 3.4).
+"""Prefill and decode as two engines, and what one hands to the other (report, section 3.4).
 
-Reading a prompt and writing its continuation want opposite things. Prefill has hundreds of tokens a
-pass and is bound by arithmetic; decode has one for each sequence and is bound by memory. Where one
-process does both, everybody who is being written to waits while a long prompt is read. So the
-report serves them on different machines, and what a prompt has become travels between them:
+The two phases of generation need different things from a machine. A prefill pass reads hundreds of
+prompt tokens and is limited by arithmetic. A decode pass reads one token per sequence and is
+limited by memory bandwidth. Where one process does both, every sequence that is being decoded waits
+while a long prompt is read. The report therefore runs the two phases on different machines, and
+sends what the model remembers of a prompt from the first to the second:
 
     requests -> Prefill -> Handover -> Decode -> texts
 
-    Prefill    reads up to `budget` prompt tokens a pass: a long one in pieces, short ones together
-    Handover   the sequence, and the latents of all layers: H*(D+Dv) / (Rkv+Dr) times fewer numbers
-               than its keys and values (71 times at full size, 3 times in the tiny model)
-    Decode     one pass makes a token, or several by drafts, for every sequence that is in; others
-               join as soon as one has left (continuous batching)
+    Prefill    reads up to `budget` prompt tokens per pass: it cuts long prompts and batches short
+               ones
+    Handover   a sequence and its latents of all layers: H*(D+Dv) / (Rkv+Dr) times fewer numbers
+               than keys and values (71 times at full size, 3 times in the tiny model)
+    Decode     one pass makes one token, or several with drafts, for every sequence; a new sequence
+               can join as soon as another one has ended (continuous batching)
 
-`serving.py` runs them, in one process or in two. Left out: many machines on each side, experts
-spread over them, and caches shared by prompts that begin alike.
+No latents pile up between the two: the caller tells Prefill how many prompts it may work on, and
+Decode says by `free` how many sequences can join. The other requests wait as tokens, not yet read.
+
+`serving.py` runs both engines, in one process or in two. Left out: several machines on each side,
+experts spread over them, and prefix caching (one cache for prompts that begin alike).
 """
 
 import json
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from safetensors.torch import load, save
 
 from ..command import UserError
-from .decoder import Decoder, Sequence, padded
-from .sampling import Sampler
-from .speculative import last_of
+from ..infer.decoder import Decoder, Sequence, padded
+from ..infer.sampling import Sampler
+from ..infer.speculative import last_of
 
 
 @dataclass
 class Handover:
-    """A sequence on its way, and what the model remembers of it so far."""
+    """A sequence, and what the model remembers of the tokens read so far."""
 
     number: int
     sequence: Sequence
     latents: torch.Tensor                        # (L, length, Rkv+Dr)
     draft_latents: torch.Tensor | None = None    # (1, length, Rkv+Dr) of the MTP module, if used
-    state: torch.Tensor | None = None            # (1, C), from which it reads the next draft
+    state: torch.Tensor | None = None            # (1, C), for the next draft
 
     @property
     def nbytes(self):
@@ -47,12 +53,15 @@ class Handover:
         return self.latents.nbytes + drafting
 
     def expanded_nbytes(self, config):
-        """Size that the keys (D) and values (Dv) of all heads would have [bytes]."""
+        """Size of the same tokens as keys (D) and values (Dv) of all heads [bytes]."""
         head = config.qk_head_dim + config.v_head_dim
         return (self.nbytes // self.latents.size(-1)) * config.num_attention_heads * head
 
     def to_bytes(self):
-        """Everything, in the safetensors format: nothing is pickled."""
+        """All of it in the safetensors format, so that nothing is pickled; see `from_bytes`.
+
+        Raises UserError for a kind of sequence that these bytes cannot describe.
+        """
         sequence = self.sequence
         if type(sequence) is not Sequence:
             raise UserError(f"a {type(sequence).__name__} cannot be handed over as bytes, since "
@@ -68,7 +77,7 @@ class Handover:
 
     @classmethod
     def from_bytes(cls, data):
-        """What `to_bytes` wrote; its tensors are on the CPU."""
+        """The handover that `to_bytes` wrote; its tensors are on the CPU."""
         tensors = load(data)
         about = json.loads(bytes(tensors["about"].tolist()))
         sequence = Sequence(about["tokens"], about["limit"], about["stop"],
@@ -83,17 +92,20 @@ class Handover:
 class Prefill:
     """Reads prompts in the order in which they were added, and chooses the first token of each.
 
-    budget: token positions in a pass. speculative: above 0, the MTP module reads along.
+    budget: token positions per pass. speculative: above 0, the MTP module reads the prompts too.
     """
 
     def __init__(self, model, budget=256, speculative=0):
         if budget < 1:
-            raise UserError(f"budget={budget} must be at least 1 token a pass, for instance 256.")
+            raise UserError(f"budget={budget} must be at least 1 token per pass, for instance 256.")
         self.model, self.budget, self.speculative = model, budget, speculative
         self.queue, self.added = deque(), 0
 
     def add(self, sequence):
-        """Queue a sequence; its handover is numbered by the order of these calls."""
+        """Queue a sequence; its handover is numbered by the order of these calls.
+
+        Raises UserError if the prompt is empty, or too long for the model together with its text.
+        """
         config = self.model.config
         length, most = len(sequence.tokens) + sequence.limit, config.max_position_embeddings
         if not sequence.tokens or length > most:
@@ -108,63 +120,80 @@ class Prefill:
         self.added += 1
 
     @torch.inference_mode()
-    def step(self):
-        """One pass over the next prompt tokens -> the handovers that it completed."""
-        batch, pieces = self.next_pieces()
+    def step(self, most):
+        """One pass over the next prompt tokens -> the handovers that it completed.
+
+        most: how many prompts it may read; 0 makes no pass. Only these have latents afterwards.
+        """
+        batch, pieces = self.next_pieces(most)
         if not batch:
             return []
-        room = max(part.latents.size(1) for part in batch) + max(map(len, pieces))
+        room = max(handover.latents.size(1) for handover in batch) + max(map(len, pieces))
         reader = Decoder(self.model, len(batch), room, self.speculative)
-        for part in batch:
-            reader.admit(part.sequence, part.latents, part.draft_latents, part.state)
+        for handover in batch:
+            reader.admit(handover.sequence, handover.latents, handover.draft_latents,
+                         handover.state)
         tokens, counts = padded(pieces, reader.cache.device)                   # (B, T)
         hidden = reader.read(tokens, counts)                                   # (B, T, C)
         end, prompt = batch[0].latents.size(1) + counts[0], batch[0].sequence.tokens
-        if end < len(prompt):                    # cut, and therefore alone
+        is_cut = end < len(prompt)               # a prompt that is cut is alone in its batch
+        if is_cut:
             follows = [[prompt[end]]]
         else:
             follows = reader.choose(last_of(hidden, counts)[:, None])
         if self.speculative:
             after = [piece[1:] + token for piece, token in zip(pieces, follows)]
             reader.drafter.read(hidden, padded(after, tokens.device)[0], counts)
-        for row, part in enumerate(batch):
-            part.latents = reader.cache.take(row)
+        for row, handover in enumerate(batch):
+            handover.latents = reader.cache.take(row)
             if self.speculative:
-                part.draft_latents = reader.drafter.cache.take(row)
-                part.state = reader.drafter.state[row]
-        return [] if end < len(prompt) else [self.queue.popleft() for _ in batch]
+                handover.draft_latents = reader.drafter.cache.take(row)
+                handover.state = reader.drafter.state[row]
+        return [] if is_cut else [self.queue.popleft() for _ in batch]
 
-    def next_pieces(self):
-        """Who is read in this pass, and the tokens of each.
+    def next_pieces(self, most):
+        """The handovers to work on in this pass, and the prompt tokens to read for each.
 
-        Either one prompt is cut, or all that fit are read to their ends. Filling counts too, since
-        it takes as much time as tokens do.
+        Either one prompt is cut, or all that fit are read to their ends. Padding counts towards the
+        budget, since it takes as much time as tokens do.
         """
         batch, pieces = [], []
-        for part in self.queue:
-            begin, tokens = part.latents.size(1), part.sequence.tokens
+        for handover in islice(self.queue, most):
+            begin, tokens = handover.latents.size(1), handover.sequence.tokens
             piece = tokens[begin:] if batch else tokens[begin:begin + self.budget]
             if max(map(len, [*pieces, piece])) * (len(batch) + 1) > self.budget:
                 break
-            batch.append(part)
+            batch.append(handover)
             pieces.append(piece)
         return batch, pieces
 
 
 class Decode:
-    """Writes up to `places` texts at a time, of up to max_len tokens with prompt and drafts."""
+    """Continues up to `places` sequences at a time.
+
+    max_len: tokens of the longest one, its prompt, new tokens and drafts together.
+    """
 
     def __init__(self, model, places, max_len, speculative=0):
+        if places < 1:
+            raise UserError(f"places={places} must be at least 1 sequence, for instance 16.")
         self.decoder, self.speculative = Decoder(model, places, max_len, speculative), speculative
-        self.waiting = deque()
+
+    @property
+    def free(self):
+        """How many sequences can join now."""
+        return self.decoder.cache.places - len(self.decoder.sequences)
 
     @property
     def is_idle(self):
-        """Whether nobody is in and nobody waits."""
-        return not self.waiting and not self.decoder.sequences
+        """Whether no sequence is being decoded."""
+        return not self.decoder.sequences
 
     def admit(self, handover):
-        """Let a sequence join as soon as there is a place. UserError if it will never fit."""
+        """Let a sequence join, which needs a free place.
+
+        Raises UserError if its text could never fit, or if it lacks latents for the MTP module.
+        """
         sequence, cache = handover.sequence, self.decoder.cache
         needed = len(sequence.tokens) + sequence.limit + self.speculative
         if needed > cache.max_len:
@@ -174,20 +203,16 @@ class Decode:
         if self.speculative and handover.state is None:
             raise UserError(f"handover {handover.number} has no latents of the MTP module, with "
                             f"which speculative={self.speculative} drafts; prefill with it too.")
-        self.waiting.append(handover)
+        self.decoder.admit(sequence, handover.latents, handover.draft_latents, handover.state)
 
     def step(self):
-        """Fill the free places and make one pass for all -> the sequences that have ended."""
-        decoder = self.decoder
-        while self.waiting and len(decoder.sequences) < decoder.cache.places:
-            part = self.waiting.popleft()
-            decoder.admit(part.sequence, part.latents, part.draft_latents, part.state)
-        ended = self.let_go()                    # some end with the token that prefill chose
-        if decoder.sequences:
-            decoder.step()
-        return ended + self.let_go()
+        """One pass for all sequences -> those that have ended, which leave."""
+        ended = self.remove_ended()              # some end with the token that prefill chose
+        if self.decoder.sequences:
+            self.decoder.step()
+        return ended + self.remove_ended()
 
-    def let_go(self):
+    def remove_ended(self):
         """Remove all sequences that have ended -> them."""
         rows = [row for row, sequence in enumerate(self.decoder.sequences) if sequence.ended]
         return [self.decoder.leave(row) for row in reversed(rows)]

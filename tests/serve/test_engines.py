@@ -6,15 +6,16 @@ from functools import partial
 import pytest
 import torch
 
-from minidsv3.infer import generate, serving
+from minidsv3.infer import generate
 from minidsv3.infer.decoder import Sequence
-from minidsv3.infer.engines import Decode, Handover, Prefill
 from minidsv3.infer.sampling import Sampler
-from minidsv3.infer.serving import Served, serve_colocated
 from minidsv3.infer.text import HealedSequence
+from minidsv3.serve import serving
+from minidsv3.serve.handover import Decode, Handover, Prefill
+from minidsv3.serve.serving import Served, serve_colocated
 
 LENGTHS = [5, 17, 1, 30, 8, 2, 11]               # prompts [tokens]
-NEW = [9, 4, 12, 1, 7, 12, 3]                    # new ones, unless one of STOP ends it earlier
+NEW = [9, 4, 12, 1, 7, 12, 3]                    # new tokens at most; STOP may end it earlier
 STOP = range(5, 25)
 SAMPLED = Sampler(temperature=1.0, top_p=0.95)
 
@@ -33,7 +34,7 @@ def sequences_of(model, sampler=None):
 
 @pytest.fixture(scope="module")
 def alone(exact):
-    """alone(sampler, speculative) -> the text of each request, made by itself; each kind once."""
+    """alone(sampler, speculative) -> the text of each request, made by itself; computed once."""
     made = {}
 
     def texts(sampler=None, speculative=0):
@@ -49,18 +50,18 @@ def alone(exact):
 
 
 def read_all(model, sequences, budget=256, speculative=0):
-    """The handovers of all sequences."""
+    """Prefill all sequences -> their handovers."""
     prefill = Prefill(model, budget, speculative)
     for sequence in sequences:
         prefill.add(sequence)
     handovers = []
     while prefill.queue:
-        handovers += prefill.step()
+        handovers += prefill.step(len(sequences))
     return handovers
 
 
 def write_all(decode):
-    """Let the engine work until it is idle -> the sequences in the order of their ends."""
+    """Step until the engine is idle -> the sequences in the order in which they end."""
     ended = []
     while not decode.is_idle:
         ended += decode.step()
@@ -70,7 +71,7 @@ def write_all(decode):
 @pytest.mark.parametrize("speculative", [0, 2])
 @pytest.mark.parametrize("budget", [*range(1, 18), 65, 257, 256])
 def test_every_budget_gives_the_same_texts(exact, alone, budget, speculative):
-    """Oracle: whole prompts in one pass, one request at a time; odd budgets sample."""
+    """Oracle: `generate`, one request at a time. Odd budgets sample, even ones are greedy."""
     sampler = SAMPLED if budget % 2 else None
     sequences = sequences_of(exact, sampler)
     served = serve_colocated(exact, sequences, 3, budget, speculative)
@@ -79,7 +80,7 @@ def test_every_budget_gives_the_same_texts(exact, alone, budget, speculative):
 
 @pytest.mark.parametrize("budget", [1, 4, 17, 40, 256])
 def test_no_pass_is_larger_than_the_budget(exact, monkeypatch, budget):
-    """Oracle: the shapes that the model was given; every prompt token once, in order of arrival."""
+    """Oracle: the shapes given to the model; it reads every prompt token once, in order."""
     passes, read = [], []
     whole = type(exact).hidden_states
 
@@ -95,18 +96,20 @@ def test_no_pass_is_larger_than_the_budget(exact, monkeypatch, budget):
     assert [handover.number for handover in handovers] == list(range(7))
     if budget == 1:
         assert len(passes) == sum(LENGTHS)
-    if budget == 40:                             # by hand: 5 and 17, then 1, 30, and 8, 2 and 11
+    if budget == 40:                             # by hand: 5 and 17; 1; 30; 8, 2 and 11
         assert [tuple(each) for each in passes] == [(2, 17), (1, 1), (1, 30), (3, 11)]
 
 
 @pytest.mark.parametrize("speculative", [0, 2])
 @pytest.mark.parametrize("sampler", [None, SAMPLED], ids=["greedy", "sampled"])
 def test_any_order_of_joining_gives_the_same_texts(exact, alone, sampler, speculative):
-    """Oracle: each request alone. Two places for seven, three orders, some join late."""
+    """Oracle: each request alone. Seven requests for two places, in three orders."""
     for order in itertools.islice(itertools.permutations(range(7)), 0, 5040, 1700):
         handovers = read_all(exact, sequences_of(exact, sampler), 16, speculative)
         decode, ended = Decode(exact, 2, 48, speculative), []
         for number in order:
+            while not decode.free:
+                ended += decode.step()
             decode.admit(handovers[number])
             ended += decode.step()
         ended += write_all(decode)
@@ -116,7 +119,7 @@ def test_any_order_of_joining_gives_the_same_texts(exact, alone, sampler, specul
 
 @pytest.mark.parametrize("speculative", [0, 2])
 def test_a_handover_survives_its_bytes(exact, alone, speculative):
-    """Oracle: bit-equality of every part, the very same bytes again, and the texts that follow."""
+    """Oracle: all parts and the bytes made again are equal bit for bit, and so are the texts."""
     handovers = read_all(exact, sequences_of(exact, SAMPLED), 16, speculative)
     copies = [Handover.from_bytes(part.to_bytes()) for part in handovers]
     for part, copy in zip(handovers, copies):
@@ -158,7 +161,7 @@ def test_bytes_are_those_of_the_formula(model, exact, dtype, speculative):
 
 
 def test_what_does_not_fit_is_refused(exact):
-    """Oracle: the numbers, and a remedy; what does fit still does."""
+    """Oracle: each message names the numbers and what to do; a sequence that fits is accepted."""
     handovers = read_all(exact, sequences_of(exact))
     decode = Decode(exact, 2, 20)
     with pytest.raises(ValueError, match="handover 1 needs room for 21 .*max_len=20.*larger"):
@@ -169,10 +172,17 @@ def test_what_does_not_fit_is_refused(exact):
         Decode(exact, 2, 48, 2).admit(handovers[0])
     with pytest.raises(ValueError, match="budget=0 .*at least 1"):
         Prefill(exact, 0)
+    with pytest.raises(ValueError, match="places=0 .*at least 1"):
+        Decode(exact, 0, 48)
+    full = Decode(exact, 1, 48)
+    full.admit(handovers[1])
+    with pytest.raises(ValueError, match="places for 1 sequences .*number 2"):
+        full.admit(handovers[2])
+    assert full.free == 0 and len(write_all(full)) == 1
 
 
 def test_prefill_refuses_what_no_position_is_left_for(exact):
-    """Oracle: 60 + 5 of 64 positions; an empty prompt."""
+    """Oracle: by hand: 60 + 5 tokens for 64 positions, and an empty prompt."""
     prefill = Prefill(exact)
     for tokens in ([7] * 60, []):
         with pytest.raises(ValueError, match=f"request 0 has {len(tokens)} .*at least 1.*=64"):
@@ -181,7 +191,7 @@ def test_prefill_refuses_what_no_position_is_left_for(exact):
 
 
 def test_only_plain_sequences_travel(exact, tokenizer):
-    """Oracle: the kind of sequence by name: its unspelt ending would be lost on the way."""
+    """Oracle: the message names the kind of sequence, whose `ending` would be lost."""
     kind = partial(HealedSequence, tokenizer=tokenizer, ending="(")
     part = read_all(exact, [kind([5, 6, 7], 4, [1])])[0]
     with pytest.raises(ValueError, match="HealedSequence .*plain Sequence"):
@@ -189,7 +199,7 @@ def test_only_plain_sequences_travel(exact, tokenizer):
 
 
 class Clock:
-    """Time that passes by a millisecond whenever somebody looks, and when somebody sleeps."""
+    """A clock that advances by a millisecond per reading, and by the time slept."""
 
     now, slept = 0.0, ()
 
@@ -203,7 +213,7 @@ class Clock:
 
 
 def test_arrivals_are_waited_for(exact, alone, monkeypatch):
-    """Oracle: the texts; a clock that is wound by hand, on which the last two come an hour late."""
+    """Oracle: the texts, and a simulated clock; the last two requests arrive an hour later."""
     clock = Clock()
     monkeypatch.setattr(serving, "time", clock)
     served = serve_colocated(exact, sequences_of(exact), 2, 16,
