@@ -6,9 +6,9 @@ Every token is copied K times, the copies are sorted by expert, each expert comp
 the results go back to their tokens, weighed. Nothing here has to be read by the host: sizes follow
 from N and K, and the counts of each expert stay where they are.
 
-Each of the three methods can be overridden alone: experts on several machines have another dispatch
-and combine (and a `forward` that is `in_groups`, since `one_by_one` calls neither). The products
-are a function that Experts holds, so that another precision can be put in its place from outside.
+A subclass may override each of the three methods alone. Experts on several machines override
+dispatch and combine, and `forward` too, whose short cut for few tokens (`one_by_one`) calls
+neither. Another precision replaces the function `swiglu` that Experts holds.
 """
 
 import torch
@@ -20,10 +20,7 @@ from ..kernels.grouped import Runs, grouped_linear
 
 
 def grouped_swiglu(rows, gate_up_proj, down_proj, runs):
-    """SwiGLU of every expert on its own rows.
-
-    rows (M, C) sorted by expert, gate_up_proj (E, 2F, C), down_proj (E, C, F), Runs -> (M, C).
-    """
+    """rows (M, C) sorted by expert, their Runs, weights (E, 2F, C) and (E, C, F) -> (M, C)."""
     gate, up = grouped_linear(rows, gate_up_proj, runs).chunk(2, dim=-1)    # (M, F) each
     return grouped_linear(F.silu(gate) * up, down_proj, runs)
 
@@ -40,23 +37,18 @@ class Experts(nn.Module):
 
     def forward(self, x, weights, routing):
         """x (N, C), weights (N, K), their Routing -> sum over K of weight * expert(x), (N, C)."""
-        if self.swiglu is not grouped_swiglu:
-            # Its rows may depend on each other (FP8 has one scale for several), so padding rows
-            # would change them, and a few tokens alone must not get another precision.
-            return self.in_groups(x, weights, routing)
-        if 0 < len(x) <= 3 and reads_are_free(x.device):
+        plain = self.swiglu is grouped_swiglu
+        if plain and 0 < len(x) <= 3 and reads_are_free(x.device):
             return self.one_by_one(x, weights, routing)
-        return self.in_groups(x, weights, routing, row_multiple(x))
-
-    def in_groups(self, x, weights, routing, multiple=1):
-        """All tokens of an expert at once; its rows are padded up to a multiple of so many."""
-        rows, slots, runs = self.dispatch(x, routing, multiple)        # (M, C)
+        # In another precision, rows may share a scale; padding rows would change it.
+        rows, slots, runs = self.dispatch(x, routing, row_multiple(x) if plain else 1)  # (M, C)
         return self.combine(self.feed_forward(rows, runs), slots, weights)
 
     def dispatch(self, x, routing, multiple=1):
         """Copies of tokens sorted by expert: x (N, C) -> rows (M, C), slots (N*K,), their Runs.
 
-        slots: the row of each copy. M is N*K, and more where there are padding rows.
+        slots: the row of each copy. The rows of every expert are padded to the multiple, so M is
+        N*K or more.
         """
         slots, counts = assign_slots(routing.experts.flatten(), routing.load, multiple)
         size = len(slots) if multiple == 1 else int(counts.sum())      # padding: CPUs only
