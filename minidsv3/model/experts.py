@@ -6,9 +6,9 @@ Every token is copied K times, the copies are sorted by expert, each expert comp
 the weighted results return to their tokens. The host reads nothing: sizes follow from N and K, and
 the counts of each expert stay on the device.
 
-Each of the three methods can be overridden alone: experts on several machines have another dispatch
-and combine (and a `forward` that is `in_groups`, since `one_by_one` calls neither). Experts hold
-the function of their products, so that another precision can replace it from outside.
+A subclass may override each of the three methods alone. Experts on several machines override
+dispatch and combine, and `forward` too, whose short cut for few tokens (`one_by_one`) calls
+neither. Another precision replaces the function `swiglu` that Experts holds.
 """
 
 import torch
@@ -32,24 +32,19 @@ class Experts(nn.Module):
 
     def forward(self, x, weights, routing):
         """x (N, C), weights (N, K), their Routing -> sum over K of weight * expert(x), (N, C)."""
-        if self.swiglu is not grouped_swiglu:
-            # Its rows may depend on each other (FP8 has one scale for several), so padding rows
-            # would change them, and a few tokens alone must not get another precision.
-            return self.in_groups(x, weights, routing)
-        if 0 < len(x) <= 3 and reads_are_free(x.device):
-            return one_by_one(x, weights, routing.experts.flatten(0, -2), self.gate_up_proj,
-                              self.down_proj)
-        return self.in_groups(x, weights, routing, row_multiple(x))
-
-    def in_groups(self, x, weights, routing, multiple=1):
-        """All tokens of an expert at once; its rows are padded up to a multiple of so many."""
-        rows, slots, runs = self.dispatch(x, routing, multiple)        # (M, C)
+        plain = self.swiglu is grouped_swiglu
+        if plain and 0 < len(x) <= 3 and reads_are_free(x.device):
+            chosen = routing.experts.flatten(0, -2)                    # (N, K)
+            return one_by_one(x, weights, chosen, self.gate_up_proj, self.down_proj)
+        # In another precision, rows may share a scale; padding rows would change it.
+        rows, slots, runs = self.dispatch(x, routing, row_multiple(x) if plain else 1)  # (M, C)
         return self.combine(self.feed_forward(rows, runs), slots, weights)
 
     def dispatch(self, x, routing, multiple=1):
         """Copies of tokens sorted by expert: x (N, C) -> rows (M, C), slots (N*K,), their Runs.
 
-        slots: the row of each copy. M is N*K, and more where there are padding rows.
+        slots: the row of each copy. The rows of every expert are padded to the multiple, so M is
+        N*K or more.
         """
         slots, counts = assign_slots(routing.experts.flatten(), routing.load, multiple)
         size = len(slots) if multiple == 1 else int(counts.sum())      # padding: CPUs only

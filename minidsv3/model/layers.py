@@ -6,9 +6,6 @@
 Weights may be wider than activations: training keeps float32 weights and lets bfloat16
 activations flow. Each layer casts its weight to what arrives, so precision is visible here and
 not hidden in an autocast context. No layer of DeepSeek-V3 has a bias vector.
-
-A Linear holds the function that multiplies, and a SwiGLU the function that is its formula, so that
-another precision can be put in their place from outside, whatever subclass the module is of.
 """
 
 import torch
@@ -29,7 +26,7 @@ def product(x, weight):
 
 
 class Linear(nn.Linear):
-    """y = W x in the dtype of x; W has shape (out, in)."""
+    """y = W x in the dtype of x; W has shape (out, in). Another precision replaces `product`."""
 
     def __init__(self, in_features, out_features):
         super().__init__(in_features, out_features, bias=False)
