@@ -88,7 +88,6 @@ def choose_precision(name, device):
 
 # ---- what is fast here ----
 
-@torch.compiler.assume_constant_result           # torch.compile cannot trace these queries
 def has_fast_bf16(device):
     """Whether the device has instructions for matrix products in bfloat16."""
     if device.type == "cuda":
@@ -96,6 +95,11 @@ def has_fast_bf16(device):
     if device.type == "cpu":                     # without these instructions it emulates bfloat16
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return False
+
+
+# torch.compile cannot trace these queries, and takes their answer as it is. This is the mark of
+# torch.compiler.assume_constant_result, which would load the compiler: 2 s for every program.
+has_fast_bf16._dynamo_marked_constant = True
 
 
 def short_float(device):

@@ -38,7 +38,8 @@ from einops import rearrange
 
 from ..command import UserError
 from ..device import reads_are_free
-from ..kernels.grouped import Runs, grouped_linear
+from ..kernels import grouped
+from ..kernels.grouped import Runs
 from ..model.experts import Experts, grouped_swiglu
 from ..model.layers import Linear, at_least_float32, product, swiglu
 from ..model.moe import MoE, Router
@@ -238,7 +239,7 @@ def fprop(x, weight, runs, layer):
     """x W^T, x rounded already, the weight not: (N, K), (E, O, K) -> (N, O) float32."""
     if layer.on_tensor_cores(x.device):
         return tensor_cores.grouped_product(x, weight, runs, layer.receives)
-    return grouped_linear(x, rounded_stack(weight, layer.recipe.weight), runs)
+    return grouped.grouped_linear(x, rounded_stack(weight, layer.recipe.weight), runs)
 
 
 def gradients(dy, x, weight, runs, layer):
@@ -250,7 +251,7 @@ def gradients(dy, x, weight, runs, layer):
         dx = tensor_cores.grouped_product(dy_row, weight.mT, runs, layer.returns)
     else:
         stack = rounded_stack(weight, recipe.weight).mT.contiguous()   # (E, K, O)
-        dx = grouped_linear(dy_row, stack, runs)                       # Dgrad
+        dx = grouped.grouped_linear(dy_row, stack, runs)               # Dgrad
     dy = dy_row if layer.returns else dy         # a dy that came in FP8 has no exact form
     dW = torch.zeros_like(weight, dtype=torch.float32)
     for g, rows, out in zip(dy.split(runs.sizes), x.split(runs.sizes), dW, strict=True):

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from ..device import send
+from ..kernels.grouped import keep_out_of_graphs
 from ..model.layers import at_least_float32
 from .recipe import batch_sizes, gamma_at, learning_rate_factor, mtp_weight_at
 
@@ -98,6 +99,7 @@ class Step:
     def compile(self, tokens):
         """torch.compile the loss, tried on tokens (B, T+1); where that fails, go on without."""
         try:
+            keep_out_of_graphs()
             compiled = torch.compile(self.model.loss)
             compiled(tokens).total.backward()
             self.loss = compiled
