@@ -1,4 +1,4 @@
-"""The absorbed form against the expanded one, over caches of even and uneven lengths."""
+"""The absorbed form of MLA equals the expanded one, with caches of equal and unequal lengths."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ BASE = ModelConfig(
 CONFIGS = {
     "yarn": BASE,
     "no query latent": BASE.replace(q_lora_rank=None, rope_scaling=None, num_attention_heads=1),
-    # Odd widths: rotary channels then begin at odd places.
+    # Odd widths: rotary channels then begin at odd offsets.
     "narrow latent": BASE.replace(kv_lora_rank=5, v_head_dim=7, qk_nope_head_dim=9),
     "one head, odd": BASE.replace(kv_lora_rank=9, qk_nope_head_dim=5, num_attention_heads=1),
 }
@@ -25,7 +25,7 @@ every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 
 def lively(config, dtype):
-    """Random weights large enough that every path matters, gains away from 1."""
+    """Random weights, large enough that every part changes the output; norm gains differ from 1."""
     torch.manual_seed(1)
     model = DeepSeekV3(config)
     with torch.no_grad():
@@ -35,7 +35,7 @@ def lively(config, dtype):
 
 
 def logits(model, tokens, chunks, absorbed):
-    """Logits over one cache, every chunk in one and the same form."""
+    """Logits (B, T, V) through one cache; all chunks use the same form, absorbed or expanded."""
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr(MLA, "absorbing_is_cheaper", lambda self, T, S: absorbed)
         cache = model.new_cache(*tokens.shape)
@@ -45,7 +45,7 @@ def logits(model, tokens, chunks, absorbed):
 @every_config
 @pytest.mark.parametrize("length", [1, 2, 17, 64, 300])
 def test_absorbed_equals_expanded(config, length):
-    """Oracle: the expanded form without any cache; logits in float64, relative to the largest."""
+    """Oracle: the expanded form without a cache. Float64; errors relative to the largest logit."""
     model = lively(config, torch.float64)
     tokens = torch.randint(config.vocab_size, (2, length))
     with torch.no_grad():
@@ -57,7 +57,7 @@ def test_absorbed_equals_expanded(config, length):
 
 @every_config
 def test_absorbed_equals_expanded_in_float32(config):
-    """Oracle: the expanded form in float32; 1e-5 of the largest logit."""
+    """Oracle: the expanded form in float32. The error may be 1e-5 of the largest logit."""
     model = lively(config, torch.float32)
     tokens = torch.randint(config.vocab_size, (2, 120))
     got, expected = (logits(model, tokens, [100] + [1] * 20, form) for form in (True, False))
@@ -66,7 +66,7 @@ def test_absorbed_equals_expanded_in_float32(config):
 
 @pytest.mark.parametrize("chunk", range(1, 18))
 def test_chunked_prefill_with_every_chunk_size(chunk):
-    """Oracle: the whole prompt at once, without a cache; the rule chooses the form of a chunk."""
+    """Oracle: the whole prompt at once, without a cache. The model chooses each chunk's form."""
     model = lively(BASE, torch.float64)
     tokens = torch.randint(BASE.vocab_size, (1, 53))
     cache = model.new_cache(1, 53)
@@ -78,7 +78,7 @@ def test_chunked_prefill_with_every_chunk_size(chunk):
 
 @pytest.mark.parametrize("name", ["v3-671b", "moonlight-16b", "tiny"])
 def test_the_rule_changes_sides_at_the_break_even(name):
-    """Oracle: the break-even that the accounting computes: 163.8 queries over 4,096 for V3."""
+    """Oracle: `break_even_queries` of measure.cost: 163.8 queries over 4,096 tokens for V3."""
     config = ModelConfig.preset(name)
     with torch.device("meta"):
         mla = MLA(config)
@@ -90,7 +90,7 @@ def test_the_rule_changes_sides_at_the_break_even(name):
 
 
 def test_decoding_never_expands_the_cache(monkeypatch):
-    """Oracle: the rows that go through kv_b_proj: none while decoding."""
+    """Decoding calls neither `expand` nor kv_b_proj; a call of either fails the test."""
     model = lively(BASE, torch.float32)
     cache = model.new_cache(1, 90)
     model(torch.randint(61, (1, 80)), cache)
@@ -103,7 +103,7 @@ def test_decoding_never_expands_the_cache(monkeypatch):
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.bfloat16, 0.05)])
 def test_uneven_lengths_equal_each_sequence_alone(dtype, tolerance):
-    """Oracle: every sequence by itself without a cache; filling behind the short ones is unseen."""
+    """Oracle: each sequence alone, without a cache. Padding after short prompts has no effect."""
     model = lively(BASE, dtype)
     lengths, new = [9, 3, 14], 4
     texts = [torch.randint(61, (length + new,)) for length in lengths]
@@ -121,7 +121,7 @@ def test_uneven_lengths_equal_each_sequence_alone(dtype, tolerance):
 
 
 def test_training_never_absorbs(monkeypatch):
-    """Oracle: the narrow latent, for which absorbing is always cheaper, without a cache."""
+    """The loss uses the expanded form even for a narrow latent, where absorbing is cheaper."""
     model = lively(CONFIGS["narrow latent"], torch.float32)
     assert model.layers[0].self_attn.absorbing_is_cheaper(9, 9)
     monkeypatch.setattr(MLA, "attend_to_latents", lambda *_: pytest.fail("absorbed in training"))
@@ -130,7 +130,7 @@ def test_training_never_absorbs(monkeypatch):
 
 @pytest.mark.parametrize("counts", [[5, 3], [-1, 3], [3], [3, 3, 3]])
 def test_impossible_counts_are_refused(counts):
-    """Oracle: the value and the range; the cache is as before."""
+    """The error names the allowed range, and the cache is unchanged."""
     model = lively(BASE, torch.float32)
     cache = model.new_cache(2, 9)
     with pytest.raises(ValueError, match="give each sequence 0 to 3"):

@@ -1,4 +1,4 @@
-"""MLA against attention written as the report's sums, and cached against uncached."""
+"""MLA against the sums of the report's equations, and with a cache against without one."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ CONFIG = ModelConfig(
 
 
 def lively(module):
-    """Random weights large enough that every path matters, gains away from 1."""
+    """Random weights, large enough that every part changes the output; norm gains differ from 1."""
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -26,7 +26,7 @@ def lively(module):
 
 
 def rotate(x, position, config):
-    """One vector (Dr,) turned pair by pair: eq. 3 and 8, as complex numbers."""
+    """Rotate one vector (Dr,) pair by pair, as complex numbers (eq. 3 and 8)."""
     angle = position * rope_frequencies(config).double()
     pairs = torch.complex(x[0::2], x[1::2]) * torch.polar(torch.ones_like(angle), angle)
     return torch.stack([pairs.real, pairs.imag], dim=-1).flatten()
@@ -70,7 +70,7 @@ def test_mla_equals_the_sums_of_the_report():
 
 
 def test_hand_worked_attention():
-    """Two cached positions, two-channel heads: output worked out by hand in five steps."""
+    """Oracle: the output for two positions and one head, computed by hand in five steps."""
     q = torch.tensor([1, -.5, .3, .2]).view(1, 1, 1, 4)
     k = torch.tensor([[1.5, -2.5, .1, -.4], [.75, -.5, .6, .2]]).view(1, 1, 2, 4)
     W_UV = torch.tensor([[.5, 1, 0], [0, -1, 1]])
@@ -80,10 +80,10 @@ def test_hand_worked_attention():
 
 
 def test_bfloat16_attention_is_float32_attention_rounded():
-    """Oracle: torch's own kernel in float32; 2e-2 covers bfloat16's 8 bits in four products."""
+    """Oracle: torch's kernel in float32; 2e-2 allows for bfloat16's 8 bits in four products."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, 9, d) for d in (8, 8, 6))
-    q = q[:, :, 4:]                                  # five queries behind four cached positions
+    q = q[:, :, 4:]                                  # five queries after four cached positions
     expected = attend(q, k, v, 0.3)
     got = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), 0.3).float()
     torch.testing.assert_close(got, expected, rtol=2e-2, atol=2e-2)
@@ -103,7 +103,7 @@ def test_cached_equals_uncached_in_irregular_chunks(config, chunks):
 
 
 def test_cache_holds_latents_only_and_knows_its_bytes():
-    """(Rkv + Dr) numbers a token and layer; for V3 in bfloat16 70,272 bytes a token."""
+    """Oracle: Rkv + Dr numbers per token and layer; 70,272 bytes per token for V3 in bfloat16."""
     model = DeepSeekV3(CONFIG)
     assert model.new_cache(2, 5).nbytes == 3 * 2 * 5 * (20 + 4) * 4
     v3 = ModelConfig.preset("v3-671b")
@@ -111,6 +111,7 @@ def test_cache_holds_latents_only_and_knows_its_bytes():
 
 
 def test_full_cache_says_so():
+    """The error names the length of the cache and the length that is needed."""
     model = DeepSeekV3(CONFIG)
     cache = model.new_cache(1, 4)
     model(torch.zeros(1, 3, dtype=torch.long), cache)
@@ -119,7 +120,7 @@ def test_full_cache_says_so():
 
 
 def test_rope_tables_stay_float32_and_exact_in_every_model_dtype():
-    """Oracle: float64 angles. bfloat16 positions would be off by whole tokens beyond 256."""
+    """Oracle: float64 angles. In bfloat16, positions beyond 256 would be wrong by whole tokens."""
     table = rope_table(CONFIG.replace(rope_scaling=None), torch.tensor([4095]))
     angle = 4095 * 1e4 ** (-torch.arange(0, 4, 2).double() / 4)
     assert table.dtype == torch.complex64

@@ -1,4 +1,4 @@
-"""The latent cache as memory: what is written, cut, taken out, put in and let go."""
+"""The latent cache: sequences are appended to, cut, moved to another cache and removed."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ TEXTS = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14]]
 
 
 def assert_goes_on(model, cache, texts):
-    """The next token of each text sees exactly that text. Oracle: the text alone, uncached."""
+    """A next token attends to exactly its own text. Oracle: each text alone, without a cache."""
     assert cache.lengths == [len(text) for text in texts]
     with torch.no_grad():
         got = model(torch.tensor([[20]] * len(texts)), cache)[:, 0]
@@ -46,12 +46,14 @@ def assert_goes_on(model, cache, texts):
 
 
 def test_cut_texts_go_on_as_if_the_rest_had_never_been(model):
+    """Oracle: each shortened text alone, without a cache."""
     cache = filled(model, TEXTS)
     cache.crop([2, 2, 0])
     assert_goes_on(model, cache, [TEXTS[0][:2], TEXTS[1], []])
 
 
 def test_a_text_moves_from_one_cache_to_another(model):
+    """Oracle: each text alone, without a cache, after `take` and `put`."""
     first, second = filled(model, TEXTS), filled(model, [[30, 31, 32, 33]], places=3)
     latents = first.take(1)
     assert latents.shape == (2, 2, CONFIG.kv_lora_rank + CONFIG.qk_rope_head_dim)
@@ -62,6 +64,7 @@ def test_a_text_moves_from_one_cache_to_another(model):
 
 @pytest.mark.parametrize("row", [0, 1, 2])
 def test_when_a_text_leaves_the_last_takes_its_place(model, row):
+    """Oracle: each remaining text alone, without a cache."""
     cache = filled(model, TEXTS)
     cache.drop(row)
     left = TEXTS[:2] if row == 2 else [TEXTS[2] if i == row else TEXTS[i] for i in range(2)]
@@ -69,7 +72,7 @@ def test_when_a_text_leaves_the_last_takes_its_place(model, row):
 
 
 def test_bytes_are_those_of_the_tensors_and_of_the_accounting(model):
-    """Oracle: element sizes summed up, and the closed formula of measure.cost."""
+    """Oracle: the sizes of the stored tensors, summed, and the formula of measure.cost."""
     for dtype, width in ((torch.float64, 8), (torch.bfloat16, 2)):
         twin = DeepSeekV3(CONFIG).to(dtype)
         cache = twin.new_cache(3, 11)
@@ -78,6 +81,7 @@ def test_bytes_are_those_of_the_tensors_and_of_the_accounting(model):
 
 
 def test_a_full_cache_says_so_and_keeps_what_it_has(model):
+    """The error names both lengths. Oracle afterwards: each text alone, without a cache."""
     cache = filled(model, TEXTS, max_len=6)
     with pytest.raises(ValueError, match="max_len=6 tokens but 7 are needed"):
         model(torch.zeros(3, 2, dtype=torch.long), cache)
@@ -88,11 +92,13 @@ def test_a_full_cache_says_so_and_keeps_what_it_has(model):
                                             ([5, -1, 3], "sequence 1 holds 2 .*cut to -1"),
                                             ([5, 2], "2 lengths for 3 sequences")])
 def test_a_cut_that_cannot_be_is_refused(model, lengths, words):
+    """The error names the sequence and both lengths, or the wrong number of lengths."""
     with pytest.raises(ValueError, match=words):
         filled(model, TEXTS).crop(lengths)
 
 
 def test_a_text_that_has_no_place_is_refused(model):
+    """The error names the limit of the cache and the sequence that does not fit."""
     cache, small = filled(model, TEXTS), filled(model, [[1]], places=2, max_len=4)
     with pytest.raises(ValueError, match="places for 3 sequences .*number 4 with 5"):
         cache.put(cache.take(0))

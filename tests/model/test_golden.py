@@ -1,7 +1,7 @@
-"""Numbers written down beforehand: worked by hand, or from an independent program, never from ours.
+"""Reference numbers, computed by hand or by an independent program, never by this package.
 
-The whole-model numbers come from transformers and from the release's own inference code, run side
-by side on one small float32 model; the rest is small enough to check with a pocket calculator.
+The numbers of the whole model come from transformers and from the release's own inference code,
+both run on one small float32 model. All others can be checked with a pocket calculator.
 """
 
 import math
@@ -33,7 +33,7 @@ TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8], [2, 7, 1, 8, 2, 8, 
 
 
 def fill(tensors, names, start):
-    """Number n in the sorted names, element j from 1: sin(0.37 j + n), scaled by kind."""
+    """Set element j = 1, 2, ... of the n-th sorted name to sin(0.37 j + n), scaled by its kind."""
     for n, name in enumerate(sorted(names), start):
         value = torch.sin(0.37 * torch.arange(1, tensors[name].numel() + 1).double() + n)
         if "norm" in name:
@@ -74,7 +74,7 @@ def close(got, expected, tolerance=2e-6):
 
 
 def test_logits_of_the_whole_model(model):
-    """transformers in float32; the release's own code agrees to 6e-7."""
+    """Oracle: transformers in float32; the release's own code agrees with it to 6e-7."""
     logits = model(TOKENS)
     close(logits[0, 11, :8], [-.118445, .388122, .844054, 1.189871, 1.380458, 1.390950, 1.219978,
                               .889848])
@@ -86,7 +86,7 @@ def test_logits_of_the_whole_model(model):
 
 
 def test_loss_terms_of_the_whole_model(model):
-    """Next-token mean; eq. 24 with 1/T over T-1 terms; eq. 17 summed over the blocks."""
+    """Oracle: next-token mean; eq. 24, T-1 terms divided by T; eq. 17 summed over the blocks."""
     terms = model.loss(TOKENS)
     close(terms.next_token, 3.504088)
     close(terms.mtp, 3.018658)                                     # 66.410484 / 11 / 2
@@ -104,14 +104,14 @@ def test_loss_terms_of_the_whole_model(model):
 
 
 def test_mtp_logits_of_the_whole_model(model):
-    """The post-norm state joined with the next token's embedding, embedding first."""
+    """Oracle: logits from joining [embedding of the next token; state after the final norm]."""
     states, _ = model.mtp_states(model.hidden_states(TOKENS)[0], TOKENS)
     close(model.lm_head(states[0])[0, 10, :8],
           [.073415, .158323, .222576, .257791, .259375, .227121, .165237, .081796])
 
 
 def test_expert_loads_of_the_whole_model(model):
-    """Tokens counted per expert over one step, and the bias step that follows from them."""
+    """Oracle: tokens per expert in one step, and the bias step that follows from them by hand."""
     before = [router.e_score_correction_bias.clone() for router in model.routers()]
     model.train().loss(TOKENS)
     model.eval()
@@ -125,7 +125,7 @@ def test_expert_loads_of_the_whole_model(model):
 
 
 def router(experts, groups, kept, top_k, bias):
-    """A router whose gate is the identity, so that its input is its logits."""
+    """A router with the identity as its gate, so that its input equals its logits."""
     config = SMALL.replace(hidden_size=experts, n_routed_experts=experts, n_group=groups,
                            topk_group=kept, num_experts_per_tok=top_k)
     made = Router(config).requires_grad_(False)
@@ -140,7 +140,7 @@ def chosen(router, logits):
 
 
 def test_router_on_hand_worked_tokens():
-    """Expert 3 has the largest affinity and is not chosen: its bias and its group forbid it."""
+    """Oracle: by hand. Expert 3 has the largest affinity, but bias and group limit exclude it."""
     gate = router(8, 4, 2, 3, [.10, -.20, 0, -.90, .30, .05, -.10, -.60])
     got = chosen(gate, [1, .5, -1, 2, 0, .25, -.5, 1.5])
     assert got == pytest.approx({0: 1.01918960, 4: .69706428, 5: .78374630}, abs=1e-6)
@@ -149,7 +149,7 @@ def test_router_on_hand_worked_tokens():
 
 
 def test_forbidden_group_loses_to_a_negative_score():
-    """With masks of 0 in place of -inf a forbidden expert would take expert 1's place."""
+    """Oracle: by hand. If the mask were 0, not -inf, a forbidden expert would replace expert 1."""
     gate = router(8, 4, 2, 4, [.10, -.50, 0, 0, 0, 0, 0, 0])
     affinity = [.60, .30, .20, .15, .55, .50, .10, .05]
     got = chosen(gate, [math.log(s / (1 - s)) for s in affinity])
@@ -157,7 +157,7 @@ def test_forbidden_group_loses_to_a_negative_score():
 
 
 def test_bias_update_by_hand():
-    """Counts 5 1 2 0, mean 2: down, up, stay, up; MaxVio 5/2 - 1."""
+    """Oracle: by hand. Counts 5 1 2 0, mean 2: biases go down, up, stay, up; MaxVio 5/2 - 1."""
     gate = router(4, 1, 1, 2, [0.0] * 4)
     gate.load.copy_(torch.tensor([5, 1, 2, 0]))
     assert max_violation(gate.load).item() == 1.5
@@ -167,7 +167,7 @@ def test_bias_update_by_hand():
 
 
 def test_sequence_balance_by_hand():
-    """Four tokens, four experts, two chosen; balanced choices give exactly 1."""
+    """Oracle: by hand. Four tokens, two of four experts; balanced choices give exactly 1."""
     s = torch.tensor([[[.9, .6, .2, .1], [.8, .3, .5, .1], [.7, .2, .4, .6], [.6, .9, .1, .3]]])
     close(sequence_balance(s, s.topk(2, dim=-1).indices), [1.25664345], 1e-7)
     biased = (s + torch.tensor([-.35, 0, 0, .1])).topk(2, dim=-1).indices
@@ -175,7 +175,7 @@ def test_sequence_balance_by_hand():
 
 
 def test_rope_by_hand():
-    """x = (1, 2, 3, 4) at position 3, theta = (1, 0.01): interleaved pairs (1, 2) and (3, 4)."""
+    """Oracle: by hand, for (1, 2, 3, 4) at position 3, theta = (1, 0.01), interleaved pairs."""
     angle = 3.0 * torch.tensor([[1.0, 0.01]])
     table = torch.polar(torch.ones_like(angle), angle)
     got = apply_rope(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), table)
@@ -202,14 +202,14 @@ FREQUENCIES = {
 
 @pytest.mark.parametrize("case", FREQUENCIES.values(), ids=FREQUENCIES)
 def test_yarn_frequencies(case):
-    """transformers, equal to a float64 formula to 1.3e-7."""
+    """Oracle: transformers, which agrees with a float64 formula to 1.3e-7."""
     channels, theta, scaling, expected = case
     config = SMALL.replace(qk_rope_head_dim=channels, rope_theta=theta, rope_scaling=scaling)
     close(rope_frequencies(config) / torch.tensor(expected), torch.ones(len(expected)), 2e-7)
 
 
 def test_yarn_with_equal_betas_is_a_step():
-    """Kimi-K2's setting: channel pair 19 is kept, pair 20 stretched, nothing between."""
+    """With Kimi-K2's setting, pair 19 is kept and pair 20 is stretched; nothing is blended."""
     config = SMALL.replace(qk_rope_head_dim=64, rope_theta=5e4,
                            rope_scaling=RopeScaling(32.0, 4096, beta_fast=1.0, beta_slow=1.0))
     got = rope_frequencies(config)[19:21]
@@ -217,7 +217,7 @@ def test_yarn_with_equal_betas_is_a_step():
 
 
 def test_softmax_scale_and_temperature():
-    """V3: 192^-1/2 times 1.3689 squared; cos and sin untouched. Without mscale the reverse."""
+    """Oracle: 192^-1/2 * 1.3689^2 for V3's softmax; without mscale cos and sin grow instead."""
     v3 = ModelConfig.preset("v3-671b")
     assert softmax_scale(v3) == pytest.approx(0.1352337789, abs=1e-10)
     assert softmax_scale(v3.replace(rope_scaling=None)) == pytest.approx(0.0721687836, abs=1e-10)

@@ -1,4 +1,4 @@
-"""Experts against a ten-line loop, routing under odd biases, and loads counted once."""
+"""Experts against a plain loop, routing with unusual biases, and loads that count once."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ CONFIG = ModelConfig(
 
 
 def loop_over_experts(layer, x, weights, routing):
-    """eq. 12's routed sum, one token and one expert at a time."""
+    """The routed sum of eq. 12, one token and one expert at a time."""
     rows = []
     for token, gates, chosen in zip(x, weights, routing.experts):
         y = torch.zeros_like(token)
@@ -33,7 +33,7 @@ def loop_over_experts(layer, x, weights, routing):
 
 
 def routings(N, E, K):
-    """Names of ways to route N tokens, experts (N, K) each."""
+    """{name: experts (N, K)}: three ways to route N tokens."""
     everywhere = torch.rand(N, E).topk(K, dim=1).indices
     return {"mixed": everywhere,
             "two experts idle": torch.rand(N, E - 2).topk(K, dim=1).indices + 1,
@@ -59,7 +59,7 @@ def outputs_and_gradients(function, layer, x, weights, experts):
 
 @pytest.mark.parametrize("kind, tokens", [
     ("mixed", 37), ("two experts idle", 37), ("all on the same", 37), ("mixed", 1), ("mixed", 3),
-    ("all on the same", 2), ("mixed", 5)])         # up to three tokens go another way than many
+    ("all on the same", 2), ("mixed", 5)])         # up to three tokens take a path of their own
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12)],
                          ids=["grouped", "sorted"])
 def test_experts_equal_a_loop(layer, kind, tokens, dtype, tolerance):
@@ -76,7 +76,7 @@ def test_experts_equal_a_loop(layer, kind, tokens, dtype, tolerance):
 
 
 def test_spare_rows_change_nothing(layer, monkeypatch):
-    """Oracle: the same experts without rows to spare, float64."""
+    """Oracle: the same experts without padding rows, in float64."""
     x, weights = torch.randn(37, 32).double(), torch.rand(37, 3).double()
     experts = routings(37, 8, 3)["two experts idle"]
     layer.double()
@@ -88,7 +88,7 @@ def test_spare_rows_change_nothing(layer, monkeypatch):
 
 
 def test_slots_by_hand():
-    """experts 1 0 1, room in twos: expert 0 has rows 0-1 (one spare), expert 1 rows 2-3."""
+    """Experts 1 0 1, multiple 2: expert 0 has rows 0-1 (one is padding), expert 1 has rows 2-3."""
     experts = torch.tensor([1, 0, 1])
     slots, counts = assign_slots(experts, hits(experts, 2), multiple=2)
     assert (slots.tolist(), counts.tolist()) == ([2, 0, 3], [2, 2])
@@ -126,7 +126,7 @@ def test_router_equals_sorting_and_gates_ignore_the_bias(spread):
 
 
 def test_tiny_affinities_keep_their_ratios():
-    """Logits near -18 under a bias of 12: taking the bias off again would leave nothing of them."""
+    """Oracle: float64. Adding a bias of 12 and subtracting it would lose affinities of 1e-8."""
     router = Router(CONFIG.replace(hidden_size=8)).requires_grad_(False)
     router.weight.copy_(torch.eye(8))
     router.e_score_correction_bias.fill_(12.0)
@@ -140,7 +140,7 @@ def test_tiny_affinities_keep_their_ratios():
 
 
 def test_no_gradient_through_the_choice():
-    """The bias gets none; an expert that is not chosen gets none from the gates."""
+    """The bias gets no gradient, and an expert that is not chosen gets none from the gates."""
     torch.manual_seed(0)
     router = Router(CONFIG)
     torch.nn.init.normal_(router.weight, std=0.3)
@@ -153,7 +153,7 @@ def test_no_gradient_through_the_choice():
 
 
 def test_bias_stays_float32_when_the_model_is_cast():
-    """bfloat16 at 0.5 has steps of 0.0039: updates of 0.001 would vanish."""
+    """In bfloat16, numbers near 0.5 are 0.0039 apart, so updates of 0.001 would be lost."""
     model = DeepSeekV3(CONFIG)
     for router in model.routers():
         router.e_score_correction_bias.fill_(0.5123)
@@ -165,6 +165,7 @@ def test_bias_stays_float32_when_the_model_is_cast():
 
 
 def test_affinities_are_float32_in_a_bfloat16_model_and_float64_in_a_float64_one():
+    """Oracle: the dtypes. Affinities in bfloat16 could be rounded to another choice of experts."""
     for dtype, expected in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
         layer = MoE(CONFIG).to(dtype)
         _, routing = layer(torch.zeros(1, 2, 32, dtype=dtype))
@@ -180,7 +181,7 @@ def test_balance_gradient_equals_finite_differences():
 
 
 def test_balance_is_per_sequence():
-    """Two sequences, each on one expert of its own: batch-wise balanced, sequence-wise not."""
+    """Two sequences use one expert each: the batch as a whole is balanced, each sequence is not."""
     s = torch.full((2, 4, 2), 0.01)
     s[0, :, 0] = s[1, :, 1] = 0.99
     got = sequence_balance(s, s.topk(1, dim=-1).indices)
@@ -195,7 +196,7 @@ def loads_after(model, parts, recompute):
 
 
 def test_loads_count_each_token_once():
-    """Not again in recomputation, not in evaluation; the same by micro-batches as at once."""
+    """Recomputation and evaluation count nothing; micro-batches count as the whole batch does."""
     torch.manual_seed(0)
     model, tokens = DeepSeekV3(CONFIG), torch.randint(61, (4, 10))
     once = loads_after(model, [tokens], recompute=False)
@@ -209,7 +210,7 @@ def test_loads_count_each_token_once():
 
 
 def test_recomputation_changes_no_gradient():
-    """Oracle: the same step without it; float32, identical kernels, so equal to the bit."""
+    """Oracle: the same step without recomputation, bit for bit, since the kernels are the same."""
     gradients = []
     for recompute in (False, True):
         torch.manual_seed(0)
@@ -220,5 +221,6 @@ def test_recomputation_changes_no_gradient():
 
 
 def test_max_violation_of_an_idle_router_is_finite():
+    """Oracle: by hand, -1 for loads of zero and 0 for equal loads."""
     assert max_violation(torch.zeros(2, 8)).tolist() == [-1, -1]
     assert max_violation(torch.ones(8)).item() == 0

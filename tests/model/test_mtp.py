@@ -1,4 +1,4 @@
-"""Who may see which token, and which token is whose target: the index work of eq. 21-25."""
+"""Which tokens each MTP depth sees, and which token is its target (eq. 21-25)."""
 
 import pytest
 import torch
@@ -30,8 +30,8 @@ def all_logits(model, tokens):
 
 
 def test_each_depth_sees_exactly_its_tokens(model):
-    """Oracle: change one token at a time. Depth k at index i sees tokens 0 .. i+k, and all of them:
-    a copy machine that also saw its target i+k+1, or ignored its newest token, would fail.
+    """Oracle: change one token at a time. Depth k at index i must react to tokens 0 .. i+k and to
+    no other. A model that saw its target i+k+1, or ignored its newest token, would fail.
     """
     T = 9
     tokens = torch.randint(31, (1, T))
@@ -46,7 +46,7 @@ def test_each_depth_sees_exactly_its_tokens(model):
 
 def test_targets_of_eq_24_on_four_tokens(model):
     """T = 4: main h0..h3 -> x1..x4; depth 1 (h0, x1) -> x2, (h1, x2) -> x3, (h2, x3) -> x4;
-    depth 2 (h'0, x2) -> x3, (h'1, x3) -> x4. Sums are divided by 4, whatever their number of terms.
+    depth 2 (h'0, x2) -> x3, (h'1, x3) -> x4. Each sum is divided by 4 = T.
     """
     x = torch.tensor([[3, 14, 15, 9, 26]])
     main, first, second = (logits[0].log_softmax(-1) for logits in all_logits(model, x[:, :4]))
@@ -61,6 +61,7 @@ def test_targets_of_eq_24_on_four_tokens(model):
 
 
 def test_dropping_the_modules_changes_no_main_logit(model):
+    """Oracle: the logits with the modules, bit for bit. Without them the MTP loss is 0."""
     tokens = torch.randint(31, (2, 9))
     before = model(tokens)
     model.mtp = torch.nn.ModuleList()
@@ -70,7 +71,7 @@ def test_dropping_the_modules_changes_no_main_logit(model):
 
 
 def test_embedding_and_head_are_shared_physically(model):
-    """The MTP loss alone moves the one embedding and the one head; the modules own neither."""
+    """The MTP loss alone has gradients in the embedding and the head; the modules own neither."""
     model.requires_grad_(True)
     model.loss(torch.randint(31, (2, 9))).mtp.backward()
     assert model.lm_head.weight.grad.abs().max() > 0
@@ -79,7 +80,7 @@ def test_embedding_and_head_are_shared_physically(model):
 
 
 def test_a_window_too_short_for_a_depth_has_no_loss_there(model):
-    """Two tokens: depth 1 has one term, depth 2 none."""
+    """Oracle: by hand. With two tokens, depth 1 has one term and depth 2 has none."""
     x = torch.tensor([[3, 14, 15]])
     _, first, _ = all_logits(model, x[:, :2])
     expected = -first[0, 0].log_softmax(-1)[15] / 2 / 2

@@ -1,4 +1,4 @@
-"""The loss in parts: stages of a pipeline put together give what the whole model gives."""
+"""The loss in parts: two pipeline stages together give the loss of the whole model."""
 
 import torch
 
@@ -45,7 +45,7 @@ def test_two_stages_of_a_pipeline_give_each_term_of_the_whole_model():
     model.zero_grad(set_to_none=True)
     staged = last_stage(model, *first_stage(model, tokens), tokens)
     assert all(torch.equal(a, b) for a, b in zip(staged, whole, strict=True))
-    assert len({term.item() for term in whole}) == 4               # four terms that differ
+    assert len({term.item() for term in whole}) == 4               # the four terms differ
     staged.total.backward()
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         assert torch.equal(parameter.grad, gradient)

@@ -1,4 +1,4 @@
-"""The whole network: made on the meta device and filled later; loads in and out."""
+"""The whole network: made on the meta device and filled later; router loads read and replaced."""
 
 import pytest
 import torch
@@ -15,14 +15,14 @@ CONFIG = ModelConfig(
 
 @pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}, {"q_lora_rank": None}])
 def test_a_model_filled_after_meta_is_one_made_directly(changes):
-    """Oracle: the direct one of the same seed, every parameter and buffer bit for bit."""
+    """Oracle: a model made directly from the same seed; parameters and buffers, bit for bit."""
     config = CONFIG.replace(**changes)
     torch.manual_seed(3)
     direct = DeepSeekV3(config)
     with torch.device("meta"):
         filled = DeepSeekV3(config)
     filled.to_empty(device="cpu")
-    for tensor in [*filled.parameters(), *filled.buffers()]:           # what memory may hold
+    for tensor in [*filled.parameters(), *filled.buffers()]:           # as memory may be
         tensor.data.fill_(torch.nan if tensor.is_floating_point() else 7)
     torch.manual_seed(3)
     filled.initialize()
@@ -34,7 +34,7 @@ def test_a_model_filled_after_meta_is_one_made_directly(changes):
 
 
 def test_a_new_model_has_the_distributions_that_are_promised():
-    """Oracle: mean and deviation of all matrices together; gains 1, biases and loads 0."""
+    """Oracle: mean and standard deviation over all matrices; gains are 1, biases and loads 0."""
     torch.manual_seed(0)
     model = DeepSeekV3(CONFIG)
     for module in model.modules():
@@ -57,4 +57,4 @@ def test_loads_go_out_and_reduced_ones_come_in():
     assert torch.equal(model.update_router_bias(0.5, other), other)
     for router in model.routers():
         assert router.e_score_correction_bias.tolist() == [-0.5] + [0.5] * 7
-    assert not model.router_loads().any()                              # counted anew
+    assert not model.router_loads().any()                              # counting starts again

@@ -1,4 +1,4 @@
-"""Run folders: a failing write, a kill or a foreign file lose nothing, leave nothing half-made."""
+"""Run folders survive failing writes, kills and foreign files; no file stays half-written."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from minidsv3.train.checkpoint import EXPORTS, STATE, RunFolder
 
 
 def state(number):
-    """A state that is complete and recognisable."""
+    """A complete state, which can be recognised by its number."""
     return {name: {} for name in STATE} | {"step": number, "model": {"w": torch.full((9,), number)}}
 
 
@@ -49,7 +49,7 @@ def test_a_failing_write_keeps_the_old_state(tmp_path, monkeypatch, error):
 
 
 def test_ctrl_c_within_a_write_keeps_the_old_state(tmp_path, monkeypatch):
-    """Oracle: the folder's bytes before; KeyboardInterrupt goes on as what it is."""
+    """Oracle: the folder's bytes before. KeyboardInterrupt is raised unchanged."""
     folder = RunFolder(tmp_path)
     folder.start(state(1))
     before = listing(tmp_path)
@@ -60,7 +60,7 @@ def test_ctrl_c_within_a_write_keeps_the_old_state(tmp_path, monkeypatch):
 
 
 def test_a_failing_rename_keeps_the_old_file(tmp_path, monkeypatch):
-    """Oracle: bytes before; on Windows a rename fails while somebody reads the old file."""
+    """Oracle: the bytes before. On Windows a rename fails while a program reads the old file."""
     model = DeepSeekV3(ModelConfig.preset("tiny").replace(vocab_size=8, num_hidden_layers=1))
     hf.save(model, tmp_path)
     before = listing(tmp_path)
@@ -74,7 +74,7 @@ def test_a_failing_rename_keeps_the_old_file(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_run_left_half_written_is_removed_and_nothing_else(tmp_path):
-    """Oracle: the names written here; a stranger's .tmp file is not ours to remove."""
+    """Oracle: the file names. A .tmp file that no run has written is kept."""
     folder = RunFolder(tmp_path / "run")
     folder.start(state(4))
     for name in ("state.pt.tmp", "model.safetensors.tmp", "metrics.jsonl.tmp", "notes.tmp"):
@@ -85,7 +85,7 @@ def test_what_a_killed_run_left_half_written_is_removed_and_nothing_else(tmp_pat
 
 
 def test_an_older_run_goes_only_when_the_new_state_is_safe(tmp_path, monkeypatch):
-    """Oracle: the old run's bytes after a failed start; after a good one the new state alone."""
+    """Oracle: the old run's bytes after a failed start; only the new state after a good one."""
     old = RunFolder(tmp_path)
     old.start(state(1))
     for name in EXPORTS:
@@ -102,7 +102,7 @@ def test_an_older_run_goes_only_when_the_new_state_is_safe(tmp_path, monkeypatch
 
 
 def test_a_folder_that_cannot_be_filled_is_not_left_behind(tmp_path, monkeypatch):
-    """Oracle: nothing there before, nothing after; a folder that was there stays."""
+    """After a failed start, a new folder is removed and a folder that existed before is kept."""
     monkeypatch.setattr(torch, "save", write_half(OSError(28, "No space left on device")))
     (tmp_path / "mine").mkdir()
     for name in ("new", "mine"):
@@ -112,7 +112,7 @@ def test_a_folder_that_cannot_be_filled_is_not_left_behind(tmp_path, monkeypatch
 
 
 def test_a_parent_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
-    """Oracle: path, reason and remedy. Patched, since root may write everywhere."""
+    """The error has path, reason and remedy. `mkdir` is patched: root may write everywhere."""
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
     monkeypatch.setattr(type(tmp_path), "mkdir", refuse)
@@ -123,7 +123,7 @@ def test_a_parent_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
 
 
 def test_metrics_are_cut_back_to_the_state(tmp_path):
-    """Oracle: lines counted by hand; the last one was cut by a kill."""
+    """Oracle: lines counted by hand. The last line was cut by a kill."""
     folder = RunFolder(tmp_path)
     assert folder.read_metrics() == []
     lines = [json.dumps({"step": n, "loss": 1 / n}) + "\n" for n in (1, 2, 3, 4)]
@@ -143,7 +143,7 @@ def test_metrics_are_cut_back_to_the_state(tmp_path):
     (["model.safetensors"], {}, "model.safetensors already; --overwrite"),
     (["config.json", "other.txt"], {}, "config.json already; --overwrite")])
 def test_a_folder_that_is_in_use_is_refused(tmp_path, present, options, words):
-    """Oracle: the rule in words; and the files are what they were."""
+    """The error says what the folder holds and what to do; the files are unchanged."""
     for name in present:
         (tmp_path / name).write_text("{}")
     with pytest.raises(ValueError, match=words):
@@ -153,7 +153,7 @@ def test_a_folder_that_is_in_use_is_refused(tmp_path, present, options, words):
 
 
 def test_other_peoples_files_are_in_nobodys_way(tmp_path):
-    """Oracle: a stranger's files, before and after a fresh start."""
+    """A file that no run has written is unchanged after a fresh start, even with overwrite."""
     (tmp_path / "notes.txt").write_text("mine")
     RunFolder(tmp_path).start(state(0))
     RunFolder(tmp_path, overwrite=True).start(state(0))
@@ -162,7 +162,7 @@ def test_other_peoples_files_are_in_nobodys_way(tmp_path):
 
 @pytest.mark.parametrize("below", [".", "deeper/still"])
 def test_a_file_in_the_way_is_named(tmp_path, below):
-    """Oracle: the file's name, and what to name in its place."""
+    """The error names the file and asks for a folder."""
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(ValueError, match="a.txt is a file; name a folder"):
         RunFolder(tmp_path / "a.txt" / below)
@@ -171,14 +171,14 @@ def test_a_file_in_the_way_is_named(tmp_path, below):
 @pytest.mark.parametrize("content", [
     b"", b"no state at all", pickle.dumps({"step": 1}, 2), pickle.dumps(os.system, 2)])
 def test_a_state_that_is_none_is_refused(tmp_path, content):
-    """Oracle: the path and what to do; nothing pickled is run."""
+    """The error names the path and the remedy; no pickled code is run."""
     (tmp_path / "state.pt").write_bytes(content)
     with pytest.raises(ValueError, match="state.pt cannot be read .*--overwrite"):
         RunFolder(tmp_path, resume=True).load_state()
 
 
 class Trap:
-    """Unpickling it makes a folder."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -188,7 +188,7 @@ class Trap:
 
 
 def test_loading_a_state_runs_no_code(tmp_path):
-    """Oracle: a pickle that would make a folder; the plain unpickler falls into it."""
+    """Oracle: a pickle that makes a folder; without `weights_only` torch.load does make it."""
     folder = RunFolder(tmp_path)
     folder.save_state({**state(1), "step": Trap(str(tmp_path / "trapped"))})
     with pytest.raises(ValueError, match="state.pt cannot be read"):
@@ -199,7 +199,7 @@ def test_loading_a_state_runs_no_code(tmp_path):
 
 
 def test_an_incomplete_state_is_refused(tmp_path):
-    """Oracle: the part that is missing, by name; and a tensor is no state."""
+    """The error names the missing part; a bare tensor is refused too."""
     folder = RunFolder(tmp_path)
     for wrong in ({k: v for k, v in state(1).items() if k != "rng"}, torch.zeros(3)):
         folder.save_state(wrong)

@@ -1,4 +1,4 @@
-"""--from: a run that begins with another checkpoint's weights, bias and tokenizer."""
+"""--from: a run that begins with another checkpoint's weights, router biases and tokenizer."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from tests.data.test_foreign import byte_level
 
 @pytest.fixture
 def from_run(finished_run, small_text):
-    """Arguments that go on from the finished miniature run."""
+    """Arguments that start from the weights of the finished miniature run."""
     settings = ("window=32", "batch_size=6", "batch_start=6", "micro_batch=6", "eval_every=3")
     return ["--from", str(finished_run), "--data", str(small_text), "--device", "cpu",
             "--precision", "fp32", "--steps", "4", "--save-every", "2",
@@ -30,7 +30,7 @@ def make(arguments, folder):
 
 
 def test_weights_biases_and_tokenizer_are_those_of_the_checkpoint(finished_run, from_run, tmp_path):
-    """Oracle: the checkpoint loaded directly; its config, without any option for the model."""
+    """Oracle: the checkpoint loaded directly. Its config needs no option for the model."""
     trainer, source = make(from_run, tmp_path / "new"), hf.load(finished_run)
     assert trainer.model.config == source.config
     for name, tensor in source.state_dict().items():
@@ -41,7 +41,7 @@ def test_weights_biases_and_tokenizer_are_those_of_the_checkpoint(finished_run, 
 
 
 def test_a_run_from_a_run_learns_on_and_resumes(finished_run, from_run, tmp_path):
-    """Oracle: its first loss beside the source's first and last; a run that was not interrupted."""
+    """Its first loss is below that of the source. Oracle of resuming: the uninterrupted run."""
     assert train_tiny.main([*from_run, "--out", str(tmp_path / "whole")]) == 0
     first, last = ([json.loads(line)["loss"] for line in
                     (folder / "metrics.jsonl").read_text().splitlines()]
@@ -60,7 +60,7 @@ def test_a_run_from_a_run_learns_on_and_resumes(finished_run, from_run, tmp_path
 
 
 def test_a_foreign_checkpoint_is_trained_with_its_own_tokenizer(small_text, tmp_path, capsys):
-    """Oracle: its ids; the run's folder is a checkpoint that reads itself. It has no MTP layer."""
+    """The run folder holds the foreign tokenizer; a warning says that there is no MTP layer."""
     source = tmp_path / "foreign"
     config = ModelConfig.preset("tiny").replace(
         vocab_size=420, hidden_size=32, num_hidden_layers=2, intermediate_size=48,
@@ -79,7 +79,7 @@ def test_a_foreign_checkpoint_is_trained_with_its_own_tokenizer(small_text, tmp_
 
 
 def without_marks(folder):
-    """A tokenizer that knows no marks for filling in the middle."""
+    """Remove the fill-in-the-middle marks from the tokenizer of this folder."""
     text = (folder / "tokenizer.json").read_text(encoding="utf-8")
     (folder / "tokenizer.json").write_text(text.replace("fim▁hole", "no▁hole"), encoding="utf-8")
 
@@ -91,7 +91,7 @@ def without_marks(folder):
     (["--set", "num_hidden_layers=3"], "--from .*Missing key")])
 def test_what_cannot_begin_is_told_in_one_line(from_run, tmp_path, monkeypatch, capsys, options,
                                                words):
-    """Oracle: the words; nothing is left behind."""
+    """Oracle: the words of the error; no folder is left behind."""
     monkeypatch.chdir(tmp_path)
     assert train_tiny.main([*from_run, *options, "--out", str(tmp_path / "new")]) == 2
     lines = capsys.readouterr().err.splitlines()
@@ -100,7 +100,7 @@ def test_what_cannot_begin_is_told_in_one_line(from_run, tmp_path, monkeypatch, 
 
 
 def test_a_checkpoint_is_not_trained_over_itself(finished_run, from_run, tmp_path, capsys):
-    """Oracle: the files of the checkpoint, untouched."""
+    """Oracle: the bytes of the checkpoint before and after."""
     source = shutil.copytree(finished_run, tmp_path / "source")
     before = {path.name: path.read_bytes() for path in source.iterdir()}
     assert train_tiny.main([*from_run, "--from", str(source), "--out", str(source),
@@ -110,7 +110,7 @@ def test_a_checkpoint_is_not_trained_over_itself(finished_run, from_run, tmp_pat
 
 
 def test_a_tokenizer_without_marks_needs_fim_rate_0(small_text, tmp_path, capsys):
-    """Oracle: the option that helps, and that it does."""
+    """The error names an option, and the run works with that option."""
     source = tmp_path / "foreign"
     hf.save(DeepSeekV3(ModelConfig.preset("tiny").replace(
         vocab_size=420, hidden_size=32, num_hidden_layers=2, intermediate_size=48,

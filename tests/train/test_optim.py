@@ -1,4 +1,4 @@
-"""Muon against torch's own on single matrices, and who is decayed by whom."""
+"""Muon against torch.optim.Muon, AdamW against its formula, and which weights decay."""
 
 import pytest
 import torch
@@ -7,8 +7,8 @@ from minidsv3 import DeepSeekV3, ModelConfig
 from minidsv3.train.optim import Muon, ShortAdamW, make_optimizers, orthogonalize
 from minidsv3.train.recipe import TrainConfig
 
-# Newton-Schulz runs in bfloat16 (8 bits), and the two codes round in another order; entries of an
-# orthogonal direction of these sizes are about 0.1 to 0.3.
+# Newton-Schulz runs in bfloat16 (8 bits), and torch's code rounds in another order than ours. The
+# entries of an orthogonal direction of these sizes are about 0.1 to 0.3.
 TOLERANCE = 0.02
 
 
@@ -19,7 +19,7 @@ def config(**changes):
 
 
 def update(optimizer_of, weight, gradients):
-    """Everything that some steps with given gradients change in a weight."""
+    """The total change of a weight after some steps with given gradients."""
     parameter = torch.nn.Parameter(weight.clone())
     optimizer = optimizer_of([parameter])
     for gradient in gradients:
@@ -52,11 +52,11 @@ def test_a_stack_is_its_members_one_by_one():
 
 
 def test_gate_and_up_are_two_matrices():
-    """Oracle: each half of gate_up_proj as a parameter of its own; whole, it would differ."""
+    """Oracle: each half of gate_up_proj as its own parameter. As one matrix it would differ."""
     generator = torch.Generator().manual_seed(2)
     weight = torch.randn(3, 16, 6, generator=generator)
     gradients = torch.randn(4, 3, 16, 6, generator=generator)
-    gradients[..., :8, :] *= 20                            # the halves must not share a norm
+    gradients[..., :8, :] *= 20                            # so that a shared norm would show
 
     def halves(parameters):
         return Muon([{"params": parameters, "halves": 2}], lr=1.0)
@@ -70,7 +70,7 @@ def test_gate_and_up_are_two_matrices():
 
 
 def test_directions_are_nearly_orthogonal():
-    """Oracle: singular values, which this quintic brings to between 0.68 and 1.15 or so."""
+    """Oracle: singular values, which this quintic moves to between about 0.68 and 1.15."""
     matrices = torch.randn(2, 9, 30, generator=torch.Generator().manual_seed(3))
     values = torch.linalg.svdvals(orthogonalize(matrices).float())
     assert 0.6 < values.min() and values.max() < 1.25
@@ -90,7 +90,7 @@ def test_every_parameter_has_exactly_one_optimiser(optimizer, tied):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_matrices_decay_and_gains_do_not(optimizer):
-    """Oracle: with gradients of zero only decay is left, a factor 1 - lr * weight_decay."""
+    """Oracle: with zero gradients only decay is left, a factor of 1 - lr * weight_decay."""
     model = DeepSeekV3(config())
     recipe = TrainConfig(optimizer=optimizer, learning_rate=0.5, muon_learning_rate=0.25,
                          weight_decay=0.2)
@@ -127,7 +127,7 @@ def test_adamw_is_written_out():
 
 
 def short_adamw_by_hand(weight, gradients, lr, betas, eps, decay):
-    """One number at a time, its two moments through bfloat16 after every step."""
+    """AdamW one number at a time; both moments are rounded to bfloat16 after every step."""
     def short(x):
         return torch.tensor(x).bfloat16().item()
 
@@ -143,7 +143,7 @@ def short_adamw_by_hand(weight, gradients, lr, betas, eps, decay):
 
 
 def test_short_moments_are_those_worked_out_number_by_number():
-    """Oracle: the loop above, in Python's numbers; 1e-6 is float32."""
+    """Oracle: the loop above in Python floats; 1e-6 allows for float32."""
     generator = torch.Generator().manual_seed(4)
     weight, *gradients = torch.randn(9, 3, 4, generator=generator)
     options = {"lr": 0.1, "betas": (0.9, 0.95), "eps": 1e-8}
@@ -156,7 +156,7 @@ def test_short_moments_are_those_worked_out_number_by_number():
 
 
 def test_short_moments_take_half_the_bytes_and_hardly_another_step():
-    """Oracle: torch.optim.AdamW: its moments' bytes, and its updates within bfloat16's 8 bits."""
+    """Oracle: torch.optim.AdamW: twice the bytes, and equal updates within bfloat16's 8 bits."""
     generator = torch.Generator().manual_seed(5)
     weight, *gradients = torch.randn(6, 20, 10, generator=generator)
     parameter = torch.nn.Parameter(weight.clone())
@@ -172,7 +172,7 @@ def test_short_moments_take_half_the_bytes_and_hardly_another_step():
 
 
 def test_eight_bits_bring_short_moments():
-    """Oracle: the class of the optimiser, by the recipe's precision."""
+    """Oracle: the class of the optimiser for each precision of the recipe."""
     model = DeepSeekV3(config())
     kinds = {precision: type(make_optimizers(model, TrainConfig(precision=precision))[0])
              for precision in ("fp8", "bf16")}

@@ -1,4 +1,4 @@
-"""--minutes: a plan made from throw-away steps, which leave no trace in the run."""
+"""--minutes: the plan is made from a few trial steps, which have no effect on the run."""
 
 import json
 
@@ -13,14 +13,14 @@ from tests.train.test_trainer import ctrl_c_in_the_third_step, metrics
 
 
 def without_steps(miniature, *more):
-    """The arguments of the miniature run, but for its number of steps."""
+    """The arguments of the miniature run without its number of steps."""
     place = miniature.index("--steps")
     return [*miniature[:place], *miniature[place + 2:], *more]
 
 
 @pytest.fixture
 def six_steps(monkeypatch):
-    """Plan as always, and then take six steps, however fast this machine is."""
+    """Make the plan as usual, but then take six steps, whatever the speed of this machine."""
     real, planned = train_tiny.plan_steps, []
 
     def plan(*arguments):
@@ -32,7 +32,7 @@ def six_steps(monkeypatch):
 
 
 def test_the_steps_thrown_away_leave_no_trace(finished_run, miniature, tmp_path, six_steps):
-    """Oracle: the same run with --steps 6: losses and both sets of weights, bit for bit."""
+    """Oracle: the same run with --steps 6: losses, raw and averaged weights, bit for bit."""
     folder = tmp_path / "run"
     assert train_tiny.main(without_steps(miniature, "--minutes", "1", "--out", str(folder))) == 0
     assert len(six_steps) == 1 and six_steps[0] > 10
@@ -43,7 +43,7 @@ def test_the_steps_thrown_away_leave_no_trace(finished_run, miniature, tmp_path,
 
 def test_a_planned_run_resumes_with_its_plan(finished_run, miniature, tmp_path, monkeypatch,
                                              six_steps):
-    """Oracle: the unbroken run; the plan is in train.json and is not made again."""
+    """Oracle: the uninterrupted run. The plan is in train.json and is not made again."""
     folder = tmp_path / "run"
     with ctrl_c_in_the_third_step(monkeypatch):
         planned = without_steps(miniature, "--minutes", "1", "--out", str(folder))
@@ -55,8 +55,8 @@ def test_a_planned_run_resumes_with_its_plan(finished_run, miniature, tmp_path, 
 
 @pytest.fixture
 def planned(miniature, tmp_path, monkeypatch):
-    """planned(minutes, begin) on a machine where a step and a measured evaluation take 0.5 s each,
-    and the time of day stands at 100 s.
+    """A Trainer and plan(minutes, begin), on a simulated machine: a step and a measured evaluation
+    take 0.5 s each, and the current time is always 100 s.
     """
     arguments = parse_arguments([*miniature, "--out", str(tmp_path)])
     ticks = [0]
@@ -73,8 +73,8 @@ def planned(miniature, tmp_path, monkeypatch):
 
 
 def test_the_plan_by_hand(planned):
-    """Oracle: 3 minutes less 20 s that are over, less the evaluation of all windows and 5 s,
-    through the seconds of a step, in a run whose first step is shorter (sizes 4 6 6 6 6 6).
+    """Oracle: by hand. 3 minutes, minus 20 s already spent, minus the evaluation of all windows
+    and 5 s, divided by the seconds per step; the first step is shorter (sizes 4 6 6 6 6 6).
     """
     trainer, plan = planned
     windows = len(trainer.data.inputs)
@@ -85,7 +85,7 @@ def test_the_plan_by_hand(planned):
 
 
 def test_micro_batches_count_as_often_as_they_are_taken(planned):
-    """Oracle: a step of three micro-batches: one whole step of one, and two gradients more."""
+    """Oracle: by hand. Three micro-batches cost one whole step and two more gradients."""
     trainer, _ = planned
     trainer.set_recipe(trainer.config.replace(micro_batch=2))
     assert pace.seconds_a_step(trainer, until=101.0) == pytest.approx(0.5 + 2 * 0.5)
@@ -94,7 +94,7 @@ def test_micro_batches_count_as_often_as_they_are_taken(planned):
 
 
 def test_a_slow_machine_is_not_held_up_by_planning(planned, monkeypatch):
-    """Oracle: a count of steps; once the moment has come no other one is begun."""
+    """Oracle: the number of trial steps; after the moment `until` no other one begins."""
     trainer, _ = planned
     taken, real = [], trainer.update
     trainer.update = lambda *arguments: taken.append(real(*arguments))
@@ -105,7 +105,7 @@ def test_a_slow_machine_is_not_held_up_by_planning(planned, monkeypatch):
 
 
 def test_too_few_minutes_are_refused_with_enough(planned):
-    """Oracle: the number that is asked for is accepted."""
+    """The error names a number of minutes, and that number is then accepted."""
     _, plan = planned
     with pytest.raises(ValueError, match="--minutes 0.1 leave no time to train") as error:
         plan(0.1, 80.0)
@@ -122,7 +122,7 @@ def test_too_few_minutes_are_refused_with_enough(planned):
     (["--minutes", "nan"], "--minutes nan must be above 0"),
     (["--minutes", "soon"], "invalid float value")])
 def test_bad_minutes_are_one_line(arguments, words, tmp_path, capsys):
-    """Oracle: the words, exit code 2, nothing written."""
+    """Oracle: the words of the error, exit code 2, and no folder."""
     assert train_tiny.main([*arguments, "--out", str(tmp_path / "run")]) == 2
     line = capsys.readouterr().err.splitlines()
     assert len(line) == 1 and words in line[0] and not (tmp_path / "run").exists()

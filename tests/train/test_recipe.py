@@ -24,7 +24,7 @@ REPORT = TrainConfig(
     (12.15, 1.21e-4), (13.225, 5.099643e-5), (14.3, 2.2e-5), (14.6, 2.2e-5), (14.64, 7.3e-6),
     (14.8, 7.3e-6)])
 def test_the_learning_rate_is_the_reports(tokens, expected):
-    """Oracle: numbers computed from the report's formula; seven digits were written down."""
+    """Oracle: seven digits, computed beforehand from the report's formula."""
     rate = REPORT.learning_rate * learning_rate_factor(REPORT, tokens / TOTAL)
     assert rate == pytest.approx(expected, rel=3e-7)
 
@@ -48,7 +48,7 @@ def test_the_batch_grows_from_3072_to_15360():
 
 
 def test_a_small_ramp_by_hand():
-    """Oracle: 2 to 6 over the first 4 of 10 steps, counted on the fingers."""
+    """Oracle: 2 to 6 over the first 4 of 10 steps, counted by hand."""
     config = TrainConfig(steps=10, batch_start=2, batch_size=6, batch_ramp=0.4)
     assert [batch_size_at(config, step) for step in range(10)] == [2, 3, 4, 5, 6, 6, 6, 6, 6, 6]
     flat = TrainConfig(steps=3, batch_start=5, batch_size=5, batch_ramp=0.0)
@@ -69,7 +69,7 @@ def test_a_small_ramp_by_hand():
     ("weight_decay", -1.0, "0 switches it off"), ("gamma", -0.5, "0 switches it off"),
     ("warmup", 0.999, "rising order")])
 def test_errors_name_the_field_the_value_and_the_remedy(field, value, remedy):
-    """Oracle: the three words, written here."""
+    """Oracle: the field, its value and the remedy, each given above."""
     with pytest.raises(ValueError) as caught:
         TrainConfig().replace(**{field: value})
     message = str(caught.value)
@@ -78,7 +78,7 @@ def test_errors_name_the_field_the_value_and_the_remedy(field, value, remedy):
 
 
 def test_unknown_names_are_errors_with_a_hint():
-    """Oracle: the nearest true name."""
+    """Oracle: the nearest existing name."""
     with pytest.raises(ValueError, match="no field learnin_rate; did you mean learning_rate"):
         TrainConfig().replace(learnin_rate=1.0)
     with pytest.raises(ValueError, match="'huge'.*choose one of tiny, small"):

@@ -1,4 +1,4 @@
-"""A step on several processes: the loads of all of them, and shards of the model in each."""
+"""A step on several processes: loads are summed over all; each holds a shard of the model."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ STEPS = 10
 
 
 def on_two_processes(work, folder):
-    """work(rank) on two processes that know of each other -> [its result of each]."""
+    """Run work(rank) on two connected processes -> [the result of each]."""
     context = torch.multiprocessing.get_context("spawn")
     results, meeting = context.Queue(), (folder / "meet").as_uri()
     processes = [context.Process(target=run, args=(work, rank, meeting, results), daemon=True)
@@ -48,7 +48,7 @@ def run(work, rank, meeting, results):
 
 
 def ten_steps(model, tokens, group=None):
-    """AdamW's first steps on one batch -> what each read, as plain numbers, and the biases."""
+    """Ten AdamW steps on one batch -> the figures of each step as plain numbers, the biases."""
     step = Step(model, make_optimizers(model, RECIPE), RECIPE, group)
     read = [step.read(step(tokens, (number + 1) / STEPS)) for number in range(STEPS)]
     biases = [router.e_score_correction_bias.tolist() for router in model.routers()]
@@ -56,7 +56,7 @@ def ten_steps(model, tokens, group=None):
 
 
 def new_model(config=CONFIG):
-    """The same weights everywhere, and a batch."""
+    """A model with the same weights in every process, and a batch."""
     torch.manual_seed(0)
     return DeepSeekV3(config).double(), torch.randint(61, (4, 10))
 
@@ -89,7 +89,7 @@ def test_ten_steps_on_two_shards_are_those_of_one_process(tmp_path):
 
 
 def of_another_depth(rank):
-    """A stage of a pipeline has other layers than the next one: two routers here, one there."""
+    """Ten steps of a pipeline stage; the two processes differ in their number of routers."""
     groups = [dist.new_group([0]), dist.new_group([1])]
     model, tokens = new_model(CONFIG.replace(num_hidden_layers=3 - rank))
     return ten_steps(model, tokens, groups[rank])[1]

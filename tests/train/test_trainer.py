@@ -1,4 +1,4 @@
-"""The loop: repeatable, resumable bit for bit, safe when it is stopped in any way."""
+"""The training loop: repeatable, resumable bit for bit, and safe however it is stopped."""
 
 import json
 import math
@@ -43,7 +43,7 @@ def make(arguments, folder):
 
 @contextmanager
 def ctrl_c_in_the_third_step(monkeypatch):
-    """While it lasts, every run is interrupted in its third step."""
+    """Within this context, Ctrl-C interrupts every run in its third step."""
     real = Trainer.train_step
 
     def train_step(self):
@@ -57,7 +57,7 @@ def ctrl_c_in_the_third_step(monkeypatch):
 
 
 def test_two_runs_of_one_seed_are_one(finished_run, miniature, tmp_path):
-    """Oracle: the other run, to the last bit; another seed differs. Ctrl-C is itself again."""
+    """Oracle: the finished run, bit for bit; another seed differs. Ctrl-C works as before."""
     handler = signal.getsignal(signal.SIGINT)
     assert train_tiny.main([*miniature, "--out", str(tmp_path / "same")]) == 0
     assert metrics(tmp_path / "same") == metrics(finished_run)
@@ -67,7 +67,7 @@ def test_two_runs_of_one_seed_are_one(finished_run, miniature, tmp_path):
 
 
 def test_loss_falls(finished_run):
-    """Oracle: a uniform guess costs ln 300 nats."""
+    """Oracle: the first loss is ln 300 nats, that of a uniform guess; the last one is lower."""
     losses = [line["loss"] for line in metrics(finished_run)]
     assert losses[0] == pytest.approx(math.log(300), abs=0.1) and losses[-1] < losses[0] - 0.2
 
@@ -95,7 +95,7 @@ def test_resume_after_a_kill_repeats_the_run(finished_run, miniature, tmp_path):
 
 
 def test_resume_at_every_step_is_bit_identical(finished_run, miniature, tmp_path, monkeypatch):
-    """Oracle: the uninterrupted run. Here Ctrl-C stops each step, from the first to the last."""
+    """Oracle: the uninterrupted run. Here Ctrl-C stops the run in every step and it resumes."""
     folder, runs = tmp_path / "stopped", 0
     real = Trainer.train_step
 
@@ -108,7 +108,7 @@ def test_resume_at_every_step_is_bit_identical(finished_run, miniature, tmp_path
     while code == 130:
         code = train_tiny.main(arguments)
         arguments, runs = ["--out", str(folder), "--resume", "--device", "cpu"], runs + 1
-    assert code == 0 and runs == 7                         # six steps, and one to finish
+    assert code == 0 and runs == 7                         # one for each step, one to finish
     assert metrics(folder) == metrics(finished_run)
     for name in ("model.safetensors", "ema.safetensors"):
         assert (folder / name).read_bytes() == (finished_run / name).read_bytes()
@@ -116,9 +116,9 @@ def test_resume_at_every_step_is_bit_identical(finished_run, miniature, tmp_path
 
 @pytest.mark.slow
 def test_a_run_in_eight_bits_resumes_bit_for_bit(miniature, tmp_path, monkeypatch, capsys):
-    """Oracle: the same run without a break; moments in bfloat16 survive the saved state.
+    """Oracle: the same run without a break. The saved state keeps the moments in bfloat16.
 
-    And its last lines tell what it saves: half of the moments, since all are AdamW's.
+    The last lines print the memory that is saved: half of the moments, since all are AdamW's.
     """
     arguments = [*miniature, "--precision", "fp8", "--optimizer", "adamw"]
     assert train_tiny.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
@@ -138,7 +138,7 @@ def test_a_run_in_eight_bits_resumes_bit_for_bit(miniature, tmp_path, monkeypatc
 
 def test_a_layer_with_no_finite_input_ends_a_run_in_eight_bits(miniature, tmp_path, monkeypatch,
                                                                capsys):
-    """Oracle: the layer that a broken weight feeds, named in one line; exit code 1."""
+    """Oracle: exit code 1 and one line, which names the layer that gets the bad input."""
     real = Trainer.train_step
 
     def broken(self):
@@ -152,7 +152,7 @@ def test_a_layer_with_no_finite_input_ends_a_run_in_eight_bits(miniature, tmp_pa
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(miniature, tmp_path, monkeypatch, capsys):
-    """Oracle: exit code 130, the command, a state after the step at hand, the old handler back."""
+    """Oracle: exit code 130, the command to resume, the state after this step, the old handler."""
     handler = signal.getsignal(signal.SIGINT)
     with ctrl_c_in_the_third_step(monkeypatch):
         assert train_tiny.main([*miniature, "--out", str(tmp_path / "run")]) == 130
@@ -164,9 +164,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(miniature, tmp_path, monkeypatch, ca
 
 
 def test_a_second_ctrl_c_ends_at_once(miniature, tmp_path, monkeypatch, capsys, request):
-    """Oracle: exit code 130, no traceback, and the last checkpoint is that before.
+    """Oracle: exit code 130, no traceback, and the checkpoint from before this step.
 
-    A job in the background of a shell has been told to ignore Ctrl-C; here it is to be Python's.
+    A shell lets its background jobs ignore Ctrl-C, so Python's usual handler is set here.
     """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
@@ -182,7 +182,7 @@ def test_a_second_ctrl_c_ends_at_once(miniature, tmp_path, monkeypatch, capsys, 
 
 
 def test_micro_batches_add_up_to_the_batch(miniature, tmp_path):
-    """Oracle: one backward pass of the whole batch; float32 sums in another order."""
+    """Oracle: one backward pass of the whole batch; only the order of float32 sums differs."""
     whole = make(miniature, tmp_path / "a")
     parts = make([*miniature, "--set", "micro_batch=2"], tmp_path / "b")
     uneven = make([*miniature, "--set", "micro_batch=4"], tmp_path / "c")
@@ -197,11 +197,11 @@ def test_micro_batches_add_up_to_the_batch(miniature, tmp_path):
             assert torch.equal(*loads)
             assert loads[0][0].sum() == 6 * 32 * 2                       # main block: B * T * K
             assert loads[0][1].sum() == 6 * 31 * 2                       # MTP block: T - 1 of them
-            assert whole.model.update_router_bias(0.0).sum() == 0            # counted anew
+            assert whole.model.update_router_bias(0.0).sum() == 0            # new count
 
 
 def test_a_step_uses_all_its_schedules(miniature, tmp_path):
-    """Oracle: what the schedules give, recomputed here from the sizes of the steps."""
+    """Oracle: the values of the schedules, computed here from the sizes of the steps."""
     run = make(miniature, tmp_path / "run")
     assert run.sizes == [4, 6, 6, 6, 6, 6]                 # the ramp is shorter than a step
     line, loads = run.train_step()
@@ -212,7 +212,7 @@ def test_a_step_uses_all_its_schedules(miniature, tmp_path):
     for router, load in zip(routers, loads):
         expected = run.config.gamma * (load.double().mean() - load).sign()
         torch.testing.assert_close(router.e_score_correction_bias, expected.float())
-    # Averaged weights: at step 0 the share of the old is 1 / 10.
+    # Averaged weights: in step 0 the old weights have a share of 1 / 10.
     fresh = make(miniature, tmp_path / "fresh")
     for average, old, new in zip(run.average, fresh.model.parameters(), run.model.parameters()):
         torch.testing.assert_close(average, 0.1 * old.detach() + 0.9 * new.detach())
@@ -220,7 +220,7 @@ def test_a_step_uses_all_its_schedules(miniature, tmp_path):
 
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
 def test_a_loss_that_is_no_number_stops_the_run(miniature, tmp_path, monkeypatch, capsys, broken):
-    """Oracle: step and remedy in one line, the state of the step before, weights still finite."""
+    """One line names step and remedy; the state of the step before is kept, with finite weights."""
     real = DeepSeekV3.loss
     calls = []
 
@@ -243,7 +243,7 @@ def test_a_loss_that_is_no_number_stops_the_run(miniature, tmp_path, monkeypatch
 
 
 def test_a_full_disk_in_the_middle_keeps_the_last_state(miniature, tmp_path, monkeypatch, capsys):
-    """Oracle: exit code 2, one line; the state saved before; and the run can still be finished."""
+    """Oracle: exit code 2, one line, the state saved before; the run can still be finished."""
     real = torch.save
 
     def full_at_four(state, file):
@@ -264,7 +264,7 @@ def test_a_full_disk_in_the_middle_keeps_the_last_state(miniature, tmp_path, mon
 
 
 def test_the_folder_is_complete(finished_run, small_text):
-    """Oracle: the lists of files, of metrics and of figures that other tools read."""
+    """Oracle: the lists of files, metrics and figures that other programs read."""
     assert {path.name for path in finished_run.iterdir()} == {"state.pt", *EXPORTS}
     lines = metrics(finished_run)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
@@ -287,7 +287,7 @@ def test_the_folder_is_complete(finished_run, small_text):
 
 
 def test_averaged_weights_are_those_of_the_state(finished_run):
-    """Oracle: state.pt's list, in the order of the model's parameters."""
+    """Oracle: the list in state.pt, in the order of the model's parameters."""
     state = torch.load(finished_run / "state.pt", weights_only=True)
     saved = safetensors.torch.load_file(finished_run / "ema.safetensors")
     raw = safetensors.torch.load_file(finished_run / "model.safetensors")
@@ -300,7 +300,7 @@ def test_averaged_weights_are_those_of_the_state(finished_run):
 
 
 def test_after_a_run_the_trainer_holds_the_raw_weights(miniature, tmp_path):
-    """Oracle: model.safetensors, which was written before the averaged weights were tried."""
+    """Oracle: model.safetensors, which is written before the averaged weights are evaluated."""
     run = make([*miniature, "--steps", "2"], tmp_path / "run")
     run.run()
     saved = hf.load(tmp_path / "run").state_dict()
@@ -309,7 +309,7 @@ def test_after_a_run_the_trainer_holds_the_raw_weights(miniature, tmp_path):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_transformers_reads_the_run_folder(finished_run, miniature, tmp_path, tied):
-    """Oracle: AutoModelForCausalLM and AutoTokenizer: our ids, our logits within 1e-5."""
+    """Oracle: transformers: its tokenizer gives equal ids, its model equal logits within 1e-5."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     folder = finished_run
     if not tied:
@@ -331,7 +331,7 @@ def test_transformers_reads_the_run_folder(finished_run, miniature, tmp_path, ti
 
 
 def test_another_text_is_not_resumed(miniature, small_text, tmp_path, monkeypatch, capsys):
-    """Oracle: the text's name and a remedy; the state is what it was."""
+    """The error names the text that has changed; the saved state is unchanged."""
     text = tmp_path / "text.txt"
     text.write_bytes(small_text.read_bytes())
     arguments = [*miniature, "--data", str(text), "--out", str(tmp_path / "run")]
@@ -346,7 +346,7 @@ def test_another_text_is_not_resumed(miniature, small_text, tmp_path, monkeypatc
 
 
 def test_a_compiler_that_fails_is_no_end(miniature, tmp_path, monkeypatch, capsys):
-    """Oracle: one line says so; the plain loss stays, and no gradient or load of the attempt."""
+    """One line says so. The uncompiled loss stays, with no gradients or loads of the attempt."""
     def fail_late(function):
         def compiled(*arguments):
             function(*arguments).total.backward()
