@@ -1,4 +1,4 @@
-"""One hypothesis profile for all tests, and one miniature run that several of them read."""
+"""One hypothesis profile for all tests, and one miniature run that several tests read."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What ends a command: one line for what a user can mend, a traceback for a mistake of ours."""
+"""How a command ends: one line for a user's error, a traceback for a programming mistake."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from minidsv3.command import Parser, UserError, answer
 
 
 def fail(error):
-    """Work that ends in this error."""
+    """A command's work that raises this error."""
     def work():
         raise error
     return work
@@ -18,14 +18,14 @@ def fail(error):
     (OSError(28, "No space left"), "error: [Errno 28] No space left; check the disk and the "
                                    "permissions.\n")])
 def test_what_a_user_can_mend_is_one_line(error, line, capsys):
-    """Oracle: exit code 2 and the line, written out here."""
+    """Oracle: exit code 2 and the line, given above."""
     assert answer(fail(error)) == 2
     captured = capsys.readouterr()
     assert captured.err == line and captured.out == ""
 
 
 def test_a_mistake_of_the_program_keeps_its_traceback(capsys):
-    """Oracle: exceptions that Python raises, among them ValueError, which UserError is one of."""
+    """Oracle: exceptions of Python and torch, and a plain ValueError, the parent of UserError."""
     for work in (lambda: list(zip([1], [1, 2], strict=True)), lambda: {}["key"],
                  fail(RuntimeError("PytorchStreamWriter failed"))):
         with pytest.raises((ValueError, KeyError, RuntimeError)):
@@ -34,11 +34,12 @@ def test_a_mistake_of_the_program_keeps_its_traceback(capsys):
 
 
 def test_a_wrong_option_is_a_user_error():
-    """Oracle: argparse's own complaint, which names the option."""
+    """Oracle: the message of argparse, which names the option."""
     with pytest.raises(UserError, match="unrecognized arguments: --nosuch; see --help"):
         Parser().parse_args(["--nosuch"])
 
 
 @pytest.mark.parametrize("returned, code", [(None, 0), (0, 0), (130, 130)])
 def test_the_work_gives_the_exit_code(returned, code):
+    """Oracle: the exit codes above; work that returns nothing has succeeded."""
     assert answer(lambda: returned) == code

@@ -1,4 +1,4 @@
-"""Both commands from outside: bad input is one line and exit code 2, and nothing is touched."""
+"""Both commands from outside: bad input gives one line and exit code 2, and changes no file."""
 
 import io
 import json
@@ -26,7 +26,7 @@ STATS = {"new_tokens", "seconds", "tokens_per_s", "prefill_s", "cache_bytes", "p
 
 
 def listing(folder):
-    """{path: bytes, or None for a folder} of everything below."""
+    """{path: bytes, or None for a folder} of everything below a folder."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
             for path in folder.rglob("*")}
 
@@ -46,7 +46,7 @@ def words_in_order(line, words):
     return re.search(".*".join(map(re.escape, words)), line)
 
 
-# what is asked on top of the miniature run, and the words that answer it
+# options added to those of the miniature run, and the words of the error
 TRAIN = [
     (["--preset", "huge"], ["preset 'huge' is unknown", "tiny"]),
     (["--preset", "v3-671b"], ["no training recipe", "'v3-671b'", "tiny, small"]),
@@ -79,7 +79,7 @@ TRAIN = [
 
 @pytest.mark.parametrize("arguments, words", TRAIN, ids=lambda value: " ".join(value)[:40])
 def test_train_refuses_bad_input(miniature, tmp_path, monkeypatch, capsys, arguments, words):
-    """Oracle: the words; the folder it would have made is not there."""
+    """Oracle: the words of the error; no folder is made."""
     monkeypatch.chdir(tmp_path)
     line = complaint(train_tiny.main, [*miniature, "--out", "run", *arguments], capsys)
     assert words_in_order(line, words), line
@@ -92,7 +92,7 @@ def test_train_refuses_bad_input(miniature, tmp_path, monkeypatch, capsys, argum
     ("é".encode("latin-1") * 99, ["is not UTF-8 text", "0xe9", "convert"]),
     (b"x", ["text", "give more text"]), (b"too short", ["tokens", "more text"])])
 def test_train_refuses_a_text_it_cannot_use(miniature, tmp_path, capsys, content, words):
-    """Oracle: the words; the folder is as before."""
+    """Oracle: the words of the error; the folder is unchanged."""
     if content is not None:
         (tmp_path / "text.txt").write_bytes(content)
     before = listing(tmp_path)
@@ -103,7 +103,7 @@ def test_train_refuses_a_text_it_cannot_use(miniature, tmp_path, capsys, content
 
 
 def test_train_does_not_touch_a_finished_run(miniature, finished_run, capsys):
-    """Oracle: the folder's bytes."""
+    """Oracle: the folder's bytes before and after."""
     before = listing(finished_run)
     for arguments, words in [([], ["a finished run", "--overwrite"]),
                              (["--resume"], ["is finished", "--out"])]:
@@ -113,7 +113,7 @@ def test_train_does_not_touch_a_finished_run(miniature, finished_run, capsys):
 
 
 def test_overwrite_replaces_a_finished_run(miniature, finished_run, tmp_path, capsys):
-    """Oracle: the same run as a fresh one, and no file of the old one left."""
+    """Oracle: a fresh run with the same options; a file that is not of a run is kept."""
     shutil.copytree(finished_run, tmp_path / "run")
     (tmp_path / "run" / "model.safetensors").write_bytes(b"old")
     (tmp_path / "run" / "mine.txt").write_text("mine")
@@ -124,7 +124,7 @@ def test_overwrite_replaces_a_finished_run(miniature, finished_run, tmp_path, ca
 
 
 def test_train_does_not_touch_files_in_the_way(miniature, tmp_path, capsys):
-    """Oracle: the folder's bytes; --out is a file, lies below one, or holds somebody's model."""
+    """--out is a file, lies below one, or holds a model. Oracle: the bytes before and after."""
     (tmp_path / "file").write_text("mine")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
@@ -151,7 +151,7 @@ def unfinished(finished_run, folder):
     (["--resume", "--seed", "5"], ["seed=0, not 5", "leave that out"]),
     (["--resume", "--preset", "small"], ["not", "leave that out"])])
 def test_resume_refuses_other_flags(finished_run, tmp_path, capsys, arguments, words):
-    """Oracle: the field, both values; the folder's bytes."""
+    """The error names the field and both values. Oracle: the bytes before and after."""
     folder = unfinished(finished_run, tmp_path / "run")
     before = listing(folder)
     line = complaint(train_tiny.main, ["--out", folder, *arguments], capsys)
@@ -160,7 +160,7 @@ def test_resume_refuses_other_flags(finished_run, tmp_path, capsys, arguments, w
 
 
 def test_resume_refuses_a_damaged_state(finished_run, tmp_path, capsys):
-    """Oracle: the path and a remedy; the folder's bytes."""
+    """The error names the path and a remedy. Oracle: the bytes before and after."""
     folder = unfinished(finished_run, tmp_path / "run")
     (folder / "state.pt").write_bytes((folder / "state.pt").read_bytes()[:5000])
     before = listing(folder)
@@ -170,7 +170,7 @@ def test_resume_refuses_a_damaged_state(finished_run, tmp_path, capsys):
 
 
 def test_resume_takes_flags_that_agree(finished_run, tmp_path):
-    """Oracle: the finished run's own figures."""
+    """Oracle: the figures of the finished run."""
     folder = unfinished(finished_run, tmp_path / "run")
     assert train_tiny.main(["--out", str(folder), "--resume", "--steps", "6", "--set",
                             "hidden_size=32", "--device", "cpu"]) == 0
@@ -197,7 +197,7 @@ GENERATE = [
 
 @pytest.mark.parametrize("arguments, words", GENERATE, ids=lambda value: " ".join(value)[:40])
 def test_generate_refuses_bad_settings(finished_run, capsys, arguments, words):
-    """Oracle: the words; nothing is printed before them."""
+    """Oracle: the words of the error, which is the only line."""
     line = complaint(generate.main, ["--model", finished_run, "--device", "cpu", *arguments],
                      capsys)
     assert words_in_order(line, words), line
@@ -213,7 +213,7 @@ def other_vocabulary(folder):
 
 
 def edit_tensors(change):
-    """A damage to the tensors of a folder."""
+    """A function that damages the tensors of a folder."""
     def damage(folder):
         tensors = safetensors.torch.load_file(folder / "model.safetensors")
         change(tensors)
@@ -238,7 +238,7 @@ def without_scales(folder):
     edit_tensors(lambda t: t.pop("model.layers.0.mlp.up_proj.weight_scale_inv"))(folder)
 
 
-# what is done to a copy of a good folder, and the words that name it
+# how a copy of a good folder is damaged, and the words of the error
 BROKEN = [
     (edit_tensors(lambda t: t.pop("model.norm.weight")), ["lacks tensor model.norm.weight (32,)"]),
     (edit_tensors(lambda t: t.update({"model.extra": torch.ones(2)})), ["has tensor model.extra"]),
@@ -269,7 +269,7 @@ BROKEN = [
 
 @pytest.mark.parametrize("damage, words", BROKEN)
 def test_generate_refuses_a_broken_model(finished_run, tmp_path, capsys, damage, words):
-    """Oracle: the words; the folder is as the damage left it."""
+    """Oracle: the words of the error; the damaged folder is unchanged."""
     folder = tmp_path / "model"
     shutil.copytree(finished_run, folder)
     damage(folder)
@@ -280,14 +280,14 @@ def test_generate_refuses_a_broken_model(finished_run, tmp_path, capsys, damage,
 
 
 def test_generate_says_how_to_make_the_first_model(tmp_path, monkeypatch, capsys):
-    """Oracle: the command, where there is neither a run nor a model in the box."""
+    """Oracle: the command in the error, when there is neither a run nor the shipped checkpoint."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub, "HERE", tmp_path)
     assert "python train_tiny.py" in complaint(generate.main, ["--prompt", "def "], capsys)
 
 
 def test_generate_finds_the_run_then_the_box(tmp_path, monkeypatch):
-    """Oracle: folders made one after the other."""
+    """runs/tiny comes before the shipped checkpoint. Oracle: the two folders, made in turn."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub, "HERE", tmp_path)
     for folder in (tmp_path / "checkpoints/tiny", tmp_path / "runs/tiny"):
@@ -315,7 +315,7 @@ def test_help_names_every_option(command, options, capsys):
 
 @pytest.mark.parametrize("prompt", ["", "def ", "def f1(x):\n    ", "é€", "    ", "x = 12"])
 def test_generate_prints_the_prompt_and_its_continuation(finished_run, capsys, prompt):
-    """Oracle: the model asked directly, with the same seed; all keys of --stats."""
+    """Oracle: the model called directly with the same seed; --stats has all its keys."""
     arguments = ["--model", str(finished_run), "--device", "cpu", "--seed", "3", "--prompt", prompt,
                  "--max-new-tokens", "25", "--stats"]
     assert generate.main(arguments) == 0
@@ -330,7 +330,7 @@ def test_generate_prints_the_prompt_and_its_continuation(finished_run, capsys, p
 
 
 def test_generate_stops_at_eos(finished_run, monkeypatch, capsys):
-    """Oracle: a model made to say EOS in its fourth pass, and no token twice read."""
+    """Oracle: a model that must give EOS in its fourth pass; later passes read one token each."""
     real, passes = DeepSeekV3.hidden_states, []
 
     def hidden_states(self, tokens, cache=None, counts=None):
@@ -351,7 +351,7 @@ def test_generate_stops_at_eos(finished_run, monkeypatch, capsys):
 
 
 def test_generate_fills_a_gap(finished_run, capsys):
-    """Oracle: the model asked directly; the text stands between the two."""
+    """Oracle: the model called directly; its text is printed between prefix and suffix."""
     assert generate.main(["--model", str(finished_run), "--device", "cpu", "--fim-prefix", "def f(",
                           "--fim-suffix", "):\n", "--max-new-tokens", "9"]) == 0
     model, tokenizer = hf.load(finished_run), Tokenizer.load(finished_run)
@@ -362,14 +362,14 @@ def test_generate_fills_a_gap(finished_run, capsys):
 
 
 class Typed(io.StringIO):
-    """What somebody types at a terminal."""
+    """Stands for stdin: what a user types at a terminal."""
 
     def isatty(self):
         return True
 
 
 def test_generate_asks_at_a_terminal(finished_run, monkeypatch, capsys):
-    """Oracle: each typed line, continued as if it had been the prompt; an empty line ends."""
+    """Oracle: each typed line given as --prompt; an empty line ends the program."""
     arguments = ["--model", str(finished_run), "--device", "cpu", "--max-new-tokens", "5"]
     expected = ""
     for prompt in ("def f", "x ="):
@@ -381,7 +381,7 @@ def test_generate_asks_at_a_terminal(finished_run, monkeypatch, capsys):
 
 
 def test_generate_reads_what_is_piped_in(finished_run, monkeypatch, capsys):
-    """Oracle: the same text as --prompt, bytes that are no UTF-8 replaced."""
+    """Oracle: the same text as --prompt; bytes that are not valid UTF-8 are replaced."""
     arguments = ["--model", str(finished_run), "--device", "cpu", "--max-new-tokens", "5"]
     assert generate.main([*arguments, "--prompt", "é = 1\n\ufffd"]) == 0
     expected = capsys.readouterr().out
@@ -392,7 +392,7 @@ def test_generate_reads_what_is_piped_in(finished_run, monkeypatch, capsys):
 
 @pytest.mark.parametrize("closed", [None, io.TextIOWrapper(io.BytesIO())])
 def test_generate_without_any_stdin_begins_a_document(finished_run, monkeypatch, capsys, closed):
-    """Oracle: an empty prompt; there is no stdin, or it is closed."""
+    """There is no stdin, or it is closed. Oracle: an empty --prompt."""
     arguments = ["--model", str(finished_run), "--device", "cpu", "--max-new-tokens", "5"]
     assert generate.main([*arguments, "--prompt", ""]) == 0
     expected = capsys.readouterr().out
@@ -404,7 +404,7 @@ def test_generate_without_any_stdin_begins_a_document(finished_run, monkeypatch,
 
 
 def test_generate_shows_accepted_drafts_in_green(finished_run, capsys):
-    """Oracle: the pieces of the same completion; without the colours the text is the plain one."""
+    """Oracle: the drafted pieces of the same completion; without colours the text is equal."""
     arguments = ["--model", str(finished_run), "--device", "cpu", "--prompt", "def f",
                  "--max-new-tokens", "20", "--temperature", "0"]
     assert generate.main(arguments) == 0
@@ -419,7 +419,7 @@ def test_generate_shows_accepted_drafts_in_green(finished_run, capsys):
 
 
 def test_generate_shows_a_draft_that_ends_the_text(finished_run, capsys):
-    """Oracle: the count of accepted drafts, whatever the length at which the text ends."""
+    """Oracle: the number of accepted drafts, for every length at which the text may end."""
     arguments = ["--model", str(finished_run), "--device", "cpu", "--prompt", "def f",
                  "--temperature", "0", "--speculative", "3", "--show-drafts", "--max-new-tokens"]
     model, tokenizer = hf.load(finished_run), Tokenizer.load(finished_run)
@@ -431,7 +431,7 @@ def test_generate_shows_a_draft_that_ends_the_text(finished_run, capsys):
 
 
 def test_generate_ends_quietly_when_nobody_reads_on(finished_run):
-    """Oracle: exit code 141, as a shell has it, and not a word; the reader closes at once."""
+    """The reader closes the pipe at once. Oracle: exit code 141, as in a shell, and no message."""
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "generate.py"), "--model", str(finished_run), "--prompt", "def",
          "--device", "cpu"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -447,6 +447,6 @@ def test_generate_ends_quietly_when_nobody_reads_on(finished_run):
     (["--prompt", "a", "--speculative", "-1"], "speculative=-1"),
     (["--prompt", "a", "--min-p", "2"], "min_p=2.0")])
 def test_generate_refuses_odd_wishes(finished_run, capsys, arguments, words):
-    """Oracle: the words, exit code 2, nothing on stdout."""
+    """Oracle: the words of the error, exit code 2."""
     arguments = ["--model", str(finished_run), "--device", "cpu", *arguments]
     assert words in complaint(generate.main, arguments, capsys)

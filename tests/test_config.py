@@ -18,10 +18,12 @@ RELEASED_V3 = {
 
 
 def test_v3_preset_equals_the_released_file():
+    """Oracle: the values of the released config.json, given above."""
     assert ModelConfig.preset("v3-671b").to_dict() == RELEASED_V3
 
 
 def test_moonlight_preset_has_the_released_shape():
+    """Oracle: values of the released config.json of Moonlight-16B."""
     config = ModelConfig.preset("moonlight-16b")
     assert (config.q_lora_rank, config.n_group, config.n_shared_experts) == (None, 1, 2)
     assert (config.routed_scaling_factor, config.rms_norm_eps) == (2.446, 1e-5)
@@ -29,6 +31,7 @@ def test_moonlight_preset_has_the_released_shape():
 
 @pytest.mark.parametrize("name", ["tiny", "small", "moonlight-16b", "v3-671b"])
 def test_json_round_trip(name, tmp_path):
+    """Oracle: the preset itself, after it is written and read."""
     config = ModelConfig.preset(name)
     config.to_json(tmp_path / "config.json")
     assert ModelConfig.from_json(tmp_path / "config.json") == config
@@ -62,11 +65,13 @@ BAD = {
 
 @pytest.mark.parametrize("changes, message", BAD.values(), ids=BAD)
 def test_a_bad_field_is_named_with_value_and_remedy(changes, message):
+    """Oracle: the words of the error, given above, in one line."""
     with pytest.raises(ValueError, match=message) as caught:
         ModelConfig.preset("tiny").replace(**changes)
     assert "\n" not in str(caught.value)
 
 
 def test_unknown_preset_lists_the_known():
+    """The error names the unknown preset and lists those that exist."""
     with pytest.raises(ValueError, match="'huge' is unknown; choose one of tiny, small, moonlight"):
         ModelConfig.preset("huge")

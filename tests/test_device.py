@@ -1,4 +1,4 @@
-"""The only file that decides device and precision; oracles: machines with given abilities."""
+"""device.py, the only file that decides on device and precision, on simulated machines."""
 
 import ast
 from pathlib import Path
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Pretend to be a machine: machine(cuda=2, mps=False)."""
+    """Simulate a machine: machine(cuda=2, mps=False)."""
     def pretend(cuda=0, mps=False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
@@ -55,7 +55,7 @@ def test_unknown_devices_are_refused(machine, name):
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:7", "mps", "cpu:1", "mps:1"])
 def test_absent_devices_are_refused(machine, name):
-    """Oracle: a machine without any; the error has the name and the remedy."""
+    """On a machine without accelerators the error has the name and the remedy."""
     machine()
     with pytest.raises(ValueError) as caught:
         choose_device(name)
@@ -63,7 +63,7 @@ def test_absent_devices_are_refused(machine, name):
 
 
 def test_bf16_only_where_it_is_fast(monkeypatch):
-    """Oracle: a processor with the instructions and one without."""
+    """Oracle: a simulated processor with bfloat16 instructions, and one without."""
     cpu = torch.device("cpu")
     for avx512, amx in [(False, False), (True, False), (False, True)]:
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx512=avx512: avx512)
@@ -75,7 +75,7 @@ def test_bf16_only_where_it_is_fast(monkeypatch):
 
 
 def test_precision_by_name():
-    """Oracle: the two dtypes; the error for an unknown name lists all names."""
+    """Oracle: the dtype of each name; the error for an unknown name lists all names."""
     cpu = torch.device("cpu")
     assert choose_precision("fp8", cpu) == choose_precision("auto", cpu)
     assert choose_precision("fp32", cpu) == torch.float32
@@ -85,7 +85,7 @@ def test_precision_by_name():
 
 
 def test_a_device_without_eight_bit_floats_is_refused(monkeypatch):
-    """Oracle: the advice for a user of a Mac, where torch raises TypeError."""
+    """On a Mac, where torch raises TypeError, the error says what to do instead."""
     def refuse(*size, dtype, device):
         raise TypeError("Trying to convert Float8_e4m3fn to the MPS backend")
 
@@ -95,7 +95,7 @@ def test_a_device_without_eight_bit_floats_is_refused(monkeypatch):
 
 
 def test_loading_keeps_what_the_machine_computes_fast(monkeypatch):
-    """Oracle: a processor with the instructions and one without; wider dtypes are always kept."""
+    """Oracle: processors with and without bfloat16 instructions; wider dtypes are always kept."""
     cpu = torch.device("cpu")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     for fast in (True, False):
@@ -107,7 +107,7 @@ def test_loading_keeps_what_the_machine_computes_fast(monkeypatch):
 
 
 def test_a_disturbed_product_is_told_by_its_best(monkeypatch):
-    """Oracle: a clock that gives the first product, not counted, 9 s, and the others 3, 1 and 3."""
+    """Oracle: a simulated clock: 9 s for the first product, not counted; then 3, 1 and 3 s."""
     ticks = iter([0, 9, 10, 13, 20, 21, 30, 33])
     monkeypatch.setattr(device, "clock", lambda place: next(ticks))
     assert device.disturbance(torch.device("cpu"), size=4, times=3) == 3

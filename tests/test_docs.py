@@ -1,6 +1,6 @@
-"""README and docs/: links, paths, commands, counts and claims are those of today's code.
+"""README and docs/: links, paths, commands, counts and claims agree with the code.
 
-`python tests/test_docs.py` writes today's numbers of lines into README.md and docs/map.md.
+`python tests/test_docs.py` writes the current line counts into README.md and docs/map.md.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TOP = {path.name for path in ROOT.iterdir()} - {"runs"}                # what runs write is no part
+TOP = {path.name for path in ROOT.iterdir()} - {"runs"}                # what runs write is left out
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
          for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")),
                       ROOT / "notebooks/README.md", *sorted(ROOT.glob("studies/*/README.md"))]}
@@ -27,17 +27,17 @@ PROGRAM = re.compile(r"(train_tiny|generate)\.py|minidsv3(\.\w+)*|benchmarks/\w+
 
 
 def prose(text):
-    """The page without its fenced blocks."""
+    """The page without its fenced code blocks."""
     return re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
 
 
 def code_marks(text):
-    """What stands between backticks, on one line or across a line's end."""
+    """The texts between backticks, on one line or across a line break."""
     return [" ".join(mark.split()) for mark in re.findall(r"`([^`]+)`", prose(text))]
 
 
 def command_lines(text):
-    """Lines of the shell in words, without their comments, from fenced blocks and code marks."""
+    """Shell commands, each as a list of words, from fenced blocks and backticks; no comments."""
     blocks = re.findall(r"^```bash\n(.*?)^```$", text, flags=re.M | re.S)
     lines = "".join(blocks).splitlines() + [mark for mark in code_marks(text) if " " in mark]
     return [shlex.split(line, comments=True) for line in lines if line.count('"') % 2 == 0
@@ -63,22 +63,24 @@ SOURCES = "".join(path.read_text(encoding="utf-8") for path in [
 
 
 def test_readme_is_one_page():
+    """Oracle: a count of lines, at most 150."""
     assert len(README.splitlines()) <= 150
 
 
 def test_readme_leads_to_every_page():
+    """Oracle: the pages that exist; README has a link to each."""
     for page in TEXTS:
         assert page == "README.md" or page.startswith("studies/") or f"]({page}" in README, page
 
 
 def anchor(heading):
-    """The name that GitHub gives a heading."""
+    """The anchor that GitHub gives a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 @PAGES
 def test_every_link_leads_somewhere(page):
-    """Files beside the page, and headings in them; addresses on the web are not asked."""
+    """Links to files, and to headings in them, lead somewhere; web addresses are not fetched."""
     links = re.findall(r"\]\(([^)\s]+)\)", prose(TEXTS[page]))
     for link in links:
         if "://" in link:
@@ -93,7 +95,7 @@ def test_every_link_leads_somewhere(page):
 
 @PAGES
 def test_every_path_exists(page):
-    """Paths in code marks and in commands, also those that begin in the package's folder."""
+    """Oracle: the files. Paths in backticks and commands may be relative to minidsv3/."""
     words = [mark.partition("::")[0] for mark in code_marks(TEXTS[page])]
     words += [word for line in command_lines(TEXTS[page]) for word in line]
     for word in words:
@@ -111,14 +113,14 @@ def test_every_path_exists(page):
 
 def module_of(program, monkeypatch):
     """The module that a command line runs."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")                   # they import one another
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")                   # they import each other
     name = Path(program).stem if program.endswith(".py") else program
     package = find_spec(name).submodule_search_locations
     return import_module(f"{name}.__main__" if package else name)
 
 
 class Understood(Exception):
-    """Raised behind a parser that is made inside of run()."""
+    """Ends run() after its parser has accepted the arguments, before any work."""
 
 
 def parse(module, words, monkeypatch):
@@ -142,7 +144,7 @@ def parse(module, words, monkeypatch):
 
 @pytest.mark.parametrize("line", OURS)
 def test_a_command_is_understood(line, monkeypatch):
-    """Oracle: the program's own parser. It takes shortened options too; pages write them out."""
+    """Oracle: the program's own parser. Pages may not shorten options."""
     program, words = OURS[line]
     for word in words:
         assert not word.startswith("--") or word == "--help" or f'"{word}"' in SOURCES, word
@@ -153,14 +155,14 @@ def test_a_command_is_understood(line, monkeypatch):
 
 
 def test_many_commands_are_found():
-    """At least the 13 that README alone had before there were other pages."""
+    """The search for commands works: it finds more than 20 on all pages."""
     assert len(OURS) > 20
 
 
 @pytest.mark.parametrize("line", [line for line, (program, _) in OURS.items()
                                   if program == "train_tiny.py" and "--help" not in line])
 def test_a_training_command_names_what_exists(line):
-    """Oracle: the two configurations that a run would be made with; presets and fields."""
+    """Oracle: the two configurations of the run, with their presets and fields."""
     from minidsv3.train import options
     words = [str(ROOT / "checkpoints/tiny") if word == "DIR" else word for word in OURS[line][1]]
     options.configure(options.parse_arguments(words), None)
@@ -168,7 +170,7 @@ def test_a_training_command_names_what_exists(line):
 
 @PAGES
 def test_every_option_in_a_code_mark_exists(page):
-    """Oracle: the sources of the programs; for training's options, the configurations too."""
+    """Oracle: the sources of the programs; for training options, the configurations too."""
     from minidsv3.train import options
     for mark in code_marks(TEXTS[page]):
         if re.match(r"--[a-z]", mark):
@@ -199,7 +201,7 @@ def run(line, more, folder, monkeypatch):
 @pytest.mark.parametrize("line", [line for line, (program, _) in OURS.items()
                                   if program in SHORTER])
 def test_a_quick_command_runs(line, tmp_path, monkeypatch, capsys):
-    """Oracle: its exit code, and that it says something; generation is cut to three tokens."""
+    """Oracle: its exit code, and that it prints something; it generates only three tokens."""
     assert run(line, SHORTER[OURS[line][0]], tmp_path, monkeypatch) == 0
     assert capsys.readouterr().out.strip()
 
@@ -209,7 +211,7 @@ def test_a_quick_command_runs(line, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("line", [line for line, (program, _) in OURS.items()
                                   if program in LONGER])
 def test_a_command_with_processes_runs(line, tmp_path, monkeypatch, capsys):
-    """The same with two requests."""
+    """Oracle: its exit code, and that it prints something; it serves only two requests."""
     assert run(line, LONGER[OURS[line][0]], tmp_path, monkeypatch) == 0
     assert capsys.readouterr().out.strip()
 
@@ -224,19 +226,19 @@ def count(path):
 
 
 def recounted(text):
-    """The page with today's numbers of lines."""
+    """The page with the current line counts."""
     text = ROW.sub(lambda row: f"{row[1]}{count(row[2])}{row[4]}", text)
     return MODEL_LINES.sub(str(count("minidsv3/model")), text)
 
 
 @pytest.mark.parametrize("path, stated", [(row[2], int(row[3])) for row in ROW.finditer(MAP)])
 def test_the_map_counts_lines_truly(path, stated):
-    """Within a tenth: enough for a reader, and a file that grew is noticed."""
+    """Oracle: the files, within a tenth: only a file that has grown much makes this fail."""
     assert abs(count(path) - stated) <= max(5, count(path) / 10)
 
 
 def test_the_map_names_every_file():
-    """Of the package and the benchmarks, and the two commands; each once."""
+    """Oracle: the files of the package and the benchmarks, and both commands; each once."""
     rows = [row[2] for row in ROW.finditer(MAP) if row[2].endswith(".py")]
     files = [*ROOT.glob("*.py"), *ROOT.glob("minidsv3/**/*.py"), *ROOT.glob("benchmarks/*.py")]
     wanted = {file.relative_to(ROOT).as_posix() for file in files}
@@ -245,7 +247,7 @@ def test_the_map_names_every_file():
 
 
 def test_the_lines_of_the_model_are_counted_exactly():
-    """The three places that state them."""
+    """Oracle: the files; three places state this number."""
     total = str(count("minidsv3/model"))
     assert MODEL_LINES.findall(README) == [total] * 2
     assert MODEL_LINES.findall(MAP) == [total]
@@ -259,7 +261,7 @@ def test_readme_reads_the_model_in_its_order():
 
 
 def test_every_claim_names_a_test_that_exists():
-    """The tables claim -> test, of which README states the number; none of the 92 may be lost."""
+    """Each row has a claim and its test; README states the number of rows, at least 92."""
     rows = re.findall(r"^\| .+ \| `(tests/[\w/]+\.py)::(\w+)` \| .+ \| .+ \|$", TESTS, flags=re.M)
     assert len(set(rows)) == len(rows) >= 92
     assert re.findall(r"\[(\d+) claims", README) == [str(len(rows))]
@@ -282,7 +284,7 @@ def test_figures_and_samples_of_the_default_run_are_those_stored():
 
 
 def test_minutes_of_the_notebooks_are_the_same_in_both_lists():
-    """README has both processors, notebooks/README the first in its table, both in its text."""
+    """README gives minutes on two processors; notebooks/README must repeat them."""
     rows = re.findall(r"\(notebooks/([\w.]+)\) \| ([\d.]+) \| (?:about )?([\d.]+) \|", README)
     table = re.findall(r"\(([\w.]+\.ipynb)\) \| ([\d.]+) \|", TEXTS["notebooks/README.md"])
     text = re.search(r"it took (.*?) minutes\.", TEXTS["notebooks/README.md"])[1]
@@ -292,6 +294,7 @@ def test_minutes_of_the_notebooks_are_the_same_in_both_lists():
 
 
 def test_the_glossary_has_each_term_once_in_two_lines():
+    """Oracle: counts of terms and lines; a term has at most two lines."""
     entries = re.findall(r"^- \*\*(.+?)\*\*: (.+?)(?=\n- |\Z)", TEXTS["docs/glossary.md"],
                          flags=re.M | re.S)
     terms = [term for term, _ in entries]

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and an error of the program is not called a full disk."""
+"""Files are written whole or not at all; a programming mistake is not called a full disk."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from minidsv3.files import replacing, write_text
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_old_file(tmp_path):
-    """Oracle: the old text, the advice, and no file left over."""
+    """Oracle: the old text, the advice in the error, and no temporary file."""
     path = tmp_path / "text"
     write_text(path, "old")
     with pytest.raises(OSError, match="cannot write .*text .*No space left.*make room"):
@@ -18,7 +18,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_file(tmp_path):
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), ValueError("a bug"), KeyError("a bug")])
 def test_a_mistake_of_the_program_stays_what_it_is(tmp_path, error):
-    """Oracle: the very exception; what was there is kept all the same."""
+    """Oracle: the same exception; the old file is kept."""
     path = tmp_path / "text"
     write_text(path, "old")
     with pytest.raises(type(error)) as caught:

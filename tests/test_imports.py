@@ -1,7 +1,7 @@
-"""The house's building regulations: who may import whom, how long a file may be, what is explained.
+"""Rules of the package: who may import whom, how long a file may be, what needs a docstring.
 
 The sources are parsed, never imported. Every rule is a function from {module: source} to a list of
-complaints, so that each is also tried on a small made-up tree that breaks it.
+complaints. So each rule is also tried on a small invented tree that breaks it.
 """
 
 import ast
@@ -13,13 +13,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "minidsv3"
 
-# Reading order and import order: a room imports only from itself and from rooms before it.
+# Reading order and import order: a folder ("room") imports only from itself and from those before.
 ROOMS = ["command", "files", "config", "device", "kernels", "model", "fp8", "hf", "data", "infer",
          "measure", "train", "context", "scale", "serve", "study"]
 MODEL = ["layers", "rope", "cache", "mla", "experts", "moe", "block", "mtp", "objective",
          "transformer"]
 
-# Imports that cost seconds or that not everybody has, and the modules that own them at their top.
+# Imports that take seconds or that not everybody has, and the modules that may have them on top.
 HEAVY = {"matplotlib": {"minidsv3.measure.plots"}, "transformers": set(), "datasets": set(),
          "triton": set(), "huggingface_hub": set()}
 
@@ -65,13 +65,13 @@ def edges(tree):
 
 
 def room(module):
-    """minidsv3.model.mla -> model, minidsv3.hf -> hf, minidsv3 -> None (the door to all rooms)."""
+    """minidsv3.model.mla -> model, minidsv3.hf -> hf, minidsv3 -> None (it imports from all)."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else None
 
 
 def unknown_places(tree):
-    """Rooms, and files of model/, that have no place in the order."""
+    """Folders of the package, and files of model/, that have no place in the order."""
     rooms = {room(module) for module in tree} - {None, *ROOMS}
     files = {m.split(".")[2] for m in tree if m.startswith(f"{PACKAGE}.model.")} - set(MODEL)
     return [f"{name}: not in the reading order; give it a place in tests/test_imports.py"
@@ -79,7 +79,7 @@ def unknown_places(tree):
 
 
 def wrong_directions(tree):
-    """Imports of a later room, of the package's front door, or of a later file within model/."""
+    """Imports of a later folder, of minidsv3 itself, or of a later file within model/."""
     complaints = []
     for module, targets in edges(tree).items():
         here = room(module)
@@ -114,7 +114,7 @@ def cycles(tree):
 
 
 def run_at_import(node):
-    """All nodes below this one that run with the import: not the insides of functions."""
+    """All nodes below this one that run at import; the bodies of functions do not."""
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             yield child
@@ -162,7 +162,7 @@ def missing_docstrings(tree):
 
 
 def distributed_in_the_model(tree):
-    """What is parallel attaches to a finished model from outside: model/ never names it."""
+    """model/ never names torch.distributed: parallel code attaches to it from outside."""
     complaints = []
     for module, source in tree.items():
         nodes = list(ast.walk(ast.parse(source)))
@@ -180,7 +180,7 @@ RULES = [unknown_places, wrong_directions, cycles, heavy_imports, long_modules, 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_package_keeps_the_rule(rule):
-    """Oracle: the rule itself, which the tests below saw complain about a wrong tree."""
+    """Oracle: the rule, which the tests below see complain about a wrong tree."""
     complaints = rule(read_tree(ROOT))
     assert not complaints, "\n".join(complaints)
 
@@ -244,6 +244,6 @@ WRONG = [
 
 @pytest.mark.parametrize(("rule", "module", "source", "named"), WRONG)
 def test_a_wrong_tree_is_noticed(rule, module, source, named):
-    """Oracle: one slip written into the good tree by hand."""
+    """Oracle: one mistake, written into the good tree by hand."""
     complaints = rule({**GOOD, module: source})
     assert any(named in complaint for complaint in complaints), complaints

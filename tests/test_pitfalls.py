@@ -1,4 +1,4 @@
-"""The mistakes that implementations of this model really contain, and which test notices each.
+"""Mistakes found in real implementations of this model, and the test that notices each.
 
 Every pitfall is one function or method replaced by a plausible wrong one. Its oracle is a test of
 this suite: it must pass on the right code and must fail on the wrong.
@@ -70,7 +70,7 @@ def scale_without_the_rotary_width(config):
 
 
 def temperature_not_squared(config):
-    """mscale once on the logits."""
+    """mscale once on the logits, in place of its square."""
     yarn = config.rope_scaling
     return config.qk_head_dim**-0.5 * rope.yarn_temperature(yarn.factor, yarn.mscale_all_dim)
 
@@ -81,7 +81,7 @@ def temperature_on_both(yarn):
 
 
 def ramp_of_the_paper(config, device=None):
-    """Linear in the number of rotations, as the YaRN paper writes it; the release ramps in m."""
+    """A ramp in the number of rotations, as in the YaRN paper; the release ramps in the index m."""
     yarn, channels = config.rope_scaling, config.qk_rope_head_dim
     plain = config.rope_theta ** -(torch.arange(0, channels, 2) / channels)
     rotations = yarn.original_max_position_embeddings * plain / (2 * torch.pi)
@@ -123,12 +123,12 @@ def keep_groups(self, choice, score, mask):
 
 
 def groups_scored_by_their_best(self, choice):
-    """Maximum, as in DeepSeek-V2, in place of the sum of the two best."""
+    """Each group scored by its maximum, as in DeepSeek-V2, in place of the sum of its two best."""
     return keep_groups(self, choice, lambda g: g.amax(-1), float("-inf"))
 
 
 def groups_scored_without_bias(self, choice):
-    """The plain affinities decide between groups, as the report's words could be read."""
+    """Groups scored by plain affinities, as one could understand the report's text."""
     def score(groups):
         plain = groups - self.e_score_correction_bias.unflatten(0, (self.n_group, -1))
         return plain.topk(2, dim=-1).values.sum(-1)
@@ -136,7 +136,7 @@ def groups_scored_without_bias(self, choice):
 
 
 def masked_with_zero(self, choice):
-    """0 in place of -inf: beats every negative score."""
+    """0 in place of -inf, although 0 is larger than every negative score."""
     return keep_groups(self, choice, lambda g: g.topk(2, dim=-1).values.sum(-1), 0.0)
 
 
@@ -159,12 +159,12 @@ moe_forward = MoE.forward
 
 
 def bias_cast_with_the_model(self, fn, recurse=True):
-    """nn.Module's own rule: every floating buffer follows model.to(dtype)."""
+    """nn.Module's own rule: model.to(dtype) casts every floating-point buffer, the bias too."""
     return torch.nn.Module._apply(self, fn, recurse)
 
 
 def bias_updated_in_every_micro_batch(self, tokens, *weights):
-    """The update belongs to the optimiser step."""
+    """One bias update per micro-batch; it should be one per optimiser step."""
     terms = loss(self, tokens, *weights)
     self.update_router_bias(1e-3)
     return terms
@@ -181,13 +181,13 @@ def counted_inside_the_block(self, x):
 
 
 def balance_over_the_batch(affinity, chosen):
-    """f and P over all sequences together."""
+    """f and P computed over all sequences together, not for each one."""
     batch = objective.sequence_balance(affinity.flatten(0, 1)[None], chosen.flatten(0, 1)[None])
     return batch.expand(len(affinity))
 
 
 def bias_pulled_the_wrong_way(self, gamma):
-    """b grows with the load."""
+    """The sign reversed: b grows with the load."""
     load = self.load.double()
     self.e_score_correction_bias -= (gamma * (load.mean() - load).sign()).float()
     self.load.zero_()
@@ -212,7 +212,7 @@ mtp_states = DeepSeekV3.mtp_states
 
 
 def targets_one_too_early(states, head, targets):
-    """Depth 1 asked for the token it was given."""
+    """Depth 1 predicts the token that is its input."""
     return [F.cross_entropy((state @ head.T).flatten(0, 1), targets[:, :-k].flatten(),
                             reduction="sum") / targets.numel()
             for k, state in enumerate(states, start=1)]
@@ -291,7 +291,7 @@ NAMES = [wrong.__name__ if wrong.__name__ != "<lambda>" else "router_in_bfloat16
 
 @pytest.mark.parametrize("place, name, wrong, oracle", PITFALLS, ids=NAMES)
 def test_the_suite_notices(place, name, wrong, oracle, monkeypatch):
-    """The oracle passes on the right code and fails on the wrong."""
+    """Oracle: a test of this suite, which passes on the right code and fails on the wrong."""
     oracle()
     monkeypatch.setattr(place, name, wrong)
     with pytest.raises(AssertionError):

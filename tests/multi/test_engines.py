@@ -1,4 +1,4 @@
-"""The prefill and the decode process: their texts, and what happens if one of them dies."""
+"""The prefill and the decode process: their texts, and what happens if one of them is killed."""
 
 import multiprocessing
 import threading
@@ -20,7 +20,7 @@ SAMPLED = Sampler(temperature=1.0, top_p=0.95)
 
 @pytest.fixture(scope="module")
 def model():
-    """Two layers and an MTP module in float64, 300 tokens, random."""
+    """A random model in float64: two layers, one MTP module, a vocabulary of 300."""
     torch.manual_seed(0)
     return DeepSeekV3(SMALL).double().eval()
 
@@ -85,7 +85,7 @@ def test_the_death_of_a_process_ends_in_one_clear_line(folder, victim):
 
 
 def test_what_a_process_complains_of_is_passed_on(folder):
-    """Oracle: its message, for a request that is too long and for a checkpoint that is missing."""
+    """Oracle: the message of the process, for a request that is too long and a missing folder."""
     requests = requests_of([torch.full((60,), 7)])
     with pytest.raises(ChildProcessError, match="the prefill process: request 0 has 60 .*=64"):
         serve_separated(folder, requests)
@@ -95,7 +95,7 @@ def test_what_a_process_complains_of_is_passed_on(folder):
 
 
 def test_the_command_ends_with_code_2(monkeypatch, capfd, tmp_path):
-    """Oracle: exit code 2 and one line, if decode is killed while it still loads its model."""
+    """Oracle: exit code 2 and one line, when decode is killed while it still loads its model."""
     from minidsv3.serve import engines
     monkeypatch.chdir(tmp_path)
     finished = threading.Event()
@@ -120,7 +120,7 @@ def test_the_command_ends_with_code_2(monkeypatch, capfd, tmp_path):
 
 
 def test_the_command_prints_both_forms(capsys, monkeypatch, tmp_path):
-    """Oracle: the shipped checkpoint: all texts are equal, and latents are a third of the bytes."""
+    """With the shipped checkpoint, all texts are equal and latents need a third of the bytes."""
     import json
 
     from minidsv3.serve import engines

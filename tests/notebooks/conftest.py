@@ -12,7 +12,7 @@ NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
 @pytest.fixture(scope="session")
 def check():
-    """notebooks/check, found as a notebook's first cell finds it."""
+    """The module notebooks/check, imported as the first cell of a notebook imports it."""
     sys.path.insert(0, str(NOTEBOOKS))
     try:
         return importlib.import_module("check")
@@ -21,7 +21,7 @@ def check():
 
 
 def pytest_generate_tests(metafunc):
-    """`notebook`: every notebook by name. `exercise`: every one of them, with its notebook's."""
+    """Run a test with a `notebook` for every notebook, with an `exercise` for every exercise."""
     if "notebook" in metafunc.fixturenames:
         metafunc.parametrize("notebook", [path.stem for path in sorted(NOTEBOOKS.glob("*.ipynb"))])
     if "exercise" in metafunc.fixturenames:

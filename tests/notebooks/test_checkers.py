@@ -1,6 +1,6 @@
-"""Each exercise three times: the stub is open, a typical mistake earns its hint, a solution passes.
+"""For each exercise, the stub counts as open, a typical mistake gets its hint, the solution passes.
 
-And the one function behind all checkers, tried with everything a student may hand in.
+Then `compare`, the function behind all checkers, with everything that a student may return.
 """
 
 import ast
@@ -24,7 +24,7 @@ def function(folder, notebook, name):
 
 
 def test_the_stub_is_open(exercise, check, capsys):
-    """As the notebook is handed out."""
+    """Oracle: the verdict `open` for the stub, as a student finds it in the notebook."""
     _, name, stub = exercise
     namespace = {"torch": torch, "check": check}
     exec(stub, namespace)
@@ -33,7 +33,7 @@ def test_the_stub_is_open(exercise, check, capsys):
 
 
 def test_a_typical_mistake_earns_its_hint(exercise, check, capsys):
-    """The mistake's docstring is what the hint must say."""
+    """Oracle: the docstring of the mistake, which the verdict must contain."""
     notebook, name, _ = exercise
     mistake = function(ROOT / "tests" / "notebooks" / "mistakes", notebook, name)
     assert not getattr(check, name)(mistake)
@@ -43,14 +43,14 @@ def test_a_typical_mistake_earns_its_hint(exercise, check, capsys):
 
 
 def test_the_solution_passes(exercise, check, capsys):
-    """And in float32 as well as in the checker's own dtype, since cases by hand are float32."""
+    """Oracle: the checker prints `passed` and nothing else."""
     notebook, name, _ = exercise
     assert getattr(check, name)(function(NOTEBOOKS / "solutions", notebook, name))
     assert capsys.readouterr().out == "passed\n"
 
 
 def test_no_checker_and_no_solution_is_left_over(check):
-    """Names in the files of check, in the solutions and in the notebooks are the same set."""
+    """The checkers, the solutions and the notebooks have the same set of exercises."""
     from tests.notebooks.conftest import exercises, read
     asked = {(path.stem, name) for path in NOTEBOOKS.glob("*.ipynb")
              for name, _ in exercises(read(path))}
@@ -68,7 +68,7 @@ def test_no_checker_and_no_solution_is_left_over(check):
 
 @pytest.mark.parametrize("name", ["check", "oracles"])
 def test_oracles_are_not_our_own_code(name):
-    """A mistake shared with the package or with a solution would pass unseen."""
+    """They import neither the package nor a solution: a shared mistake would not be noticed."""
     files = list((NOTEBOOKS / name).glob("*.py"))
     nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text("utf-8")))]
     imported = {alias.name.split(".")[0] for node in nodes
@@ -112,7 +112,7 @@ TWO = (torch.arange(12.0),)
     (lambda x: torch.tensor([2.0, 4.0]), [ONE, TWO], "expected shape (12,), got (2,)"),
 ])
 def test_compare_says_what_is_wrong_and_never_raises(student, inputs, words, check, capsys):
-    """Oracle: the verdicts, written down; a function that changes its input harms nobody."""
+    """Oracle: the verdicts above. A function that changes its input changes only a copy."""
     assert check.compare(student, inputs, double, "Twice.") is (words == "passed")
     assert words in capsys.readouterr().out
     assert ONE[0].tolist() == [1.0, 2.0]

@@ -1,7 +1,7 @@
-"""The form every notebook has: what a class can rely on, and what the web shows of it.
+"""The form that every notebook has, so that teachers and readers can rely on it.
 
-Each rule is a function from a notebook to the complaint it earns, or to nothing; each is also tried
-on a copy that breaks it.
+Each rule is a function that takes a notebook and returns a complaint or a false value. Each rule is
+also tried on a copy of a notebook that breaks it.
 """
 
 import base64
@@ -148,23 +148,25 @@ RULES = {
 
 @pytest.mark.parametrize("rule", RULES, ids=[rule.__name__ for rule in RULES])
 def test_a_notebook(rule, notebook):
+    """Oracle: the rule, which `test_the_rule_notices` sees complain about a wrong notebook."""
     assert not rule(read(NOTEBOOKS / f"{notebook}.ipynb"))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=[rule.__name__ for rule in RULES])
 def test_the_rule_notices(rule):
-    """Each rule complains of a notebook that was spoilt in its sense."""
+    """Each rule complains about a copy of notebook 01 that was changed to break it."""
     content = copy.deepcopy(read(NOTEBOOKS / "01_what_is_deepseek_v3.ipynb"))
     RULES[rule](content)
     assert rule(content)
 
 
 def test_a_notebook_is_small(notebook):
+    """Oracle: the size of the file, at most 1.5 MB with its outputs."""
     assert (NOTEBOOKS / f"{notebook}.ipynb").stat().st_size <= 1_500_000
 
 
 def test_the_list_names_every_notebook_and_its_minutes(notebook):
-    """README of the folder; minutes are those of the first cell."""
+    """Oracle: the table in notebooks/README.md; the minutes are those of the first cell."""
     listed = (NOTEBOOKS / "README.md").read_text(encoding="utf-8")
     source = code(read(NOTEBOOKS / f"{notebook}.ipynb"))[0]["source"]
     minutes = re.search(r"minutes=([\d.]+)", source).group(1)
@@ -173,7 +175,7 @@ def test_the_list_names_every_notebook_and_its_minutes(notebook):
 
 
 def test_a_kernel_may_start_anywhere(tmp_path):
-    """The first cell, run in a folder that knows nothing of the repository."""
+    """The first cell works in an empty folder outside the repository and writes nothing there."""
     source = code(read(NOTEBOOKS / "01_what_is_deepseek_v3.ipynb"))[0]["source"]
     done = subprocess.run([sys.executable, "-c", source], cwd=tmp_path, capture_output=True,
                           encoding="utf-8", timeout=100)

@@ -1,10 +1,10 @@
-"""DeepSeek-V3 as one would do it on the blackboard: token by token, head by head, expert by expert.
+"""DeepSeek-V3 as plain loops: one token, one head and one expert at a time.
 
     main = main_logits(tensors, config, tokens)      one sequence [t_0, t_1, ...] -> (T, V)
-    mtp  = mtp_logits(tensors, config, tokens)       guesses at t_2, t_3, ...     -> (T-1, V)
+    mtp  = mtp_logits(tensors, config, tokens)       predicts t_2, t_3, ...      -> (T-1, V)
 
-Written from the report's equations and the released names alone, with no line of the package. A
-token is a float64 vector. `w` holds one layer's weights under their released names within it.
+It follows the report's equations and the released names alone, and uses no code of the package. A
+token is a float64 vector. `w` holds the weights of one layer by their released names.
 """
 
 import math
@@ -18,7 +18,7 @@ def main_logits(tensors, config, tokens, tables=torch.float32):
 
 
 def mtp_logits(tensors, config, tokens, tables=torch.float32):
-    """eq. 21-23 at depth 1: the state of t_i and the token t_{i+1} give a guess at t_{i+2}."""
+    """eq. 21-23 at depth 1: the state of t_i and the token t_{i+1} predict t_{i+2}."""
     states = main_states(tensors, config, tokens, tables)
     w, eps, xs = layer(tensors, config.num_hidden_layers), config.rms_norm_eps, []
     embedding = tensors["model.embed_tokens.weight"].double()
@@ -69,7 +69,7 @@ def swiglu(w, name, x):
 
 
 def attention(w, config, hs, table):
-    """eq. 1-11. What is kept of a token j is c_kv[j] and k_rope[j]."""
+    """eq. 1-11. Of each token j only c_kv[j] and k_rope[j] are kept."""
     H, nope = config.num_attention_heads, config.qk_nope_head_dim
     # In kv_b_proj the rows are [W_UK; W_UV] head by head.
     up = [(m[:nope], m[nope:]) for m in w["self_attn.kv_b_proj.weight"].chunk(H)]
@@ -97,7 +97,7 @@ def queries(w, config, h):
 
 
 def experts(w, config, u):
-    """eq. 12-16 for one token: who is asked, and how much each counts."""
+    """eq. 12-16 for one token: which experts are chosen, and how much each counts."""
     E, G = config.n_routed_experts, config.n_group
     s = [1 / (1 + math.exp(-logit)) for logit in w["mlp.gate.weight"] @ u]         # eq. 15
     biased = [s_i + b_i.item() for s_i, b_i in zip(s, w["mlp.gate.e_score_correction_bias"])]
@@ -112,7 +112,7 @@ def experts(w, config, u):
 
 
 def rotate(x, angles):
-    """Turn the pair (x[2m], x[2m+1]) by angle m, given as its cosine and sine."""
+    """Rotate the pair (x[2m], x[2m+1]) by angle m, given as its cosine and sine."""
     turned = []
     for (cos, sin), (a, b) in zip(angles, x.view(-1, 2)):
         turned += [a * cos - b * sin, a * sin + b * cos]
@@ -121,13 +121,13 @@ def rotate(x, angles):
 
 def rotary_table(config, length, dtype):
     """(cos, sin) of each position and pair, (T, Dr/2, 2), with YaRN."""
-    # The model is defined with float32 tables, in this order of operations: their last bit is more
-    # than all other errors here.
+    # The model is defined with float32 tables, in this order of operations: an error in their last
+    # bit is larger than all other errors here.
     yarn, channels = config.rope_scaling, config.qk_rope_head_dim
     power = config.rope_theta ** (torch.arange(0, channels, 2, dtype=dtype) / channels)
     frequency, amplitude = 1 / power, 1.0
     if yarn is not None:
-        def pair(turns):                                      # that turns so often in the window
+        def pair(turns):                                      # with so many turns in the window
             longest = yarn.original_max_position_embeddings / (2 * math.pi * turns)
             return channels * math.log(longest) / (2 * math.log(config.rope_theta))
         low = max(math.floor(pair(yarn.beta_fast)), 0)

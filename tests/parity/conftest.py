@@ -1,4 +1,4 @@
-"""transformers in float64, which it is not by itself."""
+"""transformers computed in float64 throughout, which it does not do by itself."""
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
 """Small random models for the parity tests: one case for every switch of the architecture.
 
-`both` gives a model of ours and the same one in transformers. Ours is saved in the released format
-and loaded there, so that names and layouts are compared along with the mathematics.
+`both` gives one of our models and the same model in transformers. Ours is saved in the released
+format and loaded there, so that names and layouts are compared along with the mathematics.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from minidsv3 import DeepSeekV3, ModelConfig, hf
 from minidsv3.config import RopeScaling
 
-LENGTH = 40                      # tokens a sequence: beyond all YaRN windows below but one
+LENGTH = 40                      # tokens per sequence: beyond all YaRN windows below but one
 
 
 class Case(NamedTuple):
@@ -51,7 +51,7 @@ CASES = {
     "Moonlight": Case(MOONLIGHT),
     "Kimi-K2": Case(KIMI_K2),
     "two groups, one kept": Case(BASE.replace(n_group=2, topk_group=1, num_experts_per_tok=4)),
-    # Here a group that was masked with 0 instead of -inf would win every place.
+    # Here experts masked with 0 instead of -inf would be chosen every time.
     "kept groups used up, all scores negative": Case(
         BASE.replace(num_experts_per_tok=6), biases=(-2.5, -1.5)),
     "biases outweigh affinities": Case(BASE, biases=(-12.0, 12.0)),
@@ -76,7 +76,7 @@ CASES = {
         rope_scaling=RopeScaling(6.0, 20, 16.0, 2.0, mscale=1.0, mscale_all_dim=0.5))),
     "YaRN with a ramp beyond the last pair": Case(BASE.replace(
         rope_scaling=RopeScaling(4.0, 20_000), max_position_embeddings=80_000)),
-    # No channel turns once within 6 tokens: the ramp shrinks to nothing.
+    # No channel makes a full turn within 6 tokens, so the ramp has no width.
     "YaRN of a window below one turn": Case(BASE.replace(
         rope_theta=500.0, rope_scaling=RopeScaling(10.0, 6, 8.0, 1.0))),
 }
@@ -113,9 +113,9 @@ def both(case, folder, dtype):
 
 def in_transformers(folder, config, dtype):
     """A saved model as transformers loads it."""
-    # Its grouped product wants rows of whole 16 bytes and at most float32; else its plain loop.
+    # Its grouped product needs rows of a multiple of 16 bytes, no float64; else its plain loop.
     unaligned = config.hidden_size % 8 or config.moe_intermediate_size % 8
     experts = "eager" if unaligned or dtype == torch.float64 else "grouped_mm"
-    # sdpa: its order of sums is that of ours; the eager path differs by 5e-7 in float32.
+    # sdpa sums in the same order as ours; the eager path differs by 5e-7 in float32.
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation="sdpa", experts_implementation=experts)

@@ -1,4 +1,4 @@
-"""Our batched, stacked, fused model against loops over tokens, heads and experts in float64."""
+"""Our model, batched and stacked, against loops over tokens, heads and experts in float64."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ some_cases = pytest.mark.parametrize("case", CASES_WITH_MTP.values(), ids=NAMES)
 
 
 def ours_and_brute(case, tables):
-    """Main and MTP logits of one sequence, ours (T, V), (T-1, V) and the loops'."""
+    """Main and MTP logits of one sequence, (T, V) and (T-1, V), from ours and from the loops."""
     model = randomised(case.config, torch.float64, case.biases).requires_grad_(False)
     tokens = torch.randint(case.config.vocab_size, (LENGTH,))
     hidden, _ = model.hidden_states(tokens[None])
@@ -36,7 +36,8 @@ def test_main_and_mtp_logits_equal_the_loops(case):
 def test_rotary_tables_of_float64_would_move_the_logits_by_a_rounding_of_float32():
     """Oracle: brute_force with float64 tables.
 
-    An angle of up to 24 radians is rounded by 24 * 6e-8 = 1.4e-6, and so are the logits at worst.
+    Rounding an angle of up to 24 radians to float32 changes it by at most 24 * 6e-8 = 1.4e-6, and
+    the logits change by a similar amount.
     """
     for ours, exact in ours_and_brute(CASES_WITH_MTP["V3"], torch.float64):
         assert 1e-11 < relative(ours, exact) <= 5e-6

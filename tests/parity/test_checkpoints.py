@@ -1,6 +1,6 @@
-"""Checkpoints that cross the border: written by transformers and read here, and bfloat16 ones.
+"""Checkpoints written by transformers and read here, and models in bfloat16.
 
-(That ours are read by transformers is part of every test beside this one.)
+(In all other parity tests transformers reads a checkpoint of ours.)
 """
 
 import pytest
@@ -10,7 +10,7 @@ from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 from minidsv3 import hf
 from tests.parity.models import CASES, LENGTH, in_transformers, randomised, relative
 
-# In transformers' own words, so that our reading of its config.json is tested, too.
+# In the terms of transformers, so that our reading of its config.json is tested, too.
 SIZES = dict(
     vocab_size=97, hidden_size=48, intermediate_size=72, moe_intermediate_size=24,
     num_hidden_layers=3, first_k_dense_replace=1, num_attention_heads=3, num_key_value_heads=3,
@@ -41,7 +41,7 @@ THEIRS = {
 
 @torch.no_grad()
 def made_by_transformers(changes):
-    """A random model of theirs, biases included, that has never met our code."""
+    """A random model made and saved by transformers alone, router biases included."""
     torch.manual_seed(1)
     config = DeepseekV3Config(**SIZES | changes, attn_implementation="sdpa")
     model = DeepseekV3ForCausalLM(config).eval()
@@ -60,7 +60,7 @@ def made_by_transformers(changes):
 def test_a_model_made_and_saved_by_transformers_loads(changes, shards, tmp_path, capsys):
     """Oracle: the logits that transformers gave before it saved the model.
 
-    Its configuration promises an MTP layer that it never saves; that is said, and is no error.
+    Its configuration names an MTP layer, which it never saves: this is a warning, not an error.
     """
     theirs, tokens = made_by_transformers(changes)
     theirs.save_pretrained(tmp_path, max_shard_size="5GB" if shards == "one file" else "50KB")
@@ -73,7 +73,7 @@ def test_a_model_made_and_saved_by_transformers_loads(changes, shards, tmp_path,
 
 @torch.no_grad()
 def in_bfloat16(case, folder):
-    """A bfloat16 model's logits: ours, theirs, and those of its weights in float32 arithmetic."""
+    """Logits of a bfloat16 model: ours, theirs, and those of the same weights in float32."""
     ours = randomised(case.config, torch.float32, case.biases).bfloat16()
     hf.save(ours, folder)
     theirs = in_transformers(folder, case.config, torch.bfloat16)
@@ -86,13 +86,13 @@ def in_bfloat16(case, folder):
 def test_bfloat16_logits_are_as_exact_as_those_of_transformers(name, tmp_path):
     """Oracle: transformers on the same weights, in bfloat16 and in float32.
 
-    In these two models no rounding can change the choice of an expert, so all differences are
-    rounding itself: half a unit of bfloat16 is 0.2 %, and some twenty of them follow each other.
+    In these two models rounding cannot change the choice of experts, so all differences are
+    rounding errors: half a unit of bfloat16 is 0.2 %, and about twenty of them add up.
     Measured: 1.5 to 4 % of the largest logit between any two of the three.
     """
     ours, theirs, exact = in_bfloat16(CASES[name], tmp_path)
     assert relative(ours, theirs) <= 0.06
-    # Nearly the same amount of noise: 0.84 to 1.0 of theirs, as measured over three seeds.
+    # Our rounding error is about as large: 0.84 to 1.0 of theirs, measured over three seeds.
     assert (ours - exact).norm() <= 1.15 * (theirs - exact).norm()
 
 
@@ -100,15 +100,15 @@ def test_bfloat16_logits_are_as_exact_as_those_of_transformers(name, tmp_path):
 def test_bfloat16_logits_of_the_family_agree_where_experts_do(name, tmp_path):
     """Oracle: transformers in bfloat16.
 
-    Affinities of bfloat16 activations decide near ties either way, and then a token goes to another
-    expert. The median is blind to the few tokens that this happens to; measured: 1.6 to 2.8 %.
+    In bfloat16, rounding can decide a near tie of affinities either way, and then a token goes to
+    another expert. The median ignores these few tokens. Measured: 1.6 to 2.8 %.
     """
     ours, theirs, _ = in_bfloat16(CASES[name], tmp_path)
     assert (ours - theirs).abs().median() <= 0.04 * theirs.abs().median()
 
 
 def test_bfloat16_weights_and_float32_biases_arrive_bit_for_bit(tmp_path):
-    """Oracle: equality with what was drawn in float32, cast but for the biases, by their names."""
+    """Oracle: the tensors drawn in float32, by name; all but the biases are cast to bfloat16."""
     drawn = randomised(CASES["V3"].config, torch.float32)
     expected = {name: tensor.clone() if "e_score" in name else tensor.bfloat16()
                 for name, tensor in drawn.state_dict().items()}
@@ -125,7 +125,8 @@ def test_bfloat16_weights_and_float32_biases_arrive_bit_for_bit(tmp_path):
 def test_bfloat16_models_route_in_float32(name, tmp_path):
     """Oracle: transformers' router, given the same bfloat16 activations.
 
-    The gates of all experts, 0 for those not chosen; a router in bfloat16 would be off by 1e-3.
+    Compared are the weights of all experts, 0 if not chosen. A router in bfloat16 would be wrong
+    by 1e-3.
     """
     case = CASES[name]
     ours = randomised(case.config, torch.float32, case.biases).bfloat16()

@@ -1,4 +1,4 @@
-"""Text over our latent cache against transformers, which keeps a cache of its own."""
+"""Text generated with our latent cache against transformers, which has its own cache."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.parity.models import CASES, V3, Case, both, every_case, relative
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 
 NEW = 64                         # tokens generated
-UNSAID, SAID = 42, 28            # a token in none of the texts below, one in four of V3's
+UNSAID, SAID = 42, 28            # a token in no text below; a token in four of V3's
 
 
 def prompts_of(config):
@@ -36,7 +36,7 @@ def test_64_greedy_tokens_of_five_prompts_equal(name, batch, tmp_path):
 
     The same five prompts one by one, as three and two, or all together.
     """
-    # With UNSAID as the end of a text, all have their full length.
+    # With UNSAID as the end of a text, every text has its full length.
     config = CASES[name].config.replace(eos_token_id=UNSAID)
     ours, theirs, _ = both(Case(config), tmp_path, torch.float32)
     texts = []
@@ -51,13 +51,13 @@ def test_64_greedy_tokens_of_five_prompts_equal(name, batch, tmp_path):
 @pytest.mark.parametrize("name", ["V3", *(pytest.param(name, marks=pytest.mark.slow)
                                           for name in ("Moonlight", "Kimi-K2"))])
 def test_64_greedy_tokens_of_uneven_prompts_equal(name, tmp_path, lifted):
-    """Oracle: transformers.generate, lifted, and ours, of each prompt by itself; three in a batch.
+    """Oracle: transformers.generate and ours, each prompt alone; here three are in one batch.
 
-    float64, so that the size of a batch decides no near tie of these random models.
+    Both in float64, so that the size of a batch decides no near tie of these random models.
     """
     ours, theirs, _ = both(Case(CASES[name].config), tmp_path, torch.float64)
     for model in (ours.eval(), theirs.eval()):
-        model.lm_head.weight.data[ours.config.eos_token_id] = 0        # so that nobody says it
+        model.lm_head.weight.data[ours.config.eos_token_id] = 0        # so that no text has it
     prompts = [row[:length] for row, length in zip(prompts_of(ours.config)[1:], (2, 9, 5))]
     together = generate(ours, prompts, NEW).tokens
     assert together.shape == (3, NEW)
@@ -67,7 +67,7 @@ def test_64_greedy_tokens_of_uneven_prompts_equal(name, tmp_path, lifted):
 
 
 def test_ended_texts_in_a_batch_equal(tmp_path):
-    """Oracle: transformers.generate, which fills up behind the end of a text with EOS as ours."""
+    """Oracle: transformers.generate, which also fills the places after a text's end with EOS."""
     ours, theirs, _ = both(Case(V3.replace(eos_token_id=SAID)), tmp_path, torch.float32)
     prompts = prompts_of(V3)
     made = generate(ours.eval(), prompts, NEW)
@@ -94,6 +94,6 @@ def test_logits_in_irregular_chunks_equal_in_float32(case, tmp_path):
 
 @every_case
 def test_logits_in_irregular_chunks_equal_in_float64(case, tmp_path, lifted):
-    """Oracle: transformers, lifted, on the whole sequence at once, without any cache."""
+    """Oracle: transformers in float64 on the whole sequence at once, without any cache."""
     ours, theirs, tokens = both(case, tmp_path, torch.float64)
     assert relative(in_chunks(ours, tokens), theirs(tokens, use_cache=False).logits) <= 1e-11

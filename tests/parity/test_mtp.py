@@ -23,10 +23,10 @@ every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 @pytest.fixture
 def with_mtp(tmp_path, monkeypatch):
-    """A function like `both` that gives transformers' MTP model as well."""
+    """A function like `both` that also gives the MTP model of transformers."""
     def make(case, dtype, **options):
-        # transformers knows the MTP layer by its number in the 671B model alone, 61; ours stand
-        # behind fewer layers.
+        # transformers knows the MTP layer only by its number in the 671B model, 61; the models
+        # here have fewer layers.
         first = case.config.num_hidden_layers
         layers = range(first, first + case.config.num_nextn_predict_layers)
         monkeypatch.setattr(reference.DeepseekV3PreTrainedModel,
@@ -44,11 +44,11 @@ def our_drafts(ours, tokens):
 
 
 def their_drafts(theirs, modules, tokens):
-    """The same from transformers, whose own loop would only keep the last position of each."""
+    """The same from transformers, whose own loop keeps only the last position of each depth."""
     hidden, drafts = theirs.model(tokens).last_hidden_state, []
     for k in range(1, modules.num_mtp_layers + 1):
-        # Counted from 0 in ours; theirs counts from k, which shifts all angles alike and only
-        # rounds the float32 tables otherwise.
+        # Ours counts positions from 0, theirs from k. This shifts all angles by the same amount
+        # and changes only the rounding of the float32 tables.
         positions = torch.arange(tokens.size(1) - k)[None]
         hidden = modules.forward_layer(k - 1, hidden[:, :-1], positions, None,
                                        input_ids=tokens[:, k:])
@@ -64,7 +64,7 @@ def assert_drafts_and_gradients_equal(ours, theirs, modules, tokens, tolerance, 
         for logits in (drafts, expected):
             F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, k + 1:].flatten()).backward(
                 retain_graph=True)
-    # Two spellings of their modules' names: the block is apart, the final norm has another name.
+    # Their names differ from ours: the block is a separate module, the final norm is renamed.
     gradients = {name.replace(".mtp_block", "").replace("post_norm", "shared_head.norm"): p.grad
                  for name, p in modules.layers.named_parameters()}
     gradients = {f"mtp.{name}": g for name, g in gradients.items()}
@@ -81,7 +81,7 @@ def test_drafts_and_all_gradients_equal_in_float32(case, with_mtp):
 
 @every_case
 def test_drafts_and_all_gradients_equal_in_float64(case, with_mtp, lifted):
-    """Oracle: transformers' MtpModel, lifted, with its expert loop."""
+    """Oracle: transformers' MtpModel in float64, with its loop over experts."""
     assert_drafts_and_gradients_equal(
         *with_mtp(case, torch.float64), 1e-11, 1e-9)
 
@@ -90,8 +90,8 @@ def test_drafts_and_all_gradients_equal_in_float64(case, with_mtp, lifted):
 def test_speculative_text_and_every_draft_equal(prompt, with_mtp, monkeypatch):
     """Oracle: transformers.generate(use_mtp=True).
 
-    Its text is checked by the main model and would survive wrong drafts; so the drafts that it
-    made on the way are compared too, with ours from one pass over the finished text.
+    The main model verifies every draft, so the text would be right even with wrong drafts.
+    Therefore its drafts are compared too, with ours from one pass over the finished text.
     """
     ours, theirs, _, _ = with_mtp(CASES["V3, one depth"], torch.float32)
     drafted = {}                                          # tokens before -> the draft
@@ -109,6 +109,6 @@ def test_speculative_text_and_every_draft_equal(prompt, with_mtp, monkeypatch):
                                   do_sample=False, max_new_tokens=48)
     new = generate(ours.eval(), tokens, 48).tokens
     assert torch.equal(new, text[:, len(prompt):])
-    drafts = our_drafts(ours, text)[0][0].argmax(-1)      # at i: a guess at token i+2
+    drafts = our_drafts(ours, text)[0][0].argmax(-1)      # at i: predicts token i+2
     assert len(drafted) > 20
     assert drafted == {before: drafts[before - 2].item() for before in drafted}

@@ -29,20 +29,20 @@ def test_logits_and_all_gradients_equal_in_float32(case, tmp_path):
 
 @every_case
 def test_logits_equal_in_float64(case, tmp_path, lifted):
-    """Oracle: transformers, lifted, with its expert loop; rotary tables are float32 in both."""
+    """Oracle: transformers in float64, with its loop over experts; both have float32 rotations."""
     ours, theirs, tokens = both(case, tmp_path, torch.float64)
     assert relative(ours(tokens), theirs(tokens).logits) <= 1e-11
 
 
 @every_case
 def test_all_gradients_equal_in_float64(case, tmp_path, lifted):
-    """Oracle: autograd through transformers, lifted; no parameter is left out on either side."""
+    """Oracle: autograd through transformers in float64; no parameter on either side is left out."""
     ours, theirs, tokens = both(case, tmp_path, torch.float64)
     assert_all_gradients_equal(ours, theirs, tokens, 1e-9)
 
 
 def assert_all_gradients_equal(ours, theirs, tokens, tolerance):
-    """The gradient of the next-token loss for every parameter, each one by its own size."""
+    """Compare the next-token loss's gradient for every parameter, relative to its largest entry."""
     # Not the loss of transformers: it casts logits to float32.
     for logits in (ours(tokens), theirs(tokens).logits):
         F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
@@ -50,7 +50,7 @@ def assert_all_gradients_equal(ours, theirs, tokens, tolerance):
                        for name, parameter in theirs.named_parameters() if parameter.numel()}
     for name, parameter in ours.named_parameters():
         if name == "lm_head.weight" and ours.config.tie_word_embeddings:
-            continue                             # theirs knows it as embed_tokens.weight alone
+            continue                             # theirs has only embed_tokens.weight
         assert relative(parameter.grad, their_gradients.pop(name)) <= tolerance, name
     assert not their_gradients
 
