@@ -1,7 +1,7 @@
-"""What the checkers compare with: each equation once more, as plain as it can be written.
+"""What the checkers compare with: each equation written a second time, as plainly as possible.
 
-Loops over single numbers, in float64, straight from the report; slow on purpose, and independent
-of the package and of every solution.
+The functions loop over single numbers, in float64, as the report's equations do. They are slow on
+purpose, and independent of the package and of every solution.
 """
 
 from .balance import bias_step as bias_step

@@ -4,7 +4,7 @@ import torch
 
 
 def max_violation(load):
-    """2408.15664, eq. 4, a row for each layer."""
+    """MaxVio of each layer, for loads (layers, E): arXiv 2408.15664, eq. 4."""
     rows = []
     for row in load.tolist():
         mean = sum(row) / len(row)
@@ -13,12 +13,12 @@ def max_violation(load):
 
 
 def worst_violation(routed, chosen):
-    """N tokens all at the same K of E experts: N each, where the mean is N K / E."""
+    """MaxVio if all N tokens choose the same K of E experts: N each, where the mean is N K / E."""
     return 1 / (chosen / routed) - 1
 
 
 def bias_step(bias, load, gamma):
-    """2408.15664, algorithm 1, by cases."""
+    """The new biases, case by case: arXiv 2408.15664, algorithm 1."""
     mean = sum(load.tolist()) / len(load)
     moved = []
     for b, count in zip(bias.tolist(), load.tolist(), strict=True):
@@ -31,7 +31,7 @@ def bias_step(bias, load, gamma):
 
 
 def sequence_balance(affinity, chosen):
-    """Eq. 17-20 without alpha, for one sequence: affinity (T, E), `chosen` experts a token."""
+    """Eq. 17-20 without alpha, for one sequence: affinity (T, E), `chosen` experts per token."""
     T, E = affinity.shape
     counts, shares = [0] * E, [0.0] * E
     for row in affinity.tolist():
@@ -43,13 +43,13 @@ def sequence_balance(affinity, chosen):
 
 
 def update_once(bias, micro_loads, gamma):
-    """One step by the load of all micro-batches together; micro_loads (M, E)."""
+    """One bias step from the summed load of all micro-batches; micro_loads (M, E)."""
     whole = [sum(column) for column in zip(*micro_loads.tolist(), strict=True)]
     return bias_step(bias, torch.tensor(whole), gamma)
 
 
 def biased_gates(affinity, bias, chosen):
-    """Eq. 13-16 for one token: {expert: weight}. The bias chooses, the affinity weighs."""
+    """Eq. 13-16 for one token: {expert: weight}. The bias only chooses."""
     s, b = affinity.tolist(), bias.tolist()
     best = sorted(range(len(s)), key=lambda i: -(s[i] + b[i]))[:chosen]
     return {i: s[i] / sum(s[j] for j in best) for i in best}

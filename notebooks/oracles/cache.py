@@ -6,7 +6,7 @@ import torch
 
 
 def cache_bytes_per_token(layers, heads, kv_lora_rank, rope_dim, width):
-    """Counted one number at a time: a layer keeps a latent and a rotary key."""
+    """Bytes counted one number at a time: each layer keeps a latent and a rotary key."""
     total = 0
     for _ in range(layers):
         for _ in range(kv_lora_rank):
@@ -29,7 +29,7 @@ def absorb_query(q_nope, w_uk):
 
 
 def keys_of_heads(kv, heads, nope):
-    """Walk along each token's row: nope numbers of a head's key, then its value -> (H, S, Dn)."""
+    """A token's row has for each head `nope` numbers of its key, then its value -> (H, S, Dn)."""
     each = kv.shape[1] // heads
     keys = torch.zeros(heads, len(kv), nope, dtype=torch.float64)
     for s, row in enumerate(kv.tolist()):
@@ -41,9 +41,9 @@ def keys_of_heads(kv, heads, nope):
 
 
 def break_even(kv_lora_rank, nope, value):
-    """Solved in steps: one head, per cached token; expanding costs once, attending per query."""
+    """Queries at the break-even, for one head and per cached token: expanding is paid once."""
     expanding = kv_lora_rank * nope + kv_lora_rank * value
-    expanded_query = nope + value                    # the rotary part costs both the same
+    expanded_query = nope + value                    # the rotary part costs both forms the same
     absorbed_query = kv_lora_rank + kv_lora_rank
     return expanding / (absorbed_query - expanded_query)
 

@@ -6,7 +6,7 @@ import torch
 
 
 def e4m3_value(code):
-    """The number of an E4M3 code, 0 to 255, from its eight letters; 127 and 255 are none."""
+    """The number of an E4M3 code, 0 to 255, from its eight bits; 127 and 255 are NaN."""
     letters = f"{code:08b}"
     sign, exponent, mantissa = letters[0], letters[1:5], letters[5:]
     if exponent + mantissa == "1111111":
@@ -20,7 +20,7 @@ def e4m3_value(code):
 
 
 def round_bits(x, mantissa):
-    """Count whole steps below each number, then look at what is left over."""
+    """Round to `mantissa` bits: count the whole steps in each number, then look at the rest."""
     rounded = []
     for value in x.flatten().tolist():
         size = abs(value)
@@ -34,7 +34,7 @@ def round_bits(x, mantissa):
 
 
 def tile_scales(x, rows, columns):
-    """The largest of each tile over 448, found number by number."""
+    """The largest absolute value of each tile divided by 448, found number by number."""
     largest = {}
     for i, row in enumerate(x.tolist()):
         for j, value in enumerate(row):
@@ -46,7 +46,7 @@ def tile_scales(x, rows, columns):
 
 
 def scaled_product(q_x, s_x, q_w, s_w, step):
-    """Every number times its own scale first, then a product as ever: (N, O)."""
+    """Multiply every number by its own scale, then form the usual matrix product: (N, O)."""
     x = [[q * s_x[n, k // step].item() for k, q in enumerate(row)]
          for n, row in enumerate(q_x.tolist())]
     w = [[q * s_w[o // step, k // step].item() for k, q in enumerate(row)]
@@ -56,14 +56,14 @@ def scaled_product(q_x, s_x, q_w, s_w, step):
 
 
 def block_weights(codes, weight_scale_inv):
-    """Every code times the scale of the block it lies in."""
+    """Every code times the scale of its block of 128 x 128."""
     scale = weight_scale_inv.tolist()
     return torch.tensor([[code * scale[i // 128][j // 128] for j, code in enumerate(row)]
                          for i, row in enumerate(codes.float().tolist())], dtype=torch.float64)
 
 
 def through_e4m3(x, rows, columns):
-    """x as its codes give it back: of all numbers of E4M3 the nearest to each, a tie to even."""
+    """x after quantising and dequantising: the nearest number of E4M3 to each, ties to even."""
     numbers = [e4m3_value(code) for code in range(127)]              # in order, from 0 to 448
     scale = tile_scales(x, rows, columns)
     back = torch.empty(x.shape, dtype=torch.float64)
@@ -76,7 +76,7 @@ def through_e4m3(x, rows, columns):
 
 
 def truncated_sum(a, b, bits, interval):
-    """The sum of a * b in steps of 32: all terms cut to `bits` bits below the largest exponent."""
+    """The sum of a * b, 32 terms at a time, each cut to `bits` bits below the largest exponent."""
     def cut(value, unit):
         return math.trunc(value / unit) * unit
 

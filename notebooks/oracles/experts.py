@@ -4,7 +4,7 @@ import torch
 
 
 def group_scores(affinity, bias, n_group):
-    """The two best biased affinities of each group, found by sorting."""
+    """The sum of the two best biased affinities of each group, found by sorting."""
     rows = []
     for s in affinity.tolist():
         choice = [a + b for a, b in zip(s, bias.tolist())]
@@ -23,7 +23,7 @@ def gates(affinity, bias, K, scale):
 
 
 def moe_output(u, shared, routed, affinity, experts, scale):
-    """eq. 12 without the residual, number by number; an expert is a matrix."""
+    """eq. 12 without the residual, number by number; here an expert is one matrix."""
     u, s, chosen = u.tolist(), affinity.tolist(), experts.tolist()
 
     def apply(matrix):
@@ -37,7 +37,7 @@ def moe_output(u, shared, routed, affinity, experts, scale):
 
 
 def choose_experts(affinity, bias, n_group, topk_group, K):
-    """Rank the groups by their two best, then the experts of those kept, by sorting lists."""
+    """Sort the groups by the sum of their two best, then sort the experts of the kept groups."""
     choice = [s + b for s, b in zip(affinity.tolist(), bias.tolist())]
     size = len(choice) // n_group
     members = [list(range(g * size, (g + 1) * size)) for g in range(n_group)]

@@ -26,7 +26,7 @@ def swiglu(x, gate, up, down):
 
 
 def active_parameters(width, inner, routed, shared, chosen):
-    """One matrix after the other, as a token meets them."""
+    """Count the matrices that one token uses, one after the other, and the router."""
     total = 0
     for _ in range(shared + chosen):
         for rows, columns in [(inner, width), (inner, width), (width, inner)]:
@@ -35,11 +35,11 @@ def active_parameters(width, inner, routed, shared, chosen):
 
 
 def bits_a_byte(nats, text):
-    """log2 of the probability of the whole text, over the length of its file."""
+    """-log2 of the probability of the whole text, divided by its length in bytes."""
     return sum(value / math.log(2) for value in nats.tolist()) / len(text.encode("utf-8"))
 
 
 def mtp_pairs(tokens):
-    """Position i, what follows it, and what follows that, as long as there is one."""
+    """(i, token i+1, token i+2) for every position i that has two tokens after it."""
     t = tokens.tolist()
     return torch.tensor([(i, t[i + 1], t[i + 2]) for i in range(len(t) - 2)])

@@ -6,19 +6,19 @@ import torch
 
 
 def frequencies(width, base):
-    """Angle a token of pair m: base^(-2m / width), one pair after the other -> (width/2,)."""
+    """Angle per token of channel pair m: base^(-2m / width), pair after pair -> (width/2,)."""
     return torch.tensor([float(base) ** (-2 * m / width) for m in range(width // 2)],
                         dtype=torch.float64)
 
 
 def turns(window, theta):
-    """How often each pair goes round within a window: window / wavelength -> (Dr/2,)."""
+    """Full turns of each pair within a window: window / wavelength -> (Dr/2,)."""
     return torch.tensor([window / (2 * math.pi / angle) for angle in theta.tolist()],
                         dtype=torch.float64)
 
 
 def rotate(x, position, theta):
-    """Neighbouring channels (2m, 2m+1) turned by position * theta_m, with cosine and sine."""
+    """Rotate neighbouring channels (2m, 2m+1) by position * theta_m, with cosine and sine."""
     turned = []
     for m, angle in enumerate(theta.tolist()):
         a, b = x[2 * m].item(), x[2 * m + 1].item()

@@ -6,12 +6,12 @@ import torch
 
 
 def joined_tokens(T, k):
-    """Position i of depth k joins token i+k and guesses token i+k+1 -> (T-k, 2)."""
+    """Position i of depth k joins token i+k and predicts token i+k+1 -> (T-k, 2)."""
     return torch.tensor([[i + k, i + k + 1] for i in range(T - k)])
 
 
 def tokens_per_step(acceptance):
-    """Mean over all ways a step can end: n drafts stand, the next does not, n + 1 tokens."""
+    """Mean over all ends of a step: n drafts are accepted, the next is rejected, n + 1 tokens."""
     rates, mean, reached = acceptance.tolist(), 0.0, 1.0
     for stood, rate in enumerate(rates):
         mean += reached * (1 - rate) * (stood + 1)
@@ -29,7 +29,7 @@ def mtp_loss(logits, tokens, weight):
 
 
 def verify_greedy(drafts, logits):
-    """Read on while the draft is the largest; the first other verdict, or the last, ends it."""
+    """The model's best token at each place, up to the first that differs from its draft."""
     new = []
     for place, row in enumerate(logits.tolist()):
         new.append(max(range(len(row)), key=row.__getitem__))
@@ -39,13 +39,13 @@ def verify_greedy(drafts, logits):
 
 
 def replacement(p, q):
-    """Words that q drafts too rarely, in proportion to what is missing -> (V,)."""
+    """The distribution after a rejection: max(p - q, 0), divided by its sum -> (V,)."""
     missing = [max(wanted - drafted, 0.0) for wanted, drafted in zip(p.tolist(), q.tolist())]
     return torch.tensor([part / math.fsum(missing) for part in missing], dtype=torch.float64)
 
 
 def outcome(p, q):
-    """Chance of each word after the rule: drafted and kept, or another draft lost -> (V,)."""
+    """Probability of each token: drafted and accepted, or drawn after a rejection -> (V,)."""
     kept, lost = [], 0.0
     for wanted, drafted in zip(p.tolist(), q.tolist()):
         rate = min(1.0, wanted / drafted)
