@@ -25,7 +25,7 @@ def find(name=None):
 
 
 def locate(folder_or_name):
-    """The folder of a checkpoint. "owner/name", if it is no folder here, is downloaded first.
+    """The folder of a checkpoint. "owner/name" is downloaded first, unless such a folder exists.
 
     Raises FileNotFoundError with one line if there is no such folder and no such name on the hub.
     """
@@ -39,7 +39,7 @@ def locate(folder_or_name):
     from huggingface_hub import snapshot_download  # slow to import and rarely needed
     try:
         return Path(snapshot_download(str(folder_or_name), allow_patterns=WANTED))
-    except Exception as error:                   # any kind of network trouble
+    except Exception as error:                   # any kind of network error
         raise FileNotFoundError(
             f"no folder {folder_or_name}, and the Hugging Face hub does not give it "
             f"({first_line(error).rstrip('.')}); with no network, name a folder that holds "

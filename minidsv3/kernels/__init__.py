@@ -1,1 +1,1 @@
-"""Forms that are only faster than the obvious line: each is one function, tested against it."""
+"""Faster forms of simple formulas: each is one function, tested against the simple form."""

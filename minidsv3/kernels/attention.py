@@ -3,7 +3,7 @@
 torch's fused kernels never hold all scores at once, and they are fast where keys and values have
 the same width. In this model values are narrower (128 channels beside 192 in V3), so they are
 padded with zeros, which are cut off the result again: one layer of preset small in float32,
-2 x 1,024 tokens, forward and backward, takes 463 ms in place of 657 (two cores, Zen 1). Plain
+2 x 1,024 tokens, forward and backward, takes 463 ms instead of 657 (two cores, Zen 1). Plain
 products are used where they are faster, which `device.explicit_attention_is_faster` decides.
 """
 

@@ -31,7 +31,7 @@ class CrossEntropy(torch.autograd.Function):
             log_p = (h @ weight.T).to(wide).log_softmax(dim=-1)        # (ROWS, V)
             of_target = log_p.gather(-1, target[:, None])              # (ROWS, 1)
             total -= of_target.sum()
-            # p - 1 in full precision: where p is near 1, rounding would leave little of it.
+            # p - 1 in full precision: where p is near 1, rounding would lose most of it.
             e.copy_(log_p.exp_().scatter_(-1, target[:, None], of_target.expm1()))
         ctx.save_for_backward(error, hidden, weight)
         return total
@@ -39,7 +39,7 @@ class CrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        """d total / d logits = softmax - onehot, carried on to hidden and weight."""
+        """d total / d logits = softmax - onehot, passed on to hidden and weight."""
         error, hidden, weight = ctx.saved_tensors
         grad = grad.to(hidden.dtype)
         return error @ weight * grad, error.T @ hidden * grad, None

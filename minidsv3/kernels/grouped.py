@@ -1,6 +1,6 @@
 """Each run of rows times its own matrix of a stack: what all routed experts of a layer compute.
 
-    rows (N, I) sorted by matrix, weight (E, O, I), so many rows for each -> (N, O)
+    rows (N, I) sorted by matrix, weight (E, O, I), rows per matrix (E,) -> (N, O)
 
 On some devices torch has this as one call (`device.groups_products`); elsewhere it is a loop over
 the runs, whose lengths must be known on the host. The alternative, one batch of runs padded to the
@@ -34,7 +34,7 @@ class Runs:
 
     @property
     def sizes(self):
-        """The same numbers on the host, for a loop: on an accelerator the one read of a layer."""
+        """The counts on the host, for a loop; on an accelerator this is a layer's only read."""
         if self._sizes is None:
             self._sizes = self.counts.tolist()
         return self._sizes
@@ -52,8 +52,8 @@ def grouped_linear(rows, weight, runs):
 def keep_out_of_graphs():
     """Exclude `grouped_linear` from torch.compile, which supports this call in bfloat16 only.
 
-    Call it before torch.compile. It is no decorator, since that would load the compiler: 2 s for
-    every program, compiled or not.
+    Call it before torch.compile. A decorator would load the compiler in every program, compiled or
+    not, which takes 2 s.
     """
     global grouped_linear
     grouped_linear = torch.compiler.disable(grouped_linear)

@@ -1,7 +1,7 @@
 """The network: what DeepSeek-V3 *is* (report, section 2). Read in this order:
 layers, rope, cache, mla, experts, moe, block, mtp, objective, transformer.
 
-Dimension letters of the whole house:
+Dimension letters of the whole package:
 
     B  sequences in the batch          E  routed experts
     T  query positions                 K  experts chosen per token

@@ -36,7 +36,7 @@ class Experts(nn.Module):
         if plain and 0 < len(x) <= 3 and reads_are_free(x.device):
             chosen = routing.experts.flatten(0, -2)                    # (N, K)
             return one_by_one(x, weights, chosen, self.gate_up_proj, self.down_proj)
-        # In another precision, rows may share a scale; padding rows would change it.
+        # In another precision, rows may share a scale, which padding rows would change.
         rows, slots, runs = self.dispatch(x, routing, row_multiple(x) if plain else 1)  # (M, C)
         return self.combine(self.feed_forward(rows, runs), slots, weights)
 

@@ -4,8 +4,8 @@
     SwiGLU(x)  = W_down( silu(W_gate x) * W_up x )
 
 Weights may be wider than activations: training keeps float32 weights and lets bfloat16
-activations flow. Each layer casts its weight to what arrives, so precision is visible here and
-not hidden in an autocast context. No layer of DeepSeek-V3 has a bias vector.
+activations flow. Each layer casts its weight to the dtype of its input, so precision is visible
+here and not hidden in an autocast context. No layer of DeepSeek-V3 has a bias vector.
 """
 
 import torch

@@ -43,7 +43,7 @@ class MTP(Block):
     def remember(self, hidden, embedded, rope, cache):
         """Append the latents of these positions to the cache, and compute nothing else.
 
-        Later positions need no more of a single block. Takes what `forward` takes.
+        Later positions need nothing else of a single block. The arguments are those of `forward`.
         """
         x = self.input_layernorm(self.join(hidden, embedded))
         cache.append(self.self_attn.compress(x, rope))

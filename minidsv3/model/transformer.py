@@ -42,10 +42,10 @@ class DeepSeekV3(nn.Module):
     def initialize(self):
         """Set all parameters and buffers: matrices from N(0, initializer_range^2), gains 1.
 
-        So a model made on the meta device is a new one after `to_empty` and this.
+        A model made on the meta device becomes a new model by `to_empty` and then this method.
         """
         self.reset()
-        # One draw that is overwritten: torch's Embedding makes it, and older runs contain it.
+        # Overwritten below: with this draw, a seed gives the same weights as in older runs.
         nn.Embedding.reset_parameters(self.embed_tokens)
         for module in self.modules():
             if isinstance(module, RMSNorm):
@@ -104,7 +104,7 @@ class DeepSeekV3(nn.Module):
         return x, routings
 
     def run(self, block, *inputs):
-        """A block's output; with `recompute` its insides are not kept but computed again."""
+        """A block's output; with `recompute` its inner values are computed again, not kept."""
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)

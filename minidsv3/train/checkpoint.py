@@ -51,7 +51,7 @@ class RunFolder:
             self.refuse_to_replace(finished)
 
     def refuse_to_replace(self, finished):
-        """UserError if the folder holds a run, or other people's files under our names."""
+        """UserError if the folder holds a run, or files that have the names of a run's files."""
         present = [name for name in EXPORTS if (self.path / name).exists()]
         what, way = f"{present[0] if present else ''} already", ""
         if finished:
@@ -66,7 +66,7 @@ class RunFolder:
     def start(self, first_state=None):
         """Make the folder and remove what a killed run left half-written.
 
-        A new run gives its first state. An older run is removed only when that is safe on the disk.
+        A new run gives its first state. An older run is removed only when that state is on disk.
         """
         made = not self.path.exists()
         try:
@@ -89,7 +89,7 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
 
     def save_state(self, state):
-        """Replace state.pt in one move; on any error the old one stays."""
+        """Replace state.pt in one rename; on any error the old one stays."""
         with replacing(self.state_path) as temporary, temporary.open("wb", buffering=0) as file:
             # Unbuffered: torch turns an error of a buffered file into a RuntimeError.
             torch.save(state, file)
@@ -97,11 +97,11 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def load_state(self):
-        """state.pt as tensors and plain values on the CPU; UserError if it is not ours."""
+        """state.pt as tensors and plain values on the CPU; UserError if it is damaged."""
         try:
             state = torch.load(self.state_path, map_location="cpu", weights_only=True)
             missing = STATE - state.keys()
-        except Exception as error:               # pickle, zip and torch have kinds of their own
+        except Exception as error:               # pickle, zip and torch each raise their own
             missing = type(error).__name__
         if missing:
             raise UserError(f"{self.state_path} cannot be read ({missing}); it is damaged or no "

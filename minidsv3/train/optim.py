@@ -1,8 +1,8 @@
 """AdamW as in the report, and Muon, which later models of this architecture are trained with.
 
-Muon makes each update of a matrix orthogonal: all its directions learn equally fast, where with
-Adam a few dominate. Stacked experts are many matrices in one tensor. All matrices of one shape,
-from all layers, are orthogonalised in one batched product.
+Muon makes each update of a matrix orthogonal: all its directions learn equally fast, while with
+Adam a few directions dominate. Stacked experts are many matrices in one tensor. All matrices of
+one shape, from all layers, are orthogonalised in one batched product.
 """
 
 from collections import defaultdict
@@ -11,7 +11,7 @@ import torch
 
 from ..device import has_fused_adamw, short_float
 
-# Coefficients of the odd quintic whose repetition drives singular values to about 1.
+# Coefficients of an odd quintic; applied repeatedly, it moves singular values to about 1.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
@@ -121,9 +121,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices, steps=5):
-    """The nearest half-orthogonal matrices, roughly: (M, R, C) -> (M, R, C).
+    """Approximately the nearest semi-orthogonal matrices: (M, R, C) -> (M, R, C).
 
-    Newton-Schulz: an odd polynomial of X changes its singular values alone. Rounding does little
+    Newton-Schulz: an odd polynomial of X changes only its singular values. Rounding does little
     harm here, so it computes in bfloat16 where that is fast, else in float32; the result has that
     dtype.
     """

@@ -74,12 +74,12 @@ def read_settings(settings):
         try:
             known[key][key] = json.loads(text)
         except ValueError:
-            known[key][key] = text               # a bare word is a text
+            known[key][key] = text               # a word without quotes
     return model, recipe
 
 
 def configure(arguments, saved=None):
-    """The two configurations of a run; those of a saved state must not be contradicted."""
+    """The two configurations of a run; on resuming, options must agree with the saved ones."""
     model_changes, recipe_changes = read_settings(arguments.settings)
     for name in RECIPE:
         if getattr(arguments, name) is not None:
@@ -97,7 +97,7 @@ def configure(arguments, saved=None):
     if saved is not None:
         for given, stored in ((model, saved["model_config"]), (recipe, saved["config"])):
             for name, value in given.to_dict().items():
-                began = stored.get(name, value)      # an older version had fewer fields
+                began = stored.get(name, value)      # an older run has fewer fields
                 if value != began:
                     raise UserError(f"--resume: the run began with {name}={began!r}, not "
                                     f"{value!r}; leave that out, or begin another with --out.")

@@ -1,4 +1,4 @@
-"""How long a run takes: planned before it, printed after its first steps, then watched."""
+"""How long a run takes: planned before it, printed after its first steps, then monitored."""
 
 import copy
 import math
@@ -12,8 +12,8 @@ from ..device import clock, disturbance, reads_are_free, send
 from ..measure.evaluate import bits_per_byte, evaluate
 
 FIRST = 10                                       # steps after which a run prints its length
-SLOW = 2.0                                       # times its own best: another program has begun
-DISTURBED = 1.5                                  # times its best, of a product of matrices
+SLOW = 2.0                                       # times its best step: another program runs
+DISTURBED = 1.5                                  # the same for a matrix product, at the start
 
 
 class Pace:
@@ -24,7 +24,7 @@ class Pace:
 
     def note(self, seconds):
         """Note the seconds of the step just made -> a line for the user, or None."""
-        # Per sequence: at the beginning of a run steps may have fewer of them.
+        # Per sequence, because steps at the beginning of a run may have fewer of them.
         self.seconds.append(seconds / self.trainer.sizes[self.trainer.step - 1])
         if len(self.seconds) % FIRST:
             return None
@@ -37,7 +37,7 @@ class Pace:
         return "\n".join(line for line in lines if line) or None
 
     def prospect(self, recent):
-        """How long the rest takes, from recent seconds per sequence; None if it ends at once."""
+        """How long the rest takes, from recent seconds per sequence; None near the end."""
         sizes, step = self.trainer.sizes, self.trainer.step
         if len(sizes) - step < FIRST:
             return None
@@ -62,14 +62,14 @@ class Pace:
 
 
 def duration(seconds):
-    """A time as people say it: "40 s", "12 min", "3.5 h"."""
+    """A time in a convenient unit: "40 s", "12 min", "3.5 h"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def seconds_a_step(trainer, until):
-    """Seconds of an optimiser step, from steps of one micro-batch that begin before `until`."""
+    """Seconds per optimiser step, from trial steps of one micro-batch that begin before `until`."""
     config, seconds = trainer.config, []
     size = min(config.batch_size, config.micro_batch)
     tokens = send(trainer.data.batches.take(0, size), trainer.device)          # (B, T+1)
@@ -77,21 +77,21 @@ def seconds_a_step(trainer, until):
         start = clock(trainer.device)
         trainer.update(tokens, 0.0)
         seconds.append(clock(trainer.device) - start)
-    step = statistics.median(seconds[1:] or seconds)     # the first one makes moments and kernels
-    if size < config.batch_size:                 # of the other micro-batches, the gradients alone
+    step = statistics.median(seconds[1:] or seconds)     # the first is slow: new moments, kernels
+    if size < config.batch_size:                 # other micro-batches add only gradients
         start = clock(trainer.device)
         trainer.update.gradients(tokens, config.mtp_weight)
         step += (config.batch_size / size - 1) * (clock(trainer.device) - start)
         trainer.model.zero_grad(set_to_none=True)
-        trainer.model.update_router_bias(0.0)    # forgets the loads that these have counted
+        trainer.model.update_router_bias(0.0)    # sets the loads counted here back to 0
     return step
 
 
 def plan_steps(trainer, minutes, begin):
     """How many steps this machine makes until `minutes` after `begin`, evaluation included.
 
-    Makes some steps and throws them away: afterwards the trainer is as it was before.
-    begin: of the program, by time.perf_counter. Raises UserError if no time is left to train.
+    Takes some trial steps; afterwards the trainer is as it was before. begin: the time at which the
+    program started, by time.perf_counter. Raises UserError if no time is left to train.
     """
     config, data, before = trainer.config, trainer.data, copy.deepcopy(trainer.state())
     try:
@@ -100,7 +100,7 @@ def plan_steps(trainer, minutes, begin):
         raise UserError(f"--minutes {minutes:g}: a first step fails, {error}; try a lower "
                         "learning_rate.") from None
     few = data.inputs[:32], data.targets[:32], 1
-    for _ in range(2):                           # the second time all kernels are there
+    for _ in range(2):                           # the first time also loads kernels
         start = clock(trainer.device)
         evaluate(trainer.model, *few)
         bits_per_byte(trainer.model, *few)
@@ -108,9 +108,9 @@ def plan_steps(trainer, minutes, begin):
     trainer.restore(before)
     # At the end raw and averaged weights are evaluated on everything; then pictures and a sample.
     rest = window * len(data.inputs) + 5.0
-    # A quick evaluation of 96 windows comes every so many steps; see `Trainer.run`.
+    # A quick evaluation of 96 windows comes every `eval_every` steps; see `Trainer.run`.
     quick = window / 2 * min(96, len(data.inputs)) / config.eval_every
-    share = sum(trainer.sizes) / len(trainer.sizes) / config.batch_size    # of a step, in the ramp
+    share = sum(trainer.sizes) / len(trainer.sizes) / config.batch_size    # mean size of a step
     step = step * share + quick
     spent = time.perf_counter() - begin + rest
     steps = int((60 * minutes - spent) / step)

@@ -1,6 +1,6 @@
 """What a run begins with: its text, and a model in the precision of its recipe.
 
-Between the model and its optimisers there is room: what is parallel attaches to a finished model.
+The optimisers are made later, because parallel code attaches to the finished model before them.
 """
 
 import torch
@@ -14,14 +14,14 @@ from ..model.transformer import DeepSeekV3
 
 
 def read_text(config, model_config):
-    """The Dataset of a TrainConfig; with a checkpoint to start from, in that one's tokens."""
+    """The Dataset of a TrainConfig; with a checkpoint to start from, in the tokens of that one."""
     tokenizer = read_tokenizer(config.start, model_config) if config.start else None
     return Dataset(config.data, model_config.vocab_size, config.window, config.fim_rate,
                    config.seed, tokenizer)
 
 
 def make_model(model_config, config, device):
-    """A model on the device, with weights of the seed or of the checkpoint to start from."""
+    """A model on the device, with random weights or those of the checkpoint to start from."""
     torch.manual_seed(config.seed)
     model = DeepSeekV3(model_config)
     if config.start:

@@ -20,13 +20,13 @@ class TrainConfig:
 
     data: str = "python-stdlib"                  # or python-packages, a path, a URL, hf:NAME
     start: str = ""                              # checkpoint whose weights and tokenizer to take
-    window: int = 256                            # tokens a sequence
+    window: int = 256                            # tokens per sequence
     steps: int = 1500                            # optimiser steps
     batch_size: int = 8                          # sequences per step
     micro_batch: int = 8                         # sequences at once; halve it if memory runs out
     batch_start: int = 8                         # sequences per step at the beginning ...
     batch_ramp: float = 0.469 / 14.8             # ... growing to batch_size over this share
-    fim_rate: float = 0.1                        # share of documents to fill in the middle
+    fim_rate: float = 0.1                        # share of documents in fill-in-the-middle form
 
     optimizer: str = "adamw"                     # adamw, or muon (adamw for all but matrices)
     learning_rate: float = 3e-3                  # AdamW's highest
@@ -144,5 +144,5 @@ def mtp_weight_at(config, progress):
 
 
 def gamma_at(config, progress):
-    """Speed of the router bias: constant, then 0 so that the balance found stays."""
+    """Speed of the router bias: constant, then 0, so that the biases stay as they are."""
     return config.gamma if progress <= config.gamma_until else 0.0

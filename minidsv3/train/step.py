@@ -3,12 +3,11 @@
     figures = step(tokens, progress)             tokens (B, T+1) -> one tensor, still on the device
     step.read(figures)                           the same as numbers, once all work is done
 
-An accelerator is given the work of a whole step and is waited for once, when the figures are read.
-So a loss that is not finite is noticed after the step: whoever drives it must not keep these
-weights.
+The host queues a whole step on an accelerator and waits once, when the figures are read. So a loss
+that is not finite is noticed only after the step, and the caller must not keep these weights.
 
-On several processes each takes its own part of the batch. Gradients are averaged by what holds the
-model there (FSDP); the figures are averaged, and the router loads summed, here.
+With several processes, each takes its own part of the batch. FSDP, which holds the model there,
+averages the gradients; this module averages the figures and sums the router loads.
 """
 
 import math
@@ -24,7 +23,7 @@ from .recipe import batch_sizes, gamma_at, learning_rate_factor, mtp_weight_at
 
 
 class Diverged(FloatingPointError):
-    """The loss or its gradient is not a finite number any more."""
+    """The loss or its gradient is no longer finite."""
 
 
 class Figures(NamedTuple):
@@ -63,7 +62,7 @@ class Step:
             terms /= dist.get_world_size(self.group)
             dist.all_reduce(loads, group=self.group)
         self.model.update_router_bias(gamma_at(self.recipe, progress), loads)
-        # In one tensor, so that one read brings all; float32 counts exactly up to 16 million.
+        # All in one tensor, which takes one read; float32 counts exactly up to 16 million.
         return torch.cat([terms, norm[None], loads.flatten().to(terms.dtype)])
 
     def set_rates(self, progress):
@@ -87,8 +86,8 @@ class Step:
     def read(self, figures):
         """The one read of a step: what it returned -> Figures.
 
-        Raises Diverged if the loss or its gradient is not finite; the weights may then be no
-        numbers either.
+        Raises Diverged if the loss or its gradient is not finite; then the weights may not be
+        finite either.
         """
         values, experts = figures.cpu(), self.model.config.n_routed_experts
         figures = Figures(*values[:5].tolist(), values[5:].long().unflatten(0, (-1, experts)))
@@ -122,5 +121,5 @@ def all_steps(step, batches):
 
 
 def whole(tensor):
-    """The tensor itself, or the whole of one that is sharded over processes."""
+    """The tensor itself, gathered if it is sharded over processes."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

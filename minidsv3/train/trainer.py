@@ -49,7 +49,7 @@ class Trainer:
         try:
             figures = self.update(send(tokens, self.device), (done + size) / sum(self.sizes))
             figures = self.update.read(figures)
-        except FloatingPointError as error:      # nothing of this step is kept from here on
+        except FloatingPointError as error:      # this step is not saved
             raise Diverged(f"{error}, at step {self.step + 1} of seed {config.seed}; the last "
                            "checkpoint is kept: try a lower learning_rate, or --precision fp32 "
                            "--device cpu.") from None
@@ -68,7 +68,7 @@ class Trainer:
 
     @torch.no_grad()
     def update_average(self):
-        """Averaged weights, kept where the model is; they follow faster while weights are young."""
+        """Update the averaged weights, on the model's device; early in a run they follow faster."""
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
         weights = [p.detach() for p in self.model.parameters()]
         torch._foreach_lerp_(self.average, weights, 1 - decay)
@@ -134,7 +134,7 @@ class Trainer:
         hf.save(self.model, self.folder.path, max_shard_size=math.inf)  # one file is replaced whole
 
     def state(self):
-        """All that the next step depends on, as tensors and plain values."""
+        """Everything that the next step depends on, as tensors and plain values."""
         return {"step": self.step, "seconds": self.seconds, "config": self.config.to_dict(),
                 "model_config": self.model.config.to_dict(), "corpus_sha256": self.data.sha256,
                 "model": self.model.state_dict(), "average": self.average,
@@ -156,7 +156,7 @@ class Trainer:
 
 
 class CatchInterrupt:
-    """Ctrl-C ends the run after the step at hand; a second one ends it at once."""
+    """Ctrl-C ends the run after the current step; a second one ends it at once."""
 
     def __init__(self, trainer):
         self.trainer = trainer
@@ -165,7 +165,7 @@ class CatchInterrupt:
         self.previous = signal.signal(signal.SIGINT, self.note)
 
     def note(self, *_):
-        """Remember the first Ctrl-C and give the next one back its usual meaning."""
+        """Remember the first Ctrl-C and restore the usual handler for the next one."""
         self.trainer.interrupted = True
         signal.signal(signal.SIGINT, self.previous)
 
