@@ -23,11 +23,16 @@ def parse_arguments(arguments=None):
     return options.parse_arguments(arguments, __doc__)
 
 
-def make_trainer(model_config, recipe, folder, device):
-    """The text, a model, its optimisers, and the run that trains it."""
-    data = read_text(recipe, model_config)
-    model = make_model(model_config, recipe, device)
-    return Trainer(model, make_optimizers(model, recipe), data, recipe, folder)
+def make_trainer(model_config, recipe, folder, device, saved=None):
+    """The text, a model, its optimisers, and the run that trains it, from a saved state or new."""
+    # A run --from a checkpoint has its own copy of the tokenizer, and its weights in the state.
+    start = recipe.start and (folder.path if saved else recipe.start)
+    data = read_text(recipe, model_config, start)
+    model = make_model(model_config, recipe, device, "" if saved else start)
+    trainer = Trainer(model, make_optimizers(model, recipe), data, recipe, folder)
+    if saved:
+        trainer.restore(saved)
+    return trainer
 
 
 def run(arguments, begin):
@@ -40,9 +45,7 @@ def run(arguments, begin):
     model_config, recipe = configure(arguments, saved)
     if recipe.start and folder.path.resolve() == Path(recipe.start).resolve():
         raise UserError(f"--from and --out are both {folder.path}; write to another folder.")
-    trainer = make_trainer(model_config, recipe, folder, device)
-    if saved is not None:
-        trainer.restore(saved)
+    trainer = make_trainer(model_config, recipe, folder, device, saved)
     if arguments.compile:
         trainer.update.compile(send(trainer.data.batches.take(0, recipe.micro_batch), device))
     if arguments.minutes is not None:

@@ -42,6 +42,7 @@ from minidsv3 import hf
 from minidsv3.command import Parser, UserError, answer
 from minidsv3.data import corpus
 from minidsv3.data.foreign import read_tokenizer
+from minidsv3.device import choose_threads
 from minidsv3.files import write_text
 from minidsv3.measure import plots
 from minidsv3.measure.cost import cache_bytes
@@ -225,8 +226,7 @@ def in_words(model):
 def run(arguments):
     """Measure all cells, print and write the results."""
     check(arguments, hf.stored_config(arguments.model))
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    choose_threads(arguments.threads)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     ours, new, rounds = hf.load(arguments.model, torch.float32), arguments.new_tokens, \

@@ -17,8 +17,8 @@ from einops import rearrange
 from torch import nn
 
 from minidsv3.command import UserError
+from minidsv3.kernels.attention import attend
 from minidsv3.model.layers import Linear, RMSNorm, SwiGLU, at_least_float32
-from minidsv3.model.mla import attend
 from minidsv3.model.objective import combine, next_token_loss
 from minidsv3.model.transformer import DeepSeekV3
 
@@ -157,5 +157,5 @@ class DenseGPT(nn.Module):
         """No load, as a training step wants it: (0, 0)."""
         return torch.zeros(0, 0, dtype=torch.long, device=self.norm.weight.device)
 
-    def update_router_bias(self, gamma, loads):
+    def update_router_bias(self, gamma, loads=None):
         """Nothing to do without routers."""

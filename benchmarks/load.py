@@ -7,6 +7,7 @@ process, minus what it had after importing torch. Linux and macOS only. This scr
 import torch, because a child's peak begins at the memory of its parent.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -41,8 +42,11 @@ def python(source, *arguments):
                           stdout=subprocess.PIPE, text=True).stdout
 
 
-def main():
+def main(arguments=None):
     """Make both checkpoints, load them and print the figures."""
+    argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         python(MAKE, folder)
         for form in ("bfloat16", "fp8"):

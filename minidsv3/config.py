@@ -25,6 +25,9 @@ def check_types(config):
     for field in dataclasses.fields(config):
         value, allowed = getattr(config, field.name), field.type
         if allowed in (float, float | None) and type(value) is int:
+            if abs(value) > 1e300:               # which float() refuses
+                raise UserError(f"{field.name} has {len(str(abs(value)))} digits; give a number "
+                                "below 1e300.")
             object.__setattr__(config, field.name, float(value))
         elif type(value) is bool and allowed is not bool or not isinstance(value, allowed):
             expected = getattr(allowed, "__name__", str(allowed))
@@ -63,7 +66,8 @@ class RopeScaling:
 
 
 # A larger size is certainly a mistake, and building such a model would only exhaust the memory.
-LARGEST = {"max_position_embeddings": 2**40, "num_hidden_layers": 2**12, "n_routed_experts": 2**14}
+LARGEST = {"max_position_embeddings": 2**40, "num_hidden_layers": 2**12, "n_routed_experts": 2**14,
+           "n_shared_experts": 2**10, "num_nextn_predict_layers": 2**6}
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,9 @@ class ModelConfig:
         for name in ("n_shared_experts", "first_k_dense_replace", "num_nextn_predict_layers"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}={getattr(self, name)} is negative; 0 means none.")
+            if getattr(self, name) > LARGEST.get(name, 2**24):
+                raise UserError(f"{name}={getattr(self, name)} is more than any model has; "
+                                f"choose up to {LARGEST.get(name, 2**24)}.")
         for name in ("rope_theta", "rms_norm_eps", "initializer_range", "routed_scaling_factor"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name}={getattr(self, name)} must be a number above 0.")

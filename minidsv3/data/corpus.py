@@ -75,7 +75,8 @@ def fingerprint(documents):
     """
     digest = hashlib.sha256()
     for document in documents:
-        for part in (document.name.encode(), document.text.encode()):
+        name = document.name.encode("utf-8", "surrogateescape")         # old names may be Latin-1
+        for part in (name, document.text.encode()):
             digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()
 
@@ -102,8 +103,8 @@ def split(documents, validation_share=0.06):
     documents, or one of them holds more than half of the text, they are first cut into sections.
     """
     if not 0 < validation_share < 1:
-        raise UserError(f"validation_share={validation_share} must be above 0 and below 1, for "
-                        "instance 0.06.")
+        raise ValueError(f"validation_share={validation_share} must be above 0 and below 1, for "
+                         "instance 0.06.")
     documents = distinct(documents)
     sizes = [len(document.text.encode()) for document in documents]
     if len(documents) < FEW_DOCUMENTS or 2 * max(sizes) > sum(sizes):

@@ -173,8 +173,8 @@ def read_folder(root):
 
 def download(url):
     """The bytes at a URL. Raises UserError if it cannot be fetched or is larger than URL_BYTES."""
-    request = urllib.request.Request(url, headers={"User-Agent": "minidsv3"})
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "minidsv3"})
         with urllib.request.urlopen(request, timeout=URL_TIMEOUT) as response:
             data = response.read(URL_BYTES + 1)
     except (OSError, http.client.HTTPException, ValueError) as error:

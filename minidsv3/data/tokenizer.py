@@ -105,8 +105,8 @@ class Tokenizer:
         ids = [int(token) for token in ids]
         for token in ids:
             if not 0 <= token < self.vocab_size:
-                raise UserError(f"token id {token} is outside the vocabulary; ids run from 0 to "
-                                f"{self.vocab_size - 1}.")
+                raise ValueError(f"token id {token} is outside the vocabulary; ids run from 0 to "
+                                 f"{self.vocab_size - 1}.")
         return b"".join(self.token_bytes[token] for token in ids)
 
     def save(self, folder):

@@ -10,8 +10,6 @@ products: everything is simulated in float64.
 
 import torch
 
-from ..command import UserError
-
 STEP = 32                                        # products in one step of a tensor core
 INTERVAL = 128                                   # N_C of the report
 
@@ -20,11 +18,11 @@ def accumulate(a, b, bits=14, interval=None):
     """a (M, K) times b (N, K) transposed -> (M, N), summed with that many bits.
 
     interval: after how many products the sum is promoted to float32, a multiple of 32; None means
-    never. Raises UserError for any other interval.
+    never. Raises ValueError for any other interval.
     """
     if interval is not None and (interval < STEP or interval % STEP):
-        raise UserError(f"interval={interval} must be a multiple of {STEP}, for instance "
-                        f"{INTERVAL}, or None to promote never.")
+        raise ValueError(f"interval={interval} must be a multiple of {STEP}, for instance "
+                         f"{INTERVAL}, or None to promote never.")
     a, b = a.cpu().double(), b.cpu().double()    # not every device has float64
     M, K = a.shape
     total = torch.zeros(M, len(b), dtype=torch.float64)

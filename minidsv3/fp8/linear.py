@@ -39,8 +39,8 @@ from einops import rearrange
 from ..command import UserError
 from ..device import reads_are_free
 from ..kernels import grouped
-from ..kernels.grouped import Runs
-from ..model.experts import Experts, grouped_swiglu
+from ..kernels.grouped import Runs, grouped_swiglu
+from ..model.experts import Experts
 from ..model.layers import Linear, at_least_float32, product, swiglu
 from ..model.moe import MoE, Router
 from . import tensor_cores

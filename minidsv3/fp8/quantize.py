@@ -14,8 +14,6 @@ from typing import NamedTuple
 import torch
 from einops import rearrange
 
-from ..command import UserError
-
 
 class Format(NamedTuple):
     """A small floating-point format: exponent bits, mantissa bits, largest number; no infinity."""
@@ -43,7 +41,7 @@ def quantize(x, tile=TILE, dtype=torch.float8_e4m3fn, power_of_two=False):
     whole matrix. A tile of zeros has scale 1; a tile with NaN or infinity has a scale that is not
     finite. power_of_two rounds the scale up to a power of two, so that scaling changes only
     exponents (report, section 3.3.3); numbers within 4 % of float32's largest may then come back
-    as infinity. Raises UserError if x is not a matrix.
+    as infinity. Raises ValueError if x is not a matrix.
     """
     tiles, scale = scaled_tiles(x, tile, dtype, power_of_two)
     codes = out_of_tiles(tiles, x.shape)
@@ -93,13 +91,13 @@ def round_to(x, kind):
 def dequantize(codes, scale, tile=TILE):
     """codes (R, C), scale (ceil(R/tile_r), ceil(C/tile_c)) -> x (R, C) float32.
 
-    Raises UserError if the scale does not have the shape that the tiles need.
+    Raises ValueError if the scale does not have the shape that the tiles need.
     """
     tile = tile or whole(codes)
     needed = tuple(-(-size // step) for size, step in zip(codes.shape, tile, strict=True))
     if tuple(scale.shape) != needed:
-        raise UserError(f"scale has shape {tuple(scale.shape)}, but {tuple(codes.shape)} codes in "
-                        f"tiles of {tuple(tile)} need {needed}.")
+        raise ValueError(f"scale has shape {tuple(scale.shape)}, but {tuple(codes.shape)} codes in "
+                         f"tiles of {tuple(tile)} need {needed}.")
     tiles = into_tiles(decode(codes), tile) * scale.float()[:, None, :, None]
     return out_of_tiles(tiles, codes.shape)
 
@@ -115,7 +113,7 @@ def decode(codes):
 def into_tiles(x, tile):
     """x (R, C) -> (tr, r, tc, c), with zeros where the last tiles reach beyond the matrix."""
     if x.dim() != 2:
-        raise UserError(f"a matrix is needed, got shape {tuple(x.shape)}; flatten it first.")
+        raise ValueError(f"a matrix is needed, got shape {tuple(x.shape)}; flatten it first.")
     tile = tile or whole(x)
     rows, columns = (-size % step for size, step in zip(x.shape, tile, strict=True))
     x = torch.nn.functional.pad(x, (0, columns, 0, rows))

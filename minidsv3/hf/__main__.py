@@ -119,7 +119,7 @@ def released(checkpoint, fp8):
 def parse_size(text):
     """"500MB" -> bytes. Raises UserError if the text is not a size."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(|KB|MB|GB)", text.strip().upper())
-    if not match or float(match.group(1)) <= 0:
+    if not match or not 0 < float(match.group(1)) < 1e15:
         raise UserError(f"--max-shard-size {text} is not a size; write for instance 5GB or 500MB.")
     return int(float(match.group(1)) * UNITS[match.group(2)])
 

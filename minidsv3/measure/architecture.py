@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from ..command import Parser, answer
+from ..command import Parser, UserError, answer
 from ..config import ModelConfig
 from ..files import write_text
 
@@ -222,6 +222,10 @@ def run(arguments):
     parser.add_argument("preset", help="name of a preset of ModelConfig, for instance v3-671b")
     parser.add_argument("out", type=Path, help="SVG file to write; an existing one is replaced")
     options = parser.parse_args(arguments)
+    if options.out.is_dir() or not options.out.name:
+        raise UserError(f"{options.out} is a folder; name the SVG file to write.")
+    if not options.out.parent.is_dir():
+        raise UserError(f"{options.out.parent} does not exist; make it, or name another folder.")
     svg = architecture_svg(ModelConfig.preset(options.preset))
     write_text(options.out, svg)
     print(f"wrote {options.out}")

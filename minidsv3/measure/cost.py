@@ -11,8 +11,6 @@ so it depends on which FLOPs are counted; `accounting.training_flops` lists the 
 import math
 from typing import NamedTuple
 
-from ..command import UserError
-
 H800_PEAK = 989.4e12                   # dense bfloat16 [FLOP/s]; twice that in FP8
 
 
@@ -76,12 +74,12 @@ def training_memory(config, parameters, batch, window, moment_width=2, recompute
     copies split their master weights and moments among the copies (ZeRO-1). stages is the number
     of pipeline stages: an average stage has its share of the layers, but holds the activations of
     as many micro-batches as there are stages, so activations are not divided. Not counted are
-    buffers, and the second copy of the weights that DualPipe needs. Raises UserError if
+    buffers, and the second copy of the weights that DualPipe needs. Raises ValueError if
     expert_ranks does not divide data_ranks.
     """
     if min(data_ranks, expert_ranks, stages) < 1 or data_ranks % expert_ranks:
-        raise UserError(f"expert_ranks={expert_ranks} must divide data_ranks={data_ranks}, and "
-                        f"stages={stages} be at least 1; choose 1, 1 and 1 for one GPU.")
+        raise ValueError(f"expert_ranks={expert_ranks} must divide data_ranks={data_ranks}, and "
+                         f"stages={stages} be at least 1; choose 1, 1 and 1 for one GPU.")
     experts = config.num_moe_layers + config.num_nextn_predict_layers      # layers that have them
     expert = 3 * config.hidden_size * config.moe_intermediate_size
     others = (parameters - experts * config.n_routed_experts * expert) / stages

@@ -158,6 +158,8 @@ def documents_of(folder, data):
     """
     recipe = folder / "train.json"
     trained_on = hf.read_json(recipe).get("data", "") if recipe.is_file() else ""
+    if not isinstance(trained_on, str):
+        raise UserError(f"{recipe} names data={trained_on!r}, which is not a text; add --data.")
     data = data or trained_on or DEFAULT_DATA
     loaded = corpus.load(data)
     same = trained_on and Path(data).resolve() == Path(trained_on).resolve()

@@ -23,7 +23,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from PIL import Image
 
-from ..command import UserError
 from ..files import replacing
 
 BLUE, VERMILLION, GREEN, PURPLE, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000"
@@ -72,12 +71,12 @@ def loss_curve(metrics, title=None, ax=None):
 
     metrics: the lines of metrics.jsonl as dicts. The loss of every step is drawn faintly, its
     moving average on top. ax: one axes for the losses, or a pair, the second for bits per byte.
-    Without ax, the second panel is left out if no step was evaluated. Raises UserError if metrics
+    Without ax, the second panel is left out if no step was evaluated. Raises ValueError if metrics
     is empty.
     """
     if not metrics:
-        raise UserError("metrics is empty, but at least one step is needed; "
-                        "read metrics.jsonl of a run that has finished its first step.")
+        raise ValueError("metrics is empty, but at least one step is needed; "
+                         "read metrics.jsonl of a run that has finished its first step.")
     evaluated = [line for line in metrics if line.get("val_bits_per_byte") is not None]
     if ax is None:
         _, ax = canvas(1 + bool(evaluated), sharex=True, height_ratios=[3, 2][:1 + bool(evaluated)])
@@ -161,8 +160,8 @@ def expert_load(loads, steps, ax=None):
     """
     loads = np.asarray(loads, dtype=float)              # (S, L, E)
     if loads.ndim != 3 or len(loads) != len(steps):
-        raise UserError(f"loads has shape {loads.shape} for {len(steps)} steps; "
-                        "give it the shape (steps, MoE layers, experts).")
+        raise ValueError(f"loads has shape {loads.shape} for {len(steps)} steps; "
+                         "give it the shape (steps, MoE layers, experts).")
     layers, experts = loads.shape[1:]
     if ax is None:
         rows = -(-layers // 4)

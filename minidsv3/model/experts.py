@@ -6,9 +6,8 @@ Every token is copied K times, the copies are sorted by expert, each expert comp
 the weighted results return to their tokens. The host reads nothing: sizes follow from N and K, and
 the counts of each expert stay on the device.
 
-A subclass may override each of the three methods alone. Experts on several machines override
-dispatch and combine, and `forward` too, whose short cut for few tokens (`one_by_one`) calls
-neither. Another precision replaces the function `swiglu` that Experts holds.
+A subclass may override each of the three methods alone: experts on several machines have another
+dispatch and combine. Another precision replaces the function `swiglu` that Experts holds.
 """
 
 import torch
@@ -33,7 +32,8 @@ class Experts(nn.Module):
     def forward(self, x, weights, routing):
         """x (N, C), weights (N, K), their Routing -> sum over K of weight * expert(x), (N, C)."""
         plain = self.swiglu is grouped_swiglu
-        if plain and 0 < len(x) <= 3 and reads_are_free(x.device):
+        # The short cut calls none of the three methods, so it is not for subclasses.
+        if plain and type(self) is Experts and 0 < len(x) <= 3 and reads_are_free(x.device):
             chosen = routing.experts.flatten(0, -2)                    # (N, K)
             return one_by_one(x, weights, chosen, self.gate_up_proj, self.down_proj)
         # In another precision, rows may share a scale, which padding rows would change.

@@ -163,7 +163,11 @@ class DeepSeekV3(nn.Module):
         Call once after each optimiser step, when all micro-batches are counted. loads: summed over
         the processes that train the same layers; None: the model's own.
         """
-        loads = self.router_loads() if loads is None else loads
+        own = self.router_loads()
+        loads = own if loads is None else loads
+        if loads.shape != own.shape or loads.dtype != own.dtype:
+            raise ValueError(f"loads {tuple(loads.shape)} {loads.dtype}, but the model's are "
+                             f"{tuple(own.shape)} {own.dtype}; give sums of router_loads().")
         for router, load in zip(self.routers(), loads, strict=True):
             router.load.copy_(load)
             router.update_bias(gamma)

@@ -84,8 +84,9 @@ def parse_arguments(arguments=None):
                             f"least {least}.")
     if parsed.speculative > MOST_DRAFTS:
         raise UserError(f"--speculative {parsed.speculative} must be at most {MOST_DRAFTS}.")
-    if parsed.rate is not None and not 0 < parsed.rate < float("inf"):
-        raise UserError(f"--rate {parsed.rate} must be above 0; leave it out for all at once.")
+    if parsed.rate is not None and not 0.001 <= parsed.rate < float("inf"):
+        raise UserError(f"--rate {parsed.rate} must be 0.001 or more requests per second; leave it "
+                        "out for all at once.")
     return parsed
 
 

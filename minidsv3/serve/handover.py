@@ -60,12 +60,12 @@ class Handover:
     def to_bytes(self):
         """All of it in the safetensors format, so that nothing is pickled; see `from_bytes`.
 
-        Raises UserError for a kind of sequence that these bytes cannot describe.
+        Raises ValueError for a kind of sequence that these bytes cannot describe.
         """
         sequence = self.sequence
         if type(sequence) is not Sequence:
-            raise UserError(f"a {type(sequence).__name__} cannot be handed over as bytes, since "
-                            "what it adds would be lost; use a plain Sequence.")
+            raise ValueError(f"a {type(sequence).__name__} cannot be handed over as bytes, since "
+                             "what it adds would be lost; use a plain Sequence.")
         about = {"number": self.number, "tokens": sequence.tokens, "new": sequence.new,
                  "limit": sequence.limit, "stop": sorted(sequence.stop),
                  "sampler": list(sequence.sampler)}
@@ -192,17 +192,17 @@ class Decode:
     def admit(self, handover):
         """Let a sequence join, which needs a free place.
 
-        Raises UserError if its text could never fit, or if it lacks latents for the MTP module.
+        Raises ValueError if its text could never fit, or if it lacks latents for the MTP module.
         """
         sequence, cache = handover.sequence, self.decoder.cache
         needed = len(sequence.tokens) + sequence.limit + self.speculative
         if needed > cache.max_len:
-            raise UserError(f"handover {handover.number} needs room for {needed} tokens (prompt, "
-                            f"new ones, drafts), but max_len={cache.max_len}; make the engine "
-                            "with a larger max_len.")
+            raise ValueError(f"handover {handover.number} needs room for {needed} tokens (prompt, "
+                             f"new ones, drafts), but max_len={cache.max_len}; make the engine "
+                             "with a larger max_len.")
         if self.speculative and handover.state is None:
-            raise UserError(f"handover {handover.number} has no latents of the MTP module, with "
-                            f"which speculative={self.speculative} drafts; prefill with it too.")
+            raise ValueError(f"handover {handover.number} has no latents of the MTP module, with "
+                             f"which speculative={self.speculative} drafts; prefill with it too.")
         self.decoder.admit(sequence, handover.latents, handover.draft_latents, handover.state)
 
     def step(self):

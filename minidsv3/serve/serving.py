@@ -43,8 +43,8 @@ class Served:
     def __init__(self, requests, arrivals, progress):
         self.arrivals = list(arrivals or [0.0] * len(requests))        # seconds after `begin`
         if not requests or len(self.arrivals) != len(requests):
-            raise UserError(f"{len(requests)} requests with {len(self.arrivals)} arrivals; give "
-                            "at least one request, and a time for each.")
+            raise ValueError(f"{len(requests)} requests with {len(self.arrivals)} arrivals; give "
+                             "at least one request, and a time for each.")
         self.progress, self.begin = progress, time.perf_counter()
         self.first, self.last, self.new = {}, {}, {}
         self.nbytes = self.expanded_nbytes = 0

@@ -168,7 +168,9 @@ def read(path):
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
         if run["arm"] in ARMS and len(run["losses"]) == run["steps"] and {
-                "seed", "optimizer", "corpus_sha256", "val_bits_per_byte"} <= set(run):
+                "seed", "optimizer", "corpus_sha256"} <= set(run):
+            for number in (*run["losses"], run["val_bits_per_byte"], run["seconds_a_step"]):
+                float(number)                    # raises for what is not a number
             return run
     except (ValueError, KeyError, TypeError):
         pass

@@ -1,9 +1,10 @@
 """Run folders: what a run writes to disk, complete at every moment.
 
-`state.pt` alone is enough to resume: weights, moments, averaged weights, step, recipe, generator
-states. It exists before the first step. Each new one is written under a temporary name, flushed to
-the disk and renamed, so that a kill at any moment leaves the old state or the new one, never half
-of one. All other files are exports for others to read:
+`state.pt` is enough to resume: weights, moments, averaged weights, step, recipe, generator states.
+(A run that began --from another checkpoint needs its own `tokenizer.json` too.) It exists before
+the first step. Each new one is written under a temporary name, flushed to the disk and renamed, so
+that a kill at any moment leaves the old state or the new one, never half of one. All other files
+are exports for others to read:
 
     config.json  model.safetensors  tokenizer.json  tokenizer_config.json   the released format
     ema.safetensors   averaged weights       train.json     the recipe
@@ -26,6 +27,27 @@ EXPORTS = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_conf
            "expert_load.png", "sample.txt")
 STATE = {"step", "seconds", "config", "model_config", "corpus_sha256", "model", "average",
          "optimizers", "rng"}                    # what a state.pt holds
+
+
+class Watched:
+    """A file for torch.save that keeps the OSError of a write, so that a full disk is told as one.
+
+    The file must be buffered: it then writes everything or raises, which torch does not check.
+    """
+
+    def __init__(self, file):
+        self.file, self.error = file, None
+
+    def write(self, data):
+        """Write all of the data."""
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self):
+        """Nothing: `save_state` flushes the file itself."""
 
 
 class RunFolder:
@@ -90,9 +112,12 @@ class RunFolder:
 
     def save_state(self, state):
         """Replace state.pt in one rename; on any error the old one stays."""
-        with replacing(self.state_path) as temporary, temporary.open("wb", buffering=0) as file:
-            # Unbuffered: torch turns an error of a buffered file into a RuntimeError.
-            torch.save(state, file)
+        with replacing(self.state_path) as temporary, temporary.open("wb") as file:
+            watched = Watched(file)
+            try:
+                torch.save(state, watched)
+            except RuntimeError as error:        # torch's word for any error of a file
+                raise watched.error or error from None
             file.flush()
             os.fsync(file.fileno())
 
@@ -113,16 +138,25 @@ class RunFolder:
         write_text(self.path / name, json.dumps(values, indent=2) + "\n")
 
     def read_metrics(self):
-        """The lines of metrics.jsonl as dicts; a last line cut by a kill is left out."""
+        """The lines of metrics.jsonl as dicts; damaged ones, as after a kill, are left out."""
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
-        lines = path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        return [line for line in map(as_metrics, lines) if line]
 
     def open_metrics(self, steps):
-        """metrics.jsonl to append to, first cut back to the given number of steps."""
-        kept = self.read_metrics()[:steps]
+        """metrics.jsonl to append to, first cut back to the lines up to this step."""
+        kept = [line for line in self.read_metrics() if line["step"] <= steps]
         path = self.path / "metrics.jsonl"
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         return path.open("a", encoding="utf-8", newline="\n")
+
+
+def as_metrics(line):
+    """A line of metrics.jsonl as a dict, or None if it is damaged."""
+    try:
+        metrics = json.loads(line)
+        return metrics if isinstance(metrics["step"], int) else None
+    except (ValueError, KeyError, TypeError):
+        return None

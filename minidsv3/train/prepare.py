@@ -13,19 +13,19 @@ from ..device import choose_precision
 from ..model.transformer import DeepSeekV3
 
 
-def read_text(config, model_config):
-    """The Dataset of a TrainConfig; with a checkpoint to start from, in the tokens of that one."""
-    tokenizer = read_tokenizer(config.start, model_config) if config.start else None
+def read_text(config, model_config, start=""):
+    """The Dataset of a TrainConfig; start: a checkpoint whose tokenizer it uses."""
+    tokenizer = read_tokenizer(start, model_config) if start else None
     return Dataset(config.data, model_config.vocab_size, config.window, config.fim_rate,
                    config.seed, tokenizer)
 
 
-def make_model(model_config, config, device):
-    """A model on the device, with random weights or those of the checkpoint to start from."""
+def make_model(model_config, config, device, start=""):
+    """A model on the device, with random weights or those of the checkpoint `start`."""
     torch.manual_seed(config.seed)
     model = DeepSeekV3(model_config)
-    if config.start:
-        begin_from(model, config.start)
+    if start:
+        begin_from(model, start)
     model = model.to(device)
     model.activation_dtype = choose_precision(config.precision, device)
     model.recompute = config.recompute
@@ -34,8 +34,9 @@ def make_model(model_config, config, device):
 
 def begin_from(model, folder):
     """Copy the weights of a checkpoint. UserError if they have other shapes than the model."""
+    weights = hf.load(folder, torch.float32).state_dict()
     try:
-        model.load_state_dict(hf.load(folder, torch.float32).state_dict())
+        model.load_state_dict(weights)
     except RuntimeError as error:                # torch lists all differences from line two on
         first = str(error).splitlines()[1].strip()
         raise UserError(f"--from {folder}: {first} Leave out what --set changes of the "

@@ -82,6 +82,10 @@ class TrainConfig:
                      "mtp_drop_at", "gamma_until"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name}={getattr(self, name)} is a share; choose 0 to 1.")
+        for name in ("beta1", "beta2"):
+            if getattr(self, name) == 1:
+                raise UserError(f"{name}=1.0 would never forget a gradient; choose below 1, for "
+                                "instance 0.9.")
         for name in ("weight_decay", "mtp_weight", "mtp_weight_late", "balance_weight", "gamma"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name}={getattr(self, name)} is negative; 0 switches it off.")

@@ -28,12 +28,12 @@ def finish(run):
     averaged = bits_per_byte(model, *everything)
     hf.write_tensors(folder.path / "ema.safetensors", hf.released_tensors(model))
     set_weights(model, raw)
-    metrics = folder.read_metrics()
-    metrics[-1]["val_bits_per_byte"] = result.bits_per_byte
-    with folder.open_metrics(run.step - 1) as log:
-        log.write(json.dumps(metrics[-1]) + "\n")
-    draw(metrics, folder.path)
-    figures = summary(run, result, averaged, metrics[-1]["tokens"])
+    if metrics := folder.read_metrics():         # empty if somebody removed the file
+        metrics[-1]["val_bits_per_byte"] = result.bits_per_byte
+        with folder.open_metrics(run.step - 1) as log:
+            log.write(json.dumps(metrics[-1]) + "\n")
+        draw(metrics, folder.path)
+    figures = summary(run, result, averaged, sum(run.sizes) * run.config.window)
     folder.write_json("summary.json", figures)   # last: it says that the run is finished
     return figures
 
@@ -46,8 +46,11 @@ def set_weights(model, weights):
 
 
 def sample(model, tokenizer, seed, length=200):
-    """Text that the trained model writes after "def "."""
-    length = min(length, model.config.max_position_embeddings - len(SAMPLE_PROMPT))
+    """Text that the trained model writes after "def ", as much as its window has room for."""
+    prompt = len(tokenizer.encode_prompt(SAMPLE_PROMPT)) + 1           # one more at most, if healed
+    length = min(length, model.config.max_position_embeddings - prompt)
+    if length < 1:
+        return SAMPLE_PROMPT
     pieces = complete(model, tokenizer, SAMPLE_PROMPT, length, temperature=0.7, top_p=0.95,
                       seed=seed)
     return SAMPLE_PROMPT + "".join(piece.text for piece in pieces)

@@ -22,6 +22,9 @@ from .recipe import batch_sizes
 from .report import finish
 from .step import Diverged, Step
 
+ADVICE = ("the last checkpoint is kept: try a lower learning_rate, or --precision fp32 --device "
+          "cpu.")
+
 
 class Trainer:
     """One run of a finished model and its optimisers, from step 0 or from a saved state."""
@@ -50,9 +53,8 @@ class Trainer:
             figures = self.update(send(tokens, self.device), (done + size) / sum(self.sizes))
             figures = self.update.read(figures)
         except FloatingPointError as error:      # this step is not saved
-            raise Diverged(f"{error}, at step {self.step + 1} of seed {config.seed}; the last "
-                           "checkpoint is kept: try a lower learning_rate, or --precision fp32 "
-                           "--device cpu.") from None
+            raise Diverged(f"{error}, at step {self.step + 1} of seed {config.seed}; {ADVICE}"
+                           ) from None
         self.update_average()
         self.step += 1
         targets = tokens[:, 1:]                                        # (B, T)
@@ -129,7 +131,10 @@ class Trainer:
         self.data.tokenizer.save(self.folder.path)
 
     def save(self):
-        """state.pt first, then the exports made from it."""
+        """state.pt first, then the exports made from it. Raises Diverged for weights not finite."""
+        if not all(weight.isfinite().all() for weight in self.model.parameters()):
+            raise Diverged(f"a weight is not finite, after step {self.step} of seed "
+                           f"{self.config.seed}; {ADVICE}")
         self.folder.save_state(self.state())
         hf.save(self.model, self.folder.path, max_shard_size=math.inf)  # one file is replaced whole
 

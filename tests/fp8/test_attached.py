@@ -171,9 +171,32 @@ def test_experts_in_eight_bits_never_take_a_short_cut_or_pad(count, monkeypatch)
     mlp(x)
     assert mlp.experts.calls == ("dispatch, multiple 1", "combine")
     with fp8.suspended(model):
-        if count > 256:
-            mlp(x)
-            assert mlp.experts.calls[2:] == ("dispatch, multiple 64", "combine")
-        else:
+        mlp(x)                                   # a subclass takes no short cut in any precision
+        multiple = 64 if count > 256 else 1
+        assert mlp.experts.calls[2:] == (f"dispatch, multiple {multiple}", "combine")
+        mlp.experts = like(mlp.experts, Experts(TINY))
+        if count <= 3:
             with pytest.raises(TypeError, match="not callable"):
                 mlp(x)
+
+
+class TwiceExperts(Experts):
+    """Experts that compute something else, and are dispatched and combined as usual."""
+
+    def feed_forward(self, rows, runs):
+        """Twice as much."""
+        return 2 * super().feed_forward(rows, runs)
+
+
+def test_a_subclass_may_override_one_method_alone():
+    """Oracle: twice the usual result, for one token as for many."""
+    torch.manual_seed(0)
+    mlp = DeepSeekV3(TINY).double().layers[1].mlp
+    mlp.shared_experts = None
+    for count in (1, 3, 20):
+        x = torch.randn(1, count, 48, dtype=torch.float64)
+        usual, other = mlp.experts, like(mlp.experts, TwiceExperts(TINY)).double()
+        expected = mlp(x)[0]
+        mlp.experts = other
+        torch.testing.assert_close(mlp(x)[0], 2 * expected, rtol=1e-12, atol=0)
+        mlp.experts = usual

@@ -58,3 +58,14 @@ def test_loads_go_out_and_reduced_ones_come_in():
     for router in model.routers():
         assert router.e_score_correction_bias.tolist() == [-0.5] + [0.5] * 7
     assert not model.router_loads().any()                              # counting starts again
+
+
+@pytest.mark.parametrize("wrong", [
+    torch.ones(2, 8).long(), torch.ones(4, 8).long(), torch.ones(3, 1).long(), torch.ones(3, 8)])
+def test_loads_of_another_form_are_refused_and_move_nothing(wrong):
+    """Oracle: the biases before; the error names both shapes."""
+    torch.manual_seed(0)
+    model = DeepSeekV3(CONFIG)
+    with pytest.raises(ValueError, match=r"the model's are \(3, 8\) torch.int64"):
+        model.update_router_bias(0.5, wrong)
+    assert not any(router.e_score_correction_bias.any() for router in model.routers())

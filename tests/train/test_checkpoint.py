@@ -1,5 +1,6 @@
 """Run folders survive failing writes, kills and foreign files; no file stays half-written."""
 
+import io
 import json
 import os
 import pickle
@@ -46,6 +47,41 @@ def test_a_failing_write_keeps_the_old_state(tmp_path, monkeypatch, error):
     monkeypatch.undo()
     folder.save_state(state(3))
     assert folder.load_state()["step"] == 3
+
+
+class SmallDisk(io.BytesIO):
+    """A file on a disk with room for so many bytes, as a buffered file tells of it."""
+
+    room = 500
+
+    def write(self, data):
+        """Write all of the data, or raise."""
+        if self.tell() + len(data) > self.room:
+            raise OSError(28, "No space left on device")
+        return super().write(data)
+
+
+def test_a_disk_that_fills_up_within_a_state_keeps_the_old_one(tmp_path, monkeypatch):
+    """Oracle: the folder's bytes before. torch itself writes, and turns the error into its own."""
+    folder = RunFolder(tmp_path)
+    folder.start(state(1))
+    before = listing(tmp_path)
+    monkeypatch.setattr(type(tmp_path), "open", lambda self, mode: SmallDisk())
+    with pytest.raises(OSError, match="cannot write .*state.pt .*No space left.*make room"):
+        folder.save_state(state(2))
+    monkeypatch.undo()
+    assert listing(tmp_path) == before
+
+
+def test_a_mistake_while_saving_is_not_called_a_full_disk(tmp_path, monkeypatch):
+    """Oracle: the very RuntimeError, and the folder's bytes before."""
+    folder = RunFolder(tmp_path)
+    folder.start(state(1))
+    before = listing(tmp_path)
+    monkeypatch.setattr(torch, "save", write_half(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="^a bug$"):
+        folder.save_state(state(2))
+    assert listing(tmp_path) == before
 
 
 def test_ctrl_c_within_a_write_keeps_the_old_state(tmp_path, monkeypatch):
@@ -133,6 +169,17 @@ def test_metrics_are_cut_back_to_the_state(tmp_path):
         log.write('{"step": 3}\n')
     assert (tmp_path / "metrics.jsonl").read_bytes() == (
         "".join(lines[:2]) + '{"step": 3}\n').encode()
+
+
+@pytest.mark.parametrize("line", [b"garbage}", b"\xff\xfe}", b"{}", b"[1]", b'{"step": "x"}'])
+def test_a_damaged_line_of_metrics_is_left_out(tmp_path, line):
+    """Oracle: the two sound lines; cutting back goes by step, not by the number of lines."""
+    sound = [b'{"step": 4, "loss": 1}', b'{"step": 5, "loss": 2}']
+    folder = RunFolder(tmp_path)
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([sound[0], line, sound[1], b""]))
+    assert [each["step"] for each in folder.read_metrics()] == [4, 5]
+    folder.open_metrics(4).close()
+    assert [each["step"] for each in folder.read_metrics()] == [4]
 
 
 @pytest.mark.parametrize("present, options, words", [

@@ -59,6 +59,23 @@ def test_a_run_from_a_run_learns_on_and_resumes(finished_run, from_run, tmp_path
     assert resumed == last
 
 
+def test_a_run_from_a_checkpoint_resumes_without_it(finished_run, from_run, tmp_path):
+    """Oracle: the uninterrupted run; what it began with has gone."""
+    source = tmp_path / "source"
+    shutil.copytree(finished_run, source)
+    arguments = ["--from", str(source), *from_run[2:]]
+    assert train_tiny.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    trainer = make(arguments, tmp_path / "half")
+    trainer.write_recipe()
+    for _ in range(2):
+        trainer.train_step()
+    trainer.save()
+    shutil.rmtree(source)
+    assert train_tiny.main(["--resume", "--device", "cpu", "--out", str(tmp_path / "half")]) == 0
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "half")]
+    assert weights[0] == weights[1]
+
+
 def test_a_foreign_checkpoint_is_trained_with_its_own_tokenizer(small_text, tmp_path, capsys):
     """The run folder holds the foreign tokenizer; a warning says that there is no MTP layer."""
     source = tmp_path / "foreign"

@@ -242,6 +242,41 @@ def test_a_loss_that_is_no_number_stops_the_run(miniature, tmp_path, monkeypatch
     assert all(value.isfinite().all() for value in state["model"].values())
 
 
+def test_weights_that_are_not_finite_at_the_end_are_not_saved(miniature, tmp_path, capsys):
+    """Oracle: the state of before the run, exit code 1 and one line, though the loss was finite."""
+    arguments = [*miniature, "--steps", "1", "--set", "weight_decay=1e300"]
+    assert train_tiny.main([*arguments, "--out", str(tmp_path / "run")]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: a weight is not finite, after step 1 of seed 0")
+    assert "try a lower learning_rate" in line
+    state = RunFolder(tmp_path / "run", resume=True).load_state()
+    assert state["step"] == 0
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
+def test_a_window_with_little_room_gives_a_short_sample(miniature, tmp_path):
+    """Oracle: a run that ends well; its window has no room for the usual 200 tokens."""
+    folder = tmp_path / "run"
+    arguments = [*miniature, "--steps", "1", "--set", "max_position_embeddings=32"]
+    assert train_tiny.main([*arguments, "--out", str(folder)]) == 0
+    sample = (folder / "sample.txt").read_text(encoding="utf-8")
+    assert sample.startswith("def ") and (folder / "summary.json").exists()
+
+
+def test_a_state_alone_is_enough_to_finish(finished_run, miniature, tmp_path, monkeypatch):
+    """Oracle: the weights of the uninterrupted run; metrics hold the steps that are left."""
+    folder = tmp_path / "run"
+    with ctrl_c_in_the_third_step(monkeypatch):
+        assert train_tiny.main([*miniature, "--out", str(folder)]) == 130
+    for path in folder.iterdir():
+        if path.name != "state.pt":
+            path.unlink()
+    assert train_tiny.main(["--out", str(folder), "--resume", "--device", "cpu"]) == 0
+    assert metrics(folder) == metrics(finished_run)[3:]
+    assert (folder / "model.safetensors").read_bytes() == (
+        finished_run / "model.safetensors").read_bytes()
+
+
 def test_a_full_disk_in_the_middle_keeps_the_last_state(miniature, tmp_path, monkeypatch, capsys):
     """Oracle: exit code 2, one line, the state saved before; the run can still be finished."""
     real = torch.save
