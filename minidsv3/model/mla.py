@@ -104,7 +104,7 @@ class MLA(nn.Module):
         of one product.
         """
         T, S, H = q.size(2), latents.size(1), self.num_heads
-        W = rearrange(self.kv_b_proj.weight.to(q.dtype), "(h d) r -> h d r", h=H)
+        W = self.kv_b_proj.weight.to(q.dtype).unflatten(0, (H, -1))    # (H, Dn+Dv, Rkv)
         W_UK, W_UV = W.split([self.nope_width, self.value_width], dim=1)       # (H, Dn|Dv, Rkv)
         q_nope, q_rope = q.split([self.nope_width, self.rope_width], dim=-1)
         q = torch.cat([by_head(q_nope, W_UK), q_rope], dim=-1)         # (B, H, T, Rkv+Dr)
@@ -120,5 +120,5 @@ class MLA(nn.Module):
 
 def by_head(x, W):
     """Every head's vectors times its own matrix: x (B, H, T, I), W (H, I, O) -> (B, H, T, O)."""
-    y = rearrange(x, "b h t i -> h (b t) i") @ W
-    return rearrange(y, "h (b t) o -> b h t o", b=len(x))
+    y = x.transpose(0, 1).flatten(1, 2) @ W                            # (H, B*T, O)
+    return y.unflatten(1, (len(x), -1)).transpose(0, 1)                # (B, H, T, O)
