@@ -45,6 +45,8 @@ class DeepSeekV3(nn.Module):
         A model made on the meta device becomes a new model by `to_empty` and then this method.
         """
         self.reset()
+        if self.norm.weight.is_meta:     # nothing to draw, and torch would load its compiler for it
+            return
         # Overwritten below: with this draw, a seed gives the same weights as in older runs.
         nn.Embedding.reset_parameters(self.embed_tokens)
         for module in self.modules():
@@ -165,7 +167,7 @@ class DeepSeekV3(nn.Module):
         """
         own = self.router_loads()
         loads = own if loads is None else loads
-        if loads.shape != own.shape or loads.dtype != own.dtype:
+        if loads.shape != own.shape or loads.is_floating_point():
             raise ValueError(f"loads {tuple(loads.shape)} {loads.dtype}, but the model's are "
                              f"{tuple(own.shape)} {own.dtype}; give sums of router_loads().")
         for router, load in zip(self.routers(), loads, strict=True):
