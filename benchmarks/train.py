@@ -259,7 +259,7 @@ def main(arguments=None):
     try:
         return answer(lambda: run(parse_arguments(arguments)))
     except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}; try a lower learning rate.", file=sys.stderr)
         return 1
 
 

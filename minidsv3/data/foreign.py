@@ -48,7 +48,7 @@ class ForeignTokenizer:
     def __init__(self, path, config):
         self.path, self.vocab_size = Path(path), config.vocab_size
         try:
-            self.library = tokenizers.Tokenizer.from_file(str(path))
+            self.wrapped = tokenizers.Tokenizer.from_file(str(path))
             content = json.loads(self.path.read_text(encoding="utf-8"))
             if content["model"]["type"] != "BPE" or "ByteLevel" not in json.dumps(
                     content["decoder"]):
@@ -68,11 +68,11 @@ class ForeignTokenizer:
         self.bos_id = self.start_id = config.bos_token_id
         self.eos_id = config.eos_token_id
         self.fim_begin_id, self.fim_hole_id, self.fim_end_id = (
-            self.library.token_to_id(mark) for mark in (FIM_BEGIN, FIM_HOLE, FIM_END))
+            self.wrapped.token_to_id(mark) for mark in (FIM_BEGIN, FIM_HOLE, FIM_END))
 
     def encode(self, text):
         """Text -> list of ids, without BOS."""
-        return self.library.encode(text, add_special_tokens=False).ids
+        return self.wrapped.encode(text, add_special_tokens=False).ids
 
     def encode_prompt(self, text):
         """The ids of a text that a model is to continue, BOS first."""
@@ -80,7 +80,7 @@ class ForeignTokenizer:
 
     def encode_batch(self, texts):
         """`encode` for many texts, on all cores."""
-        return [each.ids for each in self.library.encode_batch(texts, add_special_tokens=False)]
+        return [each.ids for each in self.wrapped.encode_batch(texts, add_special_tokens=False)]
 
     def decode_bytes(self, ids):
         """Ids -> the exact bytes; special tokens give none."""

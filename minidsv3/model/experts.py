@@ -3,8 +3,8 @@
     y = sum over the chosen of g * expert(x)               eq. 12, without the shared expert
 
 Every token is copied K times, the copies are sorted by expert, each expert computes its own, and
-the weighted results return to their tokens. The host reads nothing: sizes follow from N and K, and
-the counts of each expert stay on the device.
+the weighted results return to their tokens. Sizes follow from N and K, and the counts of experts
+stay on the device, so the host reads nothing where torch has grouped products.
 
 A subclass may override each of the three methods alone: experts on several machines have another
 dispatch and combine. Another precision replaces the function `swiglu` that Experts holds.

@@ -89,8 +89,8 @@ class Step:
         Raises Diverged if the loss or its gradient is not finite; then the weights may not be
         finite either.
         """
-        values, experts = figures.cpu(), self.model.config.n_routed_experts
-        figures = Figures(*values[:5].tolist(), values[5:].long().unflatten(0, (-1, experts)))
+        values, shape = figures.cpu(), self.model.router_loads().shape
+        figures = Figures(*values[:5].tolist(), values[5:].long().view(shape))
         if not math.isfinite(figures.total + figures.norm):
             raise Diverged(f"the loss is {figures.total} and its gradient {figures.norm}")
         return figures

@@ -70,8 +70,8 @@ def test_the_bill_of_the_report():
     assert round(bill["tokens_per_second_and_gpu"], 1) == 1543.2
     # The two ways to the hours of pre-training agree.
     assert run.tokens * run.hours_per_trillion_tokens == run.pre_training_hours * 10**12
-    dearer = cost.bill(run._replace(dollars_per_hour=3, gpus=1024))
-    assert dearer["dollars"] == 8_364_000 and dearer["context_extension_dollars"] == 357_000
+    other = cost.bill(run._replace(dollars_per_hour=3, gpus=1024))
+    assert other["dollars"] == 8_364_000 and other["context_extension_dollars"] == 357_000
 
 
 # ---- activations, against the tensors that autograd keeps ----
