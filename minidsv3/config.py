@@ -127,19 +127,18 @@ class ModelConfig:
             "n_group", "topk_group", "max_position_embeddings"]
         if self.q_lora_rank is not None:
             at_least_one.append("q_lora_rank")
+        may_be_none = ("n_shared_experts", "first_k_dense_replace", "num_nextn_predict_layers")
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
+        for name in may_be_none:
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}={getattr(self, name)} is negative; 0 means none.")
+        for name in (*at_least_one, *may_be_none):
             largest = LARGEST.get(name, 2**24)
             if getattr(self, name) > largest:
                 raise UserError(f"{name}={getattr(self, name)} is more than any model has; "
                                 f"choose up to {largest}.")
-        for name in ("n_shared_experts", "first_k_dense_replace", "num_nextn_predict_layers"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}={getattr(self, name)} is negative; 0 means none.")
-            if getattr(self, name) > LARGEST.get(name, 2**24):
-                raise UserError(f"{name}={getattr(self, name)} is more than any model has; "
-                                f"choose up to {LARGEST.get(name, 2**24)}.")
         for name in ("rope_theta", "rms_norm_eps", "initializer_range", "routed_scaling_factor"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name}={getattr(self, name)} must be a number above 0.")
