@@ -1,9 +1,10 @@
 """Every number of the architecture, under the names of the released `config.json`.
 
 A field keeps the released key; its comment gives the unit and the report's symbol (arXiv
-2412.19437, section 4.2). `ModelConfig.preset(NAME)` knows four models:
+2412.19437, section 4.2). `ModelConfig.preset(NAME)` knows five models:
 
     tiny            a laptop CPU, minutes             small        one 12 GB consumer GPU, hours
+    short           the same, a window of 64 tokens, from which it is extended to 2,048
     moonlight-16b   the released Moonlight-16B-A3B    v3-671b      the released DeepSeek-V3
 
 Numbers of a *training run* (learning rate, balance weight, ...) live in `train/recipe.py`.
@@ -240,8 +241,10 @@ def _build(cls, values, prefix=""):
     return cls(**values)
 
 
-# The tiny preset ties embedding and head, unlike the released model. It is so small that a separate
-# head would be a tenth of its weights.
+# The presets tiny and short tie embedding and head, unlike the released model. They are so small that
+# a separate head would be a tenth of their weights. Preset short is to be extended: its window is 64
+# times shorter than that of the released model before extension, and so is its rope_theta, so that
+# the slowest channel turns as far within the window.
 PRESETS = {
     "tiny": dict(
         vocab_size=2048, hidden_size=192, num_hidden_layers=4, intermediate_size=512,
@@ -251,6 +254,14 @@ PRESETS = {
         n_routed_experts=16, num_experts_per_tok=4, moe_intermediate_size=96,
         first_k_dense_replace=1, n_group=4, topk_group=2, rope_scaling=None,
         initializer_range=0.02),
+    "short": dict(
+        vocab_size=1024, hidden_size=96, num_hidden_layers=3, intermediate_size=256,
+        max_position_embeddings=64, tie_word_embeddings=True,
+        num_attention_heads=4, q_lora_rank=48, kv_lora_rank=48,
+        qk_nope_head_dim=16, qk_rope_head_dim=32, v_head_dim=32,
+        n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=80,
+        first_k_dense_replace=1, n_group=2, topk_group=1, num_nextn_predict_layers=0,
+        rope_theta=156.25, rope_scaling=None, initializer_range=0.02),
     "small": dict(
         vocab_size=8192, hidden_size=768, num_hidden_layers=12, intermediate_size=2048,
         max_position_embeddings=4096,

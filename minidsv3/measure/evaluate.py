@@ -26,6 +26,8 @@ from ..infer.text import complete
 from ..model.layers import at_least_float32
 from ..model.moe import hits
 
+TOKENS_AT_ONCE = 4096
+
 
 class Evaluation(NamedTuple):
     """Figures of a model over a set of windows."""
@@ -36,7 +38,7 @@ class Evaluation(NamedTuple):
 
 
 @torch.inference_mode()
-def evaluate(model, inputs, targets, raw_bytes, batch=16):
+def evaluate(model, inputs, targets, raw_bytes, batch=None):
     """All figures of a model -> Evaluation.
 
     inputs, targets (W, T), with -100 where there is no target; raw_bytes is the size of the text
@@ -77,7 +79,7 @@ def max_violation(load):
 
 
 @torch.inference_mode()
-def bits_per_byte(model, inputs, targets, raw_bytes, batch=16):
+def bits_per_byte(model, inputs, targets, raw_bytes, batch=None):
     """The first figure of `evaluate`, computed without running the MTP modules."""
     device = model.embed_tokens.weight.device
     return total([nats_of(model(x), y) for x, y in in_batches(inputs, targets, batch, device)]
@@ -85,7 +87,8 @@ def bits_per_byte(model, inputs, targets, raw_bytes, batch=16):
 
 
 def in_batches(inputs, targets, batch, device):
-    """Pairs of (B, T) inputs and targets on the device."""
+    """Pairs of (B, T) inputs and targets on the device; batch None: about TOKENS_AT_ONCE tokens."""
+    batch = batch or max(1, TOKENS_AT_ONCE // inputs.size(1))
     for i in range(0, len(inputs), batch):
         yield send(inputs[i:i + batch], device), send(targets[i:i + batch], device)
 

@@ -49,13 +49,18 @@ def parse_arguments(arguments=None, description=None):
     if parsed.resume and parsed.minutes is not None:
         raise UserError("--minutes plans a new run, and --resume goes on with the steps that were "
                         "planned; leave one of them out.")
-    if parsed.minutes is not None and not 0 < parsed.minutes <= MOST_MINUTES:
-        raise UserError(f"--minutes {parsed.minutes:g} must be above 0 and up to {MOST_MINUTES:,},"
-                        " for instance 5.")
+    check_minutes(parsed.minutes)
     if parsed.minutes is not None and any(each.startswith("steps=") for each in parsed.settings):
         raise UserError("--minutes plans the steps, and --set steps=... names them; leave one of "
                         "them out.")
     return parsed
+
+
+def check_minutes(minutes):
+    """UserError if --minutes was given and is out of range."""
+    if minutes is not None and not 0 < minutes <= MOST_MINUTES:
+        raise UserError(f"--minutes {minutes:g} must be above 0 and up to {MOST_MINUTES:,}, for "
+                        "instance 5.")
 
 
 def read_settings(settings):

@@ -99,7 +99,8 @@ def plan_steps(trainer, minutes, begin):
     except FloatingPointError as error:          # a layer in 8 bits
         raise UserError(f"--minutes {minutes:g}: a first step fails, {error}; try a lower "
                         "learning_rate.") from None
-    few = data.inputs[:32], data.targets[:32], 1
+    some = max(1, 8192 // config.window)         # windows
+    few = data.inputs[:some], data.targets[:some], 1
     for _ in range(2):                           # the first time also loads kernels
         start = clock(trainer.device)
         evaluate(trainer.model, *few)
@@ -108,8 +109,8 @@ def plan_steps(trainer, minutes, begin):
     trainer.restore(before)
     # At the end raw and averaged weights are evaluated on everything; then pictures and a sample.
     rest = window * len(data.inputs) + 5.0
-    # A quick evaluation of 96 windows comes every `eval_every` steps; see `Trainer.run`.
-    quick = window / 2 * min(96, len(data.inputs)) / config.eval_every
+    # A quick evaluation comes every `eval_every` steps; see `Trainer.run`.
+    quick = window / 2 * len(data.quick_sample()[0]) / config.eval_every
     share = sum(trainer.sizes) / len(trainer.sizes) / config.batch_size    # mean size of a step
     step = step * share + quick
     spent = time.perf_counter() - begin + rest

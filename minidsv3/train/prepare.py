@@ -1,6 +1,7 @@
-"""What a run begins with: its text, and a model in the precision of its recipe.
+"""What a run begins with: its text, a model in the precision of its recipe, and the two together.
 
-The optimisers are made later, because parallel code attaches to the finished model before them.
+Code that spreads a model over processes calls the parts itself, because the optimisers must be made
+after it.
 """
 
 import torch
@@ -11,13 +12,15 @@ from ..data.dataset import Dataset
 from ..data.foreign import read_tokenizer
 from ..device import choose_precision
 from ..model.transformer import DeepSeekV3
+from .optim import make_optimizers
+from .trainer import Trainer
 
 
 def read_text(config, model_config, start=""):
     """The Dataset of a TrainConfig; start: a checkpoint whose tokenizer it uses."""
     tokenizer = read_tokenizer(start, model_config) if start else None
     return Dataset(config.data, model_config.vocab_size, config.window, config.fim_rate,
-                   config.seed, tokenizer)
+                   config.seed, tokenizer, config.retrieval)
 
 
 def make_model(model_config, config, device, start=""):
@@ -41,3 +44,15 @@ def begin_from(model, folder):
         first = str(error).splitlines()[1].strip()
         raise UserError(f"--from {folder}: {first} Leave out what --set changes of the "
                         "model.") from None
+
+
+def make_trainer(model_config, recipe, folder, device, saved=None):
+    """The text, a model, its optimisers, and the run that trains it, from a saved state or new."""
+    # A run --from a checkpoint has its own copy of the tokenizer, and its weights in the state.
+    start = recipe.start and (folder.path if saved else recipe.start)
+    data = read_text(recipe, model_config, start)
+    model = make_model(model_config, recipe, device, "" if saved else start)
+    trainer = Trainer(model, make_optimizers(model, recipe), data, recipe, folder)
+    if saved:
+        trainer.restore(saved)
+    return trainer

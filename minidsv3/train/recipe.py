@@ -27,6 +27,7 @@ class TrainConfig:
     batch_start: int = 8                         # sequences per step at the beginning ...
     batch_ramp: float = 0.469 / 14.8             # ... growing to batch_size over this share
     fim_rate: float = 0.1                        # share of documents in fill-in-the-middle form
+    retrieval: float = 0.0                       # share of windows with notes to look up, see data
 
     optimizer: str = "adamw"                     # adamw, or muon (adamw for all but matrices)
     learning_rate: float = 3e-3                  # AdamW's highest
@@ -77,9 +78,9 @@ class TrainConfig:
         for name in ("learning_rate", "muon_learning_rate", "clip_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{name}={getattr(self, name)} must be a number above 0.")
-        for name in ("batch_ramp", "fim_rate", "warmup", "constant_until", "cosine_until",
-                     "low_rate", "last_from", "last_rate", "beta1", "beta2", "ema_decay",
-                     "mtp_drop_at", "gamma_until"):
+        for name in ("batch_ramp", "fim_rate", "retrieval", "warmup", "constant_until",
+                     "cosine_until", "low_rate", "last_from", "last_rate", "beta1", "beta2",
+                     "ema_decay", "mtp_drop_at", "gamma_until"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name}={getattr(self, name)} is a share; choose 0 to 1.")
         for name in ("beta1", "beta2"):
@@ -113,6 +114,8 @@ class TrainConfig:
 
 PRESETS = {
     "tiny": dict(optimizer="muon", steps=1200, gamma=4e-3),
+    "short": dict(optimizer="muon", steps=800, gamma=4e-3, window=64, batch_size=32,
+                  micro_batch=32, batch_start=32, retrieval=0.5),
     "small": dict(optimizer="muon", window=1024, steps=2000, batch_size=64, micro_batch=4,
                   batch_start=16, warmup=0.02, ema_decay=0.999, eval_every=500, save_every=500),
 }

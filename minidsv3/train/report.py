@@ -17,6 +17,34 @@ from ..measure.memory import saved_by_eight_bits
 SAMPLE_PROMPT = "def "
 
 
+def run_and_report(trainer, resume):
+    """Run a Trainer to its end and print what came of it -> exit code of the command.
+
+    resume: the command that goes on with an interrupted run. Codes: 0 finished, 1 the loss is no
+    number, 130 stopped by Ctrl-C.
+    """
+    try:
+        summary = trainer.run()
+    except KeyboardInterrupt:
+        print("\nstopped at once; --resume goes on from the last checkpoint")
+        return 130
+    except FloatingPointError as error:          # Diverged, or a layer in 8 bits
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if summary is None:
+        print(f"stopped after step {trainer.step} and saved; go on with: {resume}")
+        return 130
+    print(f"\n{(trainer.folder.path / 'sample.txt').read_text(encoding='utf-8')}\n")
+    print(f"validation: {summary['val_bits_per_byte']:.4f} bits per byte "
+          f"({summary['val_bits_per_byte_ema']:.4f} averaged weights), MaxVio by layer "
+          f"{', '.join(f'{v:.2f}' for v in summary['max_vio'])}; {summary['seconds']:.0f} s of "
+          f"training, {summary['tokens_per_s']:,.0f} tokens/s")
+    if memory := summary.get("memory"):
+        print("a backward pass keeps {kept:,} bytes (bfloat16: {kept_in_bf16:,}), the optimisers' "
+              "moments {moments:,} (float32: {moments_in_fp32:,})".format(**memory))
+    return 0
+
+
 def finish(run):
     """Evaluate a Trainer's raw and averaged weights and write all exports -> the summary."""
     model, data, folder = run.model, run.data, run.folder

@@ -1,0 +1,218 @@
+"""Extend the window of a finished run in two short phases, with YaRN (report, section 4.3).
+
+    python -m minidsv3.context.extend runs/short                 to runs/short-extended
+    python -m minidsv3.context.extend runs/short --minutes 10    as many steps as fit
+    python -m minidsv3.context.extend runs/short --resume        go on after Ctrl-C
+
+The report grows 4K to 32K and to 128K: 8 times the window, then 4 times that. Each phase has 1,000
+steps at the last learning rate of pre-training, with as many tokens a step as before; YaRN is set
+once, for both phases. The same ratios are the default here. Weights come from the run; optimisers
+begin anew. MTP keeps its late weight, and the router biases stay as they are, as at the end of
+pre-training; the report does not say this.
+
+OUT is a run folder like any other, that of the second phase; OUT/phase1 is that of the first.
+OUT/lineage.json names the run that they come from, its weights' SHA-256, and the plan.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+
+from .. import hf
+from ..command import Parser, UserError, answer
+from ..config import ModelConfig, RopeScaling
+from ..data.foreign import read_tokenizer
+from ..device import BEGIN, choose_device, choose_threads
+from ..files import write_text
+from ..train.checkpoint import RunFolder
+from ..train.options import check_minutes
+from ..train.pace import plan_steps
+from ..train.prepare import make_trainer
+from ..train.recipe import TrainConfig
+from ..train.report import run_and_report
+
+GROWTH = (8, 32)                                 # of the window, after each phase
+SHARES = (0.4, 0.6)                              # of --minutes; steps with long windows are slower
+STEPS = 150                                      # of each phase; the report: 1,000
+
+
+def yarn(window, longest):
+    """YaRN's settings as in the report, to stretch a window to the longest one [tokens]."""
+    return RopeScaling(factor=longest / window, original_max_position_embeddings=window,
+                       beta_fast=32.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0)
+
+
+def phase_recipe(recipe, window, steps):
+    """The recipe of a phase: longer windows, as many tokens a step, the last learning rate."""
+    batch = max(1, recipe.batch_size * recipe.window // window)
+    at_once = max(1, recipe.micro_batch * recipe.window // window)
+    return recipe.replace(
+        window=window, steps=steps, batch_size=batch, batch_start=batch,
+        micro_batch=min(batch, at_once),
+        learning_rate=recipe.learning_rate * recipe.last_rate,
+        muon_learning_rate=recipe.muon_learning_rate * recipe.last_rate,
+        warmup=0.0, constant_until=1.0, cosine_until=1.0, last_from=1.0,
+        mtp_weight=recipe.mtp_weight_late, gamma=0.0)
+
+
+# ---- the command ----
+
+def read_run(folder):
+    """A finished run that is not extended yet -> its ModelConfig and TrainConfig, or UserError."""
+    if not (folder / "summary.json").is_file():
+        what = "an unfinished run" if (folder / "state.pt").is_file() else "no run"
+        raise UserError(f"{folder} is {what}; give the folder of a finished run of train_tiny.py.")
+    config = hf.stored_config(folder)
+    if config.rope_scaling is not None:
+        raise UserError(f"{folder} is already extended to {config.max_position_embeddings} tokens; "
+                        "give the run that it came from.")
+    read_tokenizer(folder, config)               # UserError if it belongs to another model
+    return config, TrainConfig().replace(**hf.read_json(folder / "train.json"))
+
+
+def make_plan(arguments):
+    """The content of lineage.json; UserError if the run cannot be extended as asked."""
+    source = Path(arguments.folder)
+    _, recipe = read_run(source)
+    window = recipe.window
+    windows = arguments.windows or [growth * window for growth in GROWTH]
+    if not window < windows[0] < windows[1]:
+        raise UserError(f"--windows {windows[0]} {windows[1]} must rise from the run's window of "
+                        f"{window}; the report's ratios are {GROWTH[0] * window} "
+                        f"{GROWTH[1] * window}.")
+    return {"from": str(source), "weights_sha256": fingerprint(source), "window": window,
+            "windows": windows, "steps": arguments.steps or STEPS, "minutes": arguments.minutes,
+            "data": arguments.data or recipe.data}
+
+
+def read_plan(arguments, out):
+    """The lineage.json of an extension to resume; UserError if something has changed since."""
+    path = out / "lineage.json"
+    if not path.is_file():
+        raise UserError(f"nothing to resume: {path} does not exist; leave out --resume.")
+    if (out / "summary.json").exists():
+        raise UserError(f"the extension in {out} is finished; make another with --out.")
+    plan = hf.read_json(path)
+    for name in ("windows", "steps", "minutes", "data"):
+        given = getattr(arguments, name)
+        if given not in (None, plan[name]):
+            raise UserError(f"--resume: the extension began with {name}={plan[name]}, not {given}; "
+                            "leave that out, or begin another with --out.")
+    if fingerprint(Path(plan["from"])) != plan["weights_sha256"]:
+        raise UserError(f"the weights in {plan['from']} have changed since {out} was begun; begin "
+                        "anew with --overwrite.")
+    return plan
+
+
+def fingerprint(folder):
+    """SHA-256 of a run's weights, in hexadecimal."""
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def make_phase(plan, number, folder, saved, start, device):
+    """The Trainer of phase 1 or 2, from the weights in `start` or from its own saved state."""
+    if saved:
+        return make_trainer(ModelConfig.from_dict(saved["model_config"]),
+                            TrainConfig().replace(**saved["config"]), folder, device, saved)
+    config, recipe = read_run(Path(plan["from"]))
+    window = plan["windows"][number - 1]
+    config = config.replace(rope_scaling=yarn(plan["window"], plan["windows"][-1]),
+                            max_position_embeddings=window)
+    recipe = phase_recipe(recipe.replace(data=plan["data"], start=str(start)), window,
+                          plan["steps"])
+    return make_trainer(config, recipe, folder, device)
+
+
+def begin_extension(plan, out, data):
+    """Write lineage.json; what an older extension left in OUT goes only now."""
+    longest, tokens = plan["windows"][-1], data.batches.tokens_per_epoch
+    if tokens < longest:
+        raise UserError(f"the training text {plan['data']!r} has about {tokens:,} tokens, fewer "
+                        f"than one window of {longest:,}; give more text with --data, or shorter "
+                        "--windows.")
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "lineage.json", json.dumps(plan, indent=2) + "\n")
+    for name in ("summary.json", "state.pt"):
+        (out / name).unlink(missing_ok=True)
+
+
+def run_phase(plan, number, folder, start, device, resume, begin):
+    """Train phase 1 or 2 in its folder, from the weights in `start` or on -> exit code."""
+    resume = resume and (folder / "state.pt").exists()
+    if resume and (folder / "summary.json").exists():
+        return 0
+    out = folder if number == 2 else folder.parent
+    run_folder = RunFolder(folder, resume, overwrite=True)
+    saved = run_folder.load_state() if resume else None
+    trainer = make_phase(plan, number, run_folder, saved, start, device)
+    if number == 1 and not resume:
+        begin_extension(plan, out, trainer.data)
+    if plan["minutes"] and not resume:
+        steps = plan_steps(trainer, SHARES[number - 1] * plan["minutes"], begin)
+        trainer.set_recipe(trainer.config.replace(steps=steps))
+    recipe = trainer.config
+    print(f"phase {number} of 2: {recipe.steps:,} steps of {recipe.batch_size} windows of "
+          f"{recipe.window:,} tokens; output in {folder}", flush=True)
+    return run_and_report(trainer, f"python -m minidsv3.context.extend {plan['from']} --out {out} "
+                                   "--resume")
+
+
+def run(arguments, begin):
+    """Both phases, the second from the first -> exit code."""
+    device = choose_device(arguments.device)
+    choose_threads(arguments.threads)
+    source = Path(arguments.folder)
+    out = Path(arguments.out or source.with_name(source.resolve().name + "-extended"))
+    if out.resolve() == source.resolve():
+        raise UserError(f"--out {out} is the run itself; name another folder.")
+    folders = [out / "phase1", out]
+    if arguments.resume:
+        plan = read_plan(arguments, out)
+    else:
+        plan = make_plan(arguments)
+        for folder in folders:                   # UserError if one of them holds a run
+            RunFolder(folder, overwrite=arguments.overwrite)
+    start = plan["from"]
+    for number, folder in enumerate(folders, start=1):
+        code = run_phase(plan, number, folder, start, device, arguments.resume, begin)
+        if code:
+            return code
+        start, begin = folder, time.perf_counter()
+    print(f"next: python -m minidsv3.context.needle {out}")
+    return 0
+
+
+def parse_arguments(arguments=None):
+    """The command line."""
+    parser = Parser(prog="python -m minidsv3.context.extend", description=__doc__)
+    parser.add_argument("folder", metavar="RUN_DIR", help="a finished run of train_tiny.py")
+    parser.add_argument("--windows", type=int, nargs=2, metavar="TOKENS", help="after each phase "
+                        f"[{GROWTH[0]} and {GROWTH[1]} times the run's]")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--steps", type=int, help=f"of each phase [{STEPS}]")
+    either.add_argument("--minutes", type=float, metavar="M", help="as many steps as this machine "
+                        "makes in about M minutes")
+    parser.add_argument("--data", help="other text than the run's, as for train_tiny.py")
+    parser.add_argument("--out", metavar="DIR", help="run folder [RUN_DIR-extended]")
+    old = parser.add_mutually_exclusive_group()
+    old.add_argument("--resume", action="store_true", help="go on with the extension in --out")
+    old.add_argument("--overwrite", action="store_true", help="replace the extension in --out")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads [one per core]")
+    parsed = parser.parse_args(arguments)
+    if parsed.steps is not None and parsed.steps < 1:
+        raise UserError(f"--steps {parsed.steps} must be at least 1.")
+    check_minutes(parsed.minutes)
+    return parsed
+
+
+def main(arguments=None, begin=None):
+    """Run; bad input ends in one line and exit code 2, a loss that diverged in 1."""
+    begin = time.perf_counter() if begin is None else begin
+    return answer(lambda: run(parse_arguments(arguments), begin))
+
+
+if __name__ == "__main__":
+    sys.exit(main(begin=BEGIN))
