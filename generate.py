@@ -100,7 +100,9 @@ def run(arguments):
     tokenizer = read_tokenizer(folder, model.config)
     settings = {name: getattr(arguments, name) for name in (
         "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "speculative", "seed", "stop")}
-    complete(model, tokenizer, "", **settings)   # raises for a bad setting before reading a prompt
+    # A bad setting is refused before a prompt is read; the length is judged with each prompt.
+    first = settings | {"max_new_tokens": min(1, arguments.max_new_tokens)}
+    complete(model, tokenizer, "", **first)
     for prompt, suffix in prompts(arguments):
         pieces = complete(model, tokenizer, prompt, suffix=suffix, **settings)
         write(pieces, prompt, suffix, arguments)

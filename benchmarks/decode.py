@@ -85,10 +85,7 @@ def check(arguments, config):
             if isinstance(number, int) and number < least:
                 raise UserError(f"--{name.replace('_', '-')} must be at least {least}, "
                                 f"got {number}.")
-    longest = max(arguments.contexts + arguments.growth) + arguments.new_tokens
-    if longest > config.max_position_embeddings:
-        raise UserError(f"a context and --new-tokens are {longest} tokens, but the model reads "
-                        f"{config.max_position_embeddings}; shorten --contexts or --growth.")
+    config.check_length(max(arguments.contexts + arguments.growth) + arguments.new_tokens)
     if Path(arguments.out).exists() and not Path(arguments.out).is_dir():
         raise UserError(f"--out {arguments.out} is a file; name a folder.")
 

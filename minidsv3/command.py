@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from functools import cache
 
 
 class UserError(ValueError):
@@ -22,6 +23,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         """Raise argparse's message as a UserError, so that it ends a command like all others."""
         raise UserError(f"{message}; see --help.")
+
+
+@cache
+def notice(text):
+    """Print a line that the user should know on stderr; the same text only once in a process."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def answer(work):

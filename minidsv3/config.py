@@ -17,7 +17,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from .command import UserError
+from .command import UserError, notice
 from .files import write_text
 
 
@@ -70,6 +70,10 @@ class RopeScaling:
 LARGEST = {"max_position_embeddings": 2**40, "num_hidden_layers": 2**12, "n_routed_experts": 2**14,
            "n_shared_experts": 2**10, "num_nextn_predict_layers": 2**6}
 
+# A text may be so many times as long as the trained window. Context extension needs little more
+# than 32; a longer text is certainly a mistake too.
+FARTHEST = 64
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -82,7 +86,7 @@ class ModelConfig:
     hidden_size: int = 7168                    # width of the residual stream, d
     num_hidden_layers: int = 61                # blocks, L
     intermediate_size: int = 18432             # inner width of a dense SwiGLU
-    max_position_embeddings: int = 163840      # longest position [tokens]
+    max_position_embeddings: int = 163840      # trained window [tokens]
     tie_word_embeddings: bool = False          # one matrix for embedding and head
 
     num_attention_heads: int = 128             # n_h
@@ -189,6 +193,20 @@ class ModelConfig:
         expert = 3 * self.hidden_size * self.moe_intermediate_size
         return (self.n_routed_experts - self.num_experts_per_tok) * expert
 
+    def check_length(self, tokens):
+        """Print a notice if a text of so many tokens goes beyond the trained window.
+
+        Raises UserError far beyond it: a mistyped number would only exhaust the memory.
+        """
+        window = self.max_position_embeddings
+        trained = f"the {window:,} that this model was trained on (max_position_embeddings)"
+        if tokens > FARTHEST * window:
+            raise UserError(f"{tokens:,} tokens are more than {FARTHEST} times {trained}; choose "
+                            f"up to {FARTHEST * window:,}.")
+        if tokens > window:
+            notice(f"{tokens:,} tokens are more than {trained}; what lies beyond may be predicted "
+                   "badly.")
+
     @classmethod
     def preset(cls, name):
         """The preset of that name. Raises UserError that lists the names if it is unknown."""
@@ -241,14 +259,13 @@ def _build(cls, values, prefix=""):
     return cls(**values)
 
 
-# The presets tiny and short tie embedding and head, unlike the released model. They are so small that
-# a separate head would be a tenth of their weights. Preset short is to be extended: its window is 64
-# times shorter than that of the released model before extension, and so is its rope_theta, so that
-# the slowest channel turns as far within the window.
+# The presets tiny and short tie embedding and head, unlike the released model: a separate head would
+# be a tenth of their weights. Windows are those of the recipes. Preset short is to be extended. Its
+# window and its rope_theta are 64 times smaller than the released model's before extension.
 PRESETS = {
     "tiny": dict(
         vocab_size=2048, hidden_size=192, num_hidden_layers=4, intermediate_size=512,
-        max_position_embeddings=4096, tie_word_embeddings=True,
+        max_position_embeddings=256, tie_word_embeddings=True,
         num_attention_heads=4, q_lora_rank=96, kv_lora_rank=96,
         qk_nope_head_dim=16, qk_rope_head_dim=32, v_head_dim=48,
         n_routed_experts=16, num_experts_per_tok=4, moe_intermediate_size=96,
@@ -264,7 +281,7 @@ PRESETS = {
         rope_theta=156.25, rope_scaling=None, initializer_range=0.02),
     "small": dict(
         vocab_size=8192, hidden_size=768, num_hidden_layers=12, intermediate_size=2048,
-        max_position_embeddings=4096,
+        max_position_embeddings=1024,
         num_attention_heads=12, q_lora_rank=384, kv_lora_rank=192,
         qk_nope_head_dim=64, qk_rope_head_dim=32, v_head_dim=64,
         n_routed_experts=32, num_experts_per_tok=4, moe_intermediate_size=320,

@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from minidsv3 import command
+
 # The same examples on every machine, and no time limit.
 settings.register_profile("minidsv3", derandomize=True, deadline=None)
 settings.load_profile("minidsv3")
@@ -20,6 +22,12 @@ MINIATURE = {
     "n_group": 2, "topk_group": 1, "moe_intermediate_size": 16, "max_position_embeddings": 256,
     "window": 32, "batch_size": 6, "batch_start": 4, "micro_batch": 6, "eval_every": 3,
 }
+
+
+@pytest.fixture(autouse=True)
+def notices_begin_anew():
+    """A notice is printed once in a process; here once in a test, whatever ran before it."""
+    command.notice.cache_clear()
 
 
 @pytest.fixture(scope="session")

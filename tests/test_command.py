@@ -2,7 +2,7 @@
 
 import pytest
 
-from minidsv3.command import Parser, UserError, answer
+from minidsv3.command import Parser, UserError, answer, notice
 
 
 def fail(error):
@@ -43,3 +43,10 @@ def test_a_wrong_option_is_a_user_error():
 def test_the_work_gives_the_exit_code(returned, code):
     """Oracle: the exit codes above; work that returns nothing has succeeded."""
     assert answer(lambda: returned) == code
+
+
+def test_a_notice_is_printed_once(capsys):
+    """Oracle: each text once, on stderr."""
+    for text in ("one", "two", "one"):
+        notice(text)
+    assert capsys.readouterr() == ("", "one\ntwo\n")

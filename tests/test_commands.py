@@ -54,7 +54,7 @@ TRAIN = [
     (["--set", "n_routed_experts=5"], ["n_routed_experts=5", "n_group=2", "multiple of 2"]),
     (["--set", "num_experts_per_tok=9"], ["num_experts_per_tok=9", "choose 1 to"]),
     (["--set", "vocab_size=100"], ["vocab_size=100", "at least 261"]),
-    (["--set", "window=300"], ["window=300", "max_position_embeddings=256", "change one"]),
+    (["--set", "window=300"], ["max_position_embeddings=256", "window=300", "leave it out"]),
     (["--set", "window=1"], ["window=1 ", "num_nextn_predict_layers=1", "change one"]),
     (["--set", "hiden_size=32"], ["hiden_size", "did you mean hidden_size"]),
     (["--set", "nonsense"], ["'nonsense'", "config.py"]),
@@ -193,8 +193,8 @@ GENERATE = [
     (["--top-k", "0"], ["top_k=0", "at least 1"]),
     (["--seed", "-1"], ["seed=-1", "for instance 0"]),
     (["--max-new-tokens", "0"], ["max_new_tokens=0", "at least 1"]),
-    (["--max-new-tokens", "257"], ["max_new_tokens=257", "max_position_embeddings=256", "shorten"]),
-    (["--prompt", "é" * 999], ["prompt tokens", "max_position_embeddings=256", "shorten"]),
+    (["--max-new-tokens", "20000"], ["20,001 tokens", "64 times the 256", "choose up to 16,384"]),
+    (["--prompt", "é" * 20_000], ["tokens are more than 64 times the 256", "choose up to 16,384"]),
     (["--device", "gpu"], ["device 'gpu' is unknown", "choose auto, cpu"]),
 ]
 
@@ -205,6 +205,17 @@ def test_generate_refuses_bad_settings(finished_run, capsys, arguments, words):
     line = complaint(generate.main, ["--model", finished_run, "--device", "cpu", *arguments],
                      capsys)
     assert words_in_order(line, words), line
+
+
+def test_generate_goes_beyond_the_window_with_one_notice(finished_run, capsys):
+    """Oracle: one line for 300 new tokens and the prompt, by hand; without these, none."""
+    arguments = ["--model", str(finished_run), "--device", "cpu", "--prompt", "", "--stats",
+                 "--max-new-tokens"]
+    assert generate.main([*arguments, "255"]) == 0
+    assert capsys.readouterr().err == ""
+    assert generate.main([*arguments, "300"]) == 0
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith("301 tokens are more than the 256 that this model was trained on")
 
 
 def pickled(folder):

@@ -3,6 +3,8 @@
 import pytest
 
 from minidsv3 import ModelConfig
+from minidsv3.command import UserError
+from minidsv3.train.recipe import TrainConfig
 
 RELEASED_V3 = {
     "vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432,
@@ -27,6 +29,30 @@ def test_moonlight_preset_has_the_released_shape():
     config = ModelConfig.preset("moonlight-16b")
     assert (config.q_lora_rank, config.n_group, config.n_shared_experts) == (None, 1, 2)
     assert (config.routed_scaling_factor, config.rms_norm_eps) == (2.446, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["tiny", "small"])
+def test_the_window_of_a_preset_is_that_of_its_recipe(name):
+    """Oracle: the recipe; a config that says more would let every client ask for too much."""
+    assert ModelConfig.preset(name).max_position_embeddings == TrainConfig.preset(name).window
+
+
+def test_beyond_the_window_there_is_a_notice_and_far_beyond_an_error(capsys):
+    """Oracle: the lines, for a window of 256; 64 times as much is still allowed."""
+    tiny = ModelConfig.preset("tiny")
+    tiny.check_length(256)
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        tiny.check_length(1200)
+    assert capsys.readouterr().err == (
+        "1,200 tokens are more than the 256 that this model was trained on "
+        "(max_position_embeddings); what lies beyond may be predicted badly.\n")
+    tiny.check_length(64 * 256)
+    with pytest.raises(UserError) as caught:
+        tiny.check_length(64 * 256 + 1)
+    assert str(caught.value) == (
+        "16,385 tokens are more than 64 times the 256 that this model was trained on "
+        "(max_position_embeddings); choose up to 16,384.")
 
 
 @pytest.mark.parametrize("name", ["tiny", "small", "moonlight-16b", "v3-671b"])

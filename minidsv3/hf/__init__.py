@@ -10,12 +10,11 @@ in shards. Nothing is ever unpickled.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import torch
 
-from ..command import UserError
+from ..command import UserError, notice
 from ..device import loading_dtype
 from ..files import write_text
 from ..model.transformer import DeepSeekV3
@@ -87,8 +86,7 @@ def skeleton(folder, config, checkpoint):
     mtp_layer = f"model.layers.{config.num_hidden_layers}."
     if config.num_nextn_predict_layers and not any(
             name.startswith(mtp_layer) for name in checkpoint.shapes):
-        print(f"{folder}: no MTP layer in this checkpoint; loading the main model alone.",
-              file=sys.stderr)
+        notice(f"{folder}: no MTP layer in this checkpoint; loading the main model alone.")
         config = config.replace(num_nextn_predict_layers=0)
     with torch.device("meta"):
         model = DeepSeekV3(config)

@@ -70,16 +70,13 @@ def begin_all(model, prompts, max_new_tokens, sampler, speculative, seeds, stop,
     for seed in seeds:
         if not 0 <= seed < 2**63:
             raise UserError(f"seed={seed} must be between 0 and 2^63 - 1, for instance 0.")
-    longest, limit = max(map(len, prompts)), model.config.max_position_embeddings
-    if longest + max_new_tokens > limit:
-        raise UserError(f"{longest} prompt tokens and max_new_tokens={max_new_tokens} are "
-                        f"more than max_position_embeddings={limit}; shorten one of them.")
+    length = max(map(len, prompts)) + max_new_tokens
+    model.config.check_length(length)
     stops = {model.config.eos_token_id, *stop}
     sequences = [kind(prompt, max_new_tokens, stops, sampler, seed)
                  for prompt, seed in zip(prompts, seeds)]
     # The last drafts may reach beyond the end of the text.
-    room = longest + max_new_tokens + speculative
-    return Decoder(model, len(prompts), room, speculative), sequences
+    return Decoder(model, len(prompts), length + speculative, speculative), sequences
 
 
 def advance(decoder):

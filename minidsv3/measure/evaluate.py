@@ -26,7 +26,7 @@ from ..infer.text import complete
 from ..model.layers import at_least_float32
 from ..model.moe import hits
 
-TOKENS_AT_ONCE = 4096
+TOKENS_AT_ONCE = 4096                            # per pass; no default window is longer
 
 
 class Evaluation(NamedTuple):
@@ -142,7 +142,7 @@ def statement_starts(lines):
 
 # ---- the command ----
 
-DEFAULT_DATA, DEFAULT_WINDOW = "python-stdlib", 256
+DEFAULT_DATA = "python-stdlib"
 
 
 def share_that_parses(model, tokenizer, samples, length, prompt="def "):
@@ -176,17 +176,15 @@ def measure(arguments):
     device = choose_device(arguments.device)
     folder = hf.locate(arguments.folder)
     model = hf.load(folder, device=device)
-    limit = model.config.max_position_embeddings
-    if arguments.window > limit:
-        raise UserError(f"--window {arguments.window} is above max_position_embeddings={limit}; "
-                        "choose a shorter one.")
+    window = arguments.window or min(TOKENS_AT_ONCE, model.config.max_position_embeddings)
+    model.config.check_length(window)
     tokenizer = read_tokenizer(folder, model.config)
     documents, name = documents_of(folder, arguments.data)
-    inputs, targets = validation_windows(documents, tokenizer, arguments.window)
+    inputs, targets = validation_windows(documents, tokenizer, window)
     size = raw_bytes(documents)
     result = evaluate(model, inputs, targets, size)
     figures = {"data": name, "bytes": size, "tokens": int((targets != -100).sum()),
-               "window": arguments.window, "dtype": str(model.norm.weight.dtype)[6:],
+               "window": window, "dtype": str(model.norm.weight.dtype)[6:],
                "bits_per_byte": round(result.bits_per_byte, 4), "max_vio": result.max_vio,
                "mtp_agreement": round(result.mtp_agreement, 4)}
     if arguments.samples:
@@ -201,8 +199,9 @@ def parse_arguments(arguments=None):
     parser.add_argument("folder", metavar="DIR", help="run or checkpoint, or a name on the hub")
     parser.add_argument("--data", metavar="PATH", help="a file, a folder, a URL or hf:NAME "
                         "[the validation part of the text that the run was trained on]")
-    parser.add_argument("--window", type=int, default=DEFAULT_WINDOW, metavar="TOKENS",
-                        help="longest context of a prediction [256]")
+    parser.add_argument("--window", type=int, metavar="TOKENS",
+                        help="longest context of a prediction [the window that the model was "
+                        f"trained on, at most {TOKENS_AT_ONCE:,}]")
     parser.add_argument("--samples", type=int, default=20, metavar="N",
                         help="completions of \"def \" to parse as Python; 0: none [20]")
     parser.add_argument("--length", type=int, default=200, metavar="TOKENS",
@@ -211,8 +210,9 @@ def parse_arguments(arguments=None):
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parsed = parser.parse_args(arguments)
     for name, least in (("window", 2), ("samples", 0), ("length", 1)):
-        if getattr(parsed, name) < least:
-            raise UserError(f"--{name} {getattr(parsed, name)} must be at least {least}.")
+        value = getattr(parsed, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value} must be at least {least}.")
     return parsed
 
 

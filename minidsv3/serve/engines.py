@@ -36,18 +36,16 @@ ROWS = {"time to first token [ms]": "first_token_ms", "time per further token [m
 def synthetic_prompts(tokenizer, config, arguments):
     """The first tokens of sources of the standard library: a list of tokens for each request.
 
-    The seed decides which sources and how many tokens. Raises UserError if there is no room for a
-    prompt.
+    The seed decides which sources and how many tokens. Prompts stay within the window if it has
+    room for SHORTEST tokens. Raises UserError if the new tokens go far beyond it.
     """
-    longest = min(LONGEST, config.max_position_embeddings - arguments.max_new_tokens)
-    if longest < 1:
-        raise UserError(f"--max-new-tokens {arguments.max_new_tokens} leaves no room for a prompt "
-                        f"in max_position_embeddings={config.max_position_embeddings}; choose "
-                        "fewer.")
+    room = config.max_position_embeddings - arguments.max_new_tokens
+    longest = min(LONGEST, max(SHORTEST, room))
+    config.check_length(longest + arguments.max_new_tokens)
     generator, documents = random.Random(arguments.seed), corpus.split(corpus.load().documents)[1]
     prompts = []
     while len(prompts) < arguments.requests:
-        length = generator.randint(min(SHORTEST, longest), longest)
+        length = generator.randint(SHORTEST, longest)
         text = generator.choice(documents).text[:16 * length]
         prompts.append(tokenizer.encode_prompt(text)[:length])
     return prompts

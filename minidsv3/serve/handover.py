@@ -104,14 +104,12 @@ class Prefill:
     def add(self, sequence):
         """Queue a sequence; its handover is numbered by the order of these calls.
 
-        Raises UserError if the prompt is empty, or too long for the model together with its text.
+        Raises UserError if the prompt is empty, or far too long together with its text.
         """
         config = self.model.config
-        length, most = len(sequence.tokens) + sequence.limit, config.max_position_embeddings
-        if not sequence.tokens or length > most:
-            raise UserError(f"request {self.added} has {len(sequence.tokens)} prompt tokens and "
-                            f"asks for {sequence.limit}; give at least 1, and no more than "
-                            f"max_position_embeddings={most} together.")
+        if not sequence.tokens:
+            raise UserError(f"request {self.added} has no token; give at least 1.")
+        config.check_length(len(sequence.tokens) + sequence.limit)
         width = config.kv_lora_rank + config.qk_rope_head_dim
         nothing = [torch.empty(config.num_hidden_layers, 0, width)]
         if self.speculative:

@@ -4,7 +4,7 @@ import difflib
 import json
 
 from .. import hf
-from ..command import Parser, UserError
+from ..command import Parser, UserError, notice
 from ..config import ModelConfig
 from .recipe import TrainConfig
 
@@ -98,7 +98,8 @@ def configure(arguments, saved=None):
     recipe = recipe.replace(**recipe_changes)
     if recipe.start and saved is None:
         model = hf.stored_config(recipe.start)
-    model = model.replace(**model_changes)
+    written = window_to_write(model, recipe, saved)
+    model = model.replace(**{"max_position_embeddings": written, **model_changes})
     if saved is not None:
         for given, stored in ((model, saved["model_config"]), (recipe, saved["config"])):
             for name, value in given.to_dict().items():
@@ -107,7 +108,25 @@ def configure(arguments, saved=None):
                     raise UserError(f"--resume: the run began with {name}={began!r}, not "
                                     f"{value!r}; leave that out, or begin another with --out.")
     depths, limit = model.num_nextn_predict_layers, model.max_position_embeddings
-    if not depths < recipe.window <= limit:
-        raise UserError(f"window={recipe.window} must be above num_nextn_predict_layers={depths} "
-                        f"and up to max_position_embeddings={limit}; change one of them.")
+    if recipe.window <= depths:
+        raise UserError(f"window={recipe.window} must be above num_nextn_predict_layers={depths}; "
+                        "change one of them.")
+    if recipe.window > limit:
+        raise UserError(f"max_position_embeddings={limit} is below window={recipe.window}; leave "
+                        f"it out, or choose at least {recipe.window}.")
     return model, recipe
+
+
+def window_to_write(model, recipe, saved):
+    """The window that config.json will say if --set names none: the trained one.
+
+    A run --from a checkpoint, whose config `model` is, never says less than that does. A resumed
+    run says what it began with.
+    """
+    if saved is not None:
+        return saved["model_config"]["max_position_embeddings"]
+    before = model.max_position_embeddings if recipe.start else recipe.window
+    if recipe.window > before:
+        notice(f"window={recipe.window} is longer than the {before:,} tokens that {recipe.start} "
+               "was trained on (max_position_embeddings); the new config.json says the longer one.")
+    return max(before, recipe.window)

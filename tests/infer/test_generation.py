@@ -101,11 +101,22 @@ def test_after_eos_there_is_only_eos(model, monkeypatch):
     ({"speculative": -1}, "speculative=-1 .*0 .no drafts."),
     ({"speculative": 500}, "speculative=500 .*to 16"),
     ({"max_new_tokens": 0}, "max_new_tokens=0 .*at least 1"),
-    ({"max_new_tokens": 62}, "3 prompt tokens .*=62 .*max_position_embeddings=64; shorten")])
+    ({"max_new_tokens": 10**9}, "1,000,000,003 tokens .* 64 times the 64 .*up to 4,096")])
 def test_bad_settings_are_refused(model, options, words):
     """Oracle: the message names the value and what to choose."""
     with pytest.raises(ValueError, match=words):
         generate(model, torch.tensor([[5, 6, 7]]), **{"max_new_tokens": 5, **options})
+
+
+def test_beyond_the_window_there_is_a_notice(exact, capsys):
+    """Oracle: greedy by definition, also beyond the window of 64; one line names both numbers."""
+    prompts = prompts_of([40, 3])
+    assert made(generate(exact, prompts, 24)) and capsys.readouterr().err == ""
+    result = generate(exact, prompts, 60)
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith("100 tokens are more than the 64 that this model was trained on")
+    assert made(result) == [[token for token in alone(exact, prompt.tolist(), 60) if token != 1]
+                            for prompt in prompts]
 
 
 @pytest.mark.parametrize("prompt", [torch.zeros(1, 0, dtype=torch.long), [], [torch.tensor([])]])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -133,6 +134,38 @@ def test_the_command_reads_another_text_whole(finished_run, tmp_path, capsys):
     assert "samples that parse" not in text
 
 
+@pytest.mark.parametrize("trained, options, window, notices", [
+    (32, [], 32, 0), (32, ["--window", "16"], 16, 0), (32, ["--window", "64"], 64, 1),
+    (5000, [], 4096, 0)])
+def test_the_default_window_is_the_trained_one(finished_run, tmp_path, capsys, trained, options,
+                                               window, notices):
+    """Oracle: the config.json of the folder, edited; beyond it there is one line on stderr."""
+    folder = shutil.copytree(finished_run, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": trained}))
+    arguments = [str(folder), "--samples", "0", "--device", "cpu", "--json", *options]
+    assert evaluate_module.main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["window"] == window and len(err.splitlines()) == notices
+    assert not notices or err.startswith("64 tokens are more than the 32")
+
+
+def test_a_longer_window_makes_smaller_batches(finished_run, monkeypatch):
+    """Oracle: the shapes given to the model: 4,096 tokens at once at most, or one window."""
+    shapes, whole = [], DeepSeekV3.hidden_states
+
+    def watched(self, tokens, *others):
+        shapes.append(tokens.shape)
+        return whole(self, tokens, *others)
+
+    monkeypatch.setattr(DeepSeekV3, "hidden_states", watched)
+    for window, rows in ((64, 64), (256, 16), (3000, 1), (5000, 1)):
+        shapes.clear()
+        assert evaluate_module.main([str(finished_run), "--samples", "0", "--device", "cpu",
+                                     "--window", str(window)]) == 0
+        assert max(shape[0] for shape in shapes) <= rows and shapes[0][1] == window
+
+
 def test_the_share_that_parses_counts_seeds(setting, monkeypatch):
     """Oracle: given texts in place of completions, two of four valid."""
     texts = ["f():\n    pass\nx = 1\n", "f(:\nx = 1\n", "g():\n    return\ny = 2\n", "(((\n)\nx\n"]
@@ -143,7 +176,7 @@ def test_the_share_that_parses_counts_seeds(setting, monkeypatch):
 
 @pytest.mark.parametrize("options, words", [
     (["--window", "1"], "--window 1 must be at least 2"),
-    (["--window", "999"], "--window 999 is above max_position_embeddings=256"),
+    (["--window", "99999"], "99,999 tokens are more than 64 times the 256"),
     (["--samples", "-1"], "--samples -1 must be"), (["--data", "nowhere.txt"], "nowhere.txt"),
     (["--device", "warp"], "device 'warp'")])
 def test_the_command_refuses_bad_input_in_one_line(finished_run, capsys, options, words):

@@ -86,8 +86,8 @@ def test_the_death_of_a_process_ends_in_one_clear_line(folder, victim):
 
 def test_what_a_process_complains_of_is_passed_on(folder):
     """Oracle: the message of the process, for a request that is too long and a missing folder."""
-    requests = requests_of([torch.full((60,), 7)])
-    with pytest.raises(ChildProcessError, match="the prefill process: request 0 has 60 .*=64"):
+    requests = requests_of([torch.full((4090,), 7)])
+    with pytest.raises(ChildProcessError, match="the prefill process: 4,102 tokens .*64 times"):
         serve_separated(folder, requests)
     with pytest.raises(ChildProcessError, match="process: .*nowhere"):
         serve_separated(folder / "nowhere", requests)

@@ -2,15 +2,18 @@
 
 import itertools
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from minidsv3.data import corpus
+from minidsv3.data.corpus import Corpus, Document
 from minidsv3.infer import generate
 from minidsv3.infer.decoder import Sequence
 from minidsv3.infer.sampling import Sampler
 from minidsv3.infer.text import HealedSequence
-from minidsv3.serve import serving
+from minidsv3.serve import engines, serving
 from minidsv3.serve.handover import Decode, Handover, Prefill
 from minidsv3.serve.serving import Served, serve_colocated
 
@@ -181,13 +184,33 @@ def test_what_does_not_fit_is_refused(exact):
     assert full.free == 0 and len(write_all(full)) == 1
 
 
-def test_prefill_refuses_what_no_position_is_left_for(exact):
-    """Oracle: by hand: 60 + 5 tokens for 64 positions, and an empty prompt."""
+def test_prefill_says_what_is_too_long(exact, capsys):
+    """Oracle: by hand, for a window of 64: a prompt and its text may fill it; then a notice."""
     prefill = Prefill(exact)
-    for tokens in ([7] * 60, []):
-        with pytest.raises(ValueError, match=f"request 0 has {len(tokens)} .*at least 1.*=64"):
-            prefill.add(Sequence(tokens, 5, [1]))
+    with pytest.raises(ValueError, match="request 0 has no token; give at least 1"):
+        prefill.add(Sequence([], 5, [1]))
+    with pytest.raises(ValueError, match="4,097 tokens .* 64 times the 64 .*up to 4,096"):
+        prefill.add(Sequence([7] * 60, 4037, [1]))
     prefill.add(Sequence([7] * 60, 4, [1]))
+    assert capsys.readouterr().err == ""
+    prefill.add(Sequence([7] * 60, 5, [1]))
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith("65 tokens are more than the 64 that this model was trained on")
+
+
+@pytest.mark.parametrize("new, longest, said", [
+    (10, 54, ""), (48, 16, ""), (60, 16, "76 tokens are more than the 64")])
+def test_the_prompts_of_the_command_fit_the_window(exact, monkeypatch, capsys, new, longest, said):
+    """Oracle: by hand, for a window of 64; without room for 16 tokens they reach beyond it."""
+    text = Document("long", "x" * 9999)
+    monkeypatch.setattr(corpus, "load", lambda: Corpus("x", [text], ""))
+    monkeypatch.setattr(corpus, "split", lambda documents: ([], documents))
+    tokenizer = SimpleNamespace(encode_prompt=list)                    # a token per character
+    arguments = engines.parse_arguments(["--requests", "400", "--max-new-tokens", str(new)])
+    prompts = engines.synthetic_prompts(tokenizer, exact.config, arguments)
+    assert {len(prompt) for prompt in prompts} == set(range(16, longest + 1))
+    notices = capsys.readouterr().err
+    assert notices.startswith(said) and notices.count("\n") == bool(said)
 
 
 def test_only_plain_sequences_travel(exact, tokenizer):

@@ -254,11 +254,16 @@ def test_weights_that_are_not_finite_at_the_end_are_not_saved(miniature, tmp_pat
     assert all(value.isfinite().all() for value in state["model"].values())
 
 
-def test_a_window_with_little_room_gives_a_short_sample(miniature, tmp_path):
-    """Oracle: a run that ends well; its window has no room for the usual 200 tokens."""
+@pytest.mark.parametrize("window", [32, 64])
+def test_the_sample_stays_within_the_window_that_is_written(miniature, tmp_path, capsys, window):
+    """Oracle: no notice, though a sample usually has 200 tokens; config.json says the window."""
     folder = tmp_path / "run"
-    arguments = [*miniature, "--steps", "1", "--set", "max_position_embeddings=32"]
-    assert train_tiny.main([*arguments, "--out", str(folder)]) == 0
+    wish = miniature.index("max_position_embeddings=256")
+    arguments = [*miniature[:wish - 1], *miniature[wish + 1:], "--steps", "1",
+                 "--set", f"window={window}", "--out", str(folder)]
+    assert train_tiny.main(arguments) == 0
+    assert "trained on" not in capsys.readouterr().err
+    assert hf.read_config(folder).max_position_embeddings == window
     sample = (folder / "sample.txt").read_text(encoding="utf-8")
     assert sample.startswith("def ") and (folder / "summary.json").exists()
 
