@@ -259,8 +259,8 @@ def _build(cls, values, prefix=""):
     return cls(**values)
 
 
-# The presets tiny and short tie embedding and head, unlike the released model: a separate head would
-# be a tenth of their weights. Windows are those of the recipes. Preset short is to be extended. Its
+# Presets tiny and short tie embedding and head, unlike the released model: a separate head would be
+# a tenth of their weights. Windows are those of the recipes. Preset short is to be extended. Its
 # window and its rope_theta are 64 times smaller than the released model's before extension.
 PRESETS = {
     "tiny": dict(
@@ -272,7 +272,7 @@ PRESETS = {
         first_k_dense_replace=1, n_group=4, topk_group=2, rope_scaling=None,
         initializer_range=0.02),
     "short": dict(
-        vocab_size=1024, hidden_size=96, num_hidden_layers=3, intermediate_size=256,
+        vocab_size=1280, hidden_size=96, num_hidden_layers=3, intermediate_size=256,
         max_position_embeddings=64, tie_word_embeddings=True,
         num_attention_heads=4, q_lora_rank=48, kv_lora_rank=48,
         qk_nope_head_dim=16, qk_rope_head_dim=32, v_head_dim=32,

@@ -164,6 +164,7 @@ def measure(arguments):
     model = hf.load(folder, device=device)
     tokenizer = read_tokenizer(folder, model.config)
     lengths = arguments.lengths or default_lengths(model.config)
+    model.config.check_length(max(lengths))
     depths = np.linspace(0, 1, arguments.depths).tolist()
     documents = corpus.load(arguments.data).documents if arguments.data else unseen_documents()
     begin = time.perf_counter()

@@ -24,7 +24,7 @@ class Dataset:
         train, validation = corpus.split(loaded.documents)
         texts = [each.text for each in train]
         if retrieval:
-            texts.append(some_notes(retrieval / 2 * sum(map(len, texts))))
+            texts.append(some_notes(retrieval * sum(map(len, texts))))
         self.tokenizer = tokenizer or Tokenizer.train(texts, vocab_size)
         if fim_rate and self.tokenizer.fim_hole_id is None:
             raise UserError(f"fim_rate={fim_rate} needs a tokenizer with FIM marks, and this one "

@@ -1,4 +1,4 @@
-"""Needle in a haystack. Oracles: stand-ins for a model whose answers are known, and decoded text."""
+"""Needle in a haystack. Oracles: stand-ins for models, whose answers are known; decoded text."""
 
 import json
 import re
