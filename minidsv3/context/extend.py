@@ -35,7 +35,7 @@ from ..train.report import run_and_report
 
 GROWTH = (8, 32)                                 # of the window, after each phase
 SHARES = (0.4, 0.6)                              # of --minutes; steps with long windows are slower
-STEPS = 150                                      # of each phase; the report: 1,000
+STEPS = 200                                      # of each phase; the report: 1,000
 
 
 def yarn(window, longest):

@@ -17,14 +17,10 @@ The table covers all runs in the folder, which must have the same text, length a
 
 import json
 import math
-import multiprocessing
 import platform
-import signal
 import statistics
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from itertools import pairwise
 from pathlib import Path
 
@@ -44,6 +40,7 @@ from ..train.prepare import make_model, read_text
 from ..train.recipe import TrainConfig
 from ..train.step import Step, all_steps
 from .loss_error import BASELINE, as_markdown, picture, seed_error, summarise
+from .pool import run_all
 
 TWIN = "bf16-nudged"
 ARMS = {BASELINE: "bf16", TWIN: "bf16", "fp32": "fp32", **dict.fromkeys(fp8.RECIPES, "fp8")}
@@ -141,21 +138,8 @@ def make_missing(arguments):
                                 "another --out" + (", or --overwrite." if (
                                     run["arm"], run["seed"]) in asked else "."))
     (arguments.out / "runs").mkdir(parents=True, exist_ok=True)
-    spawn, at_once = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_DFL)
-    with (ProcessPoolExecutor(arguments.jobs, spawn, signal.signal, at_once) as pool,   # Ctrl-C
-          tqdm(total=len(missing), unit="run", disable=not missing) as bar):
-        under_way = [pool.submit(train_and_store, path, *key, arguments.steps,
-                                 arguments.optimizer, arguments.data, arguments.device)
-                     for key, path in missing.items()]
-        try:
-            for done in as_completed(under_way):
-                done.result()
-                bar.update()
-        except BrokenProcessPool:
-            raise UserError("the process of a run was killed; if memory ran out, take fewer "
-                            "--jobs. Finished runs are kept; repeat the command.") from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    run_all(train_and_store, [(path, *key, arguments.steps, arguments.optimizer, arguments.data,
+                               arguments.device) for key, path in missing.items()], arguments.jobs)
 
 
 def run_path(folder, arm, seed):

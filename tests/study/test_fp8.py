@@ -11,6 +11,7 @@ import torch
 from minidsv3 import DeepSeekV3, ModelConfig, fp8
 from minidsv3.device import has_fast_bf16
 from minidsv3.study import fp8 as study
+from minidsv3.study import pool
 from minidsv3.study.loss_error import relative_error
 from minidsv3.train.recipe import TrainConfig
 from minidsv3.train.step import Diverged, Figures, Step
@@ -161,7 +162,7 @@ def small_and_here(monkeypatch):
                TrainConfig.preset("tiny").replace(**recipe))
     for kind, config in zip((study.ModelConfig, study.TrainConfig), configs):
         monkeypatch.setattr(kind, "preset", lambda name, config=config: config)
-    monkeypatch.setattr(study, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", Here)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

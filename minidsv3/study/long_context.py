@@ -1,0 +1,225 @@
+"""What does extending the window gain, and which part of it? The report's section 4.3, in small.
+
+    python -m minidsv3.study.long_context --seeds 3 --jobs 2    all of it, about two hours
+    python -m minidsv3.study.long_context --reduced             one seed, no ablations: 20 minutes
+
+For each seed a model of preset `short` is trained with a window of 64 tokens, and extended to 512
+and then to 2,048 tokens (`context/extend.py`). Four models are measured:
+
+    before            trained at 64 tokens, plain rotary positions
+    yarn_untrained    the same weights, with YaRN switched on
+    phase1, phase2    after training with 512, and then with 2,048 tokens
+
+Measured are notes found (`context/needle.py`), bits per byte of the validation text in windows of
+64 tokens, and bits per byte of the same tokens after contexts of 64 to 2,560 tokens
+(`context/position.py`). Four ablations, of the first seed alone, leave out one part each:
+
+    plain             both phases without YaRN
+    one_phase         2,048 tokens at once, as many steps as both phases together
+    no_notes          both phases without retrieval text
+    no_mscale         YaRN without its temperature
+
+Models are run folders in --models; a model that is finished is not trained again. Figures are files
+in OUT/runs; those that exist are kept. So an interrupted study can be continued.
+"""
+
+import json
+import platform
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from .. import hf
+from ..command import Parser, UserError, answer
+from ..config import ModelConfig
+from ..context import needle, position
+from ..context.extend import GROWTH, STEPS, phase_recipe, yarn
+from ..data.batches import raw_bytes, validation_windows
+from ..data.foreign import read_tokenizer
+from ..files import write_text
+from ..measure.evaluate import bits_per_byte
+from ..model.transformer import DeepSeekV3
+from ..train.checkpoint import RunFolder
+from ..train.prepare import make_trainer
+from ..train.recipe import TrainConfig
+from .long_context_results import ABLATIONS, HARD, MAIN, as_markdown, draw, summarise
+from .pool import run_all
+
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+LENGTHS = (1, 2, 4, 8, 16, 32, 40)               # of texts, in windows before extension
+
+
+# ---- training ----
+
+def train(config, recipe, folder):
+    """Train a model in a run folder, unless it is finished; an unfinished one goes on."""
+    if (folder / "summary.json").exists():
+        return
+    resume = (folder / "state.pt").exists()
+    run_folder = RunFolder(folder, resume)
+    saved = run_folder.load_state() if resume else None
+    make_trainer(config, recipe, run_folder, torch.device("cpu"), saved).run()
+
+
+def train_phases(start, folders, growths, steps, scaled=yarn, **changes):
+    """Extend the model in `start`, one folder for each growth of its window.
+
+    scaled: makes the YaRN setting from (window, longest); changes: of the recipe.
+    """
+    config, recipe = hf.read_config(start), TrainConfig(**hf.read_json(start / "train.json"))
+    window = recipe.window
+    scaling = scaled(window, growths[-1] * window)
+    for folder, growth in zip(folders, growths, strict=True):
+        longer = config.replace(rope_scaling=scaling, max_position_embeddings=growth * window)
+        phase = phase_recipe(recipe, growth * window, steps).replace(start=str(start), **changes)
+        train(longer, phase, folder)
+        start = folder
+
+
+def without_mscale(window, longest):
+    """YaRN's frequencies without its temperature."""
+    # Equal weights cancel on cos and sin, and one so small does nothing to the softmax.
+    return replace(yarn(window, longest), mscale=1e-9, mscale_all_dim=1e-9)
+
+
+def train_short(seed, steps, models):
+    """The model of a seed before extension."""
+    torch.set_num_threads(1)
+    recipe = TrainConfig.preset("short").replace(seed=seed, steps=steps)
+    train(ModelConfig.preset("short"), recipe, models / f"short-{seed}")
+
+
+def extend_and_measure(name, seed, steps, trials, tasks, models, out):
+    """One task of the second round: the main models of a seed, or an ablation -> files in OUT/runs.
+
+    steps: of each phase.
+    """
+    torch.set_num_threads(1)
+    short, place = models / f"short-{seed}", models / f"{name}-{seed}"
+    folders = [place / "phase1", place]
+    kept = {each: out / "runs" / f"{each}-{seed}.json"
+            for each in (MAIN if name == "main" else [name])}
+    if all(path.exists() for path in kept.values()):
+        return
+    match name:
+        case "main" | "plain" | "no_mscale":
+            scaled = {"main": yarn, "plain": no_scaling, "no_mscale": without_mscale}[name]
+            train_phases(short, folders, GROWTH, steps, scaled)
+        case "one_phase":
+            train_phases(short, folders[1:], GROWTH[1:], 2 * steps)
+        case "no_notes":
+            train_phases(short, folders, GROWTH, steps, retrieval=0.0)
+    sources = {"before": short, "yarn_untrained": short, "phase1": place / "phase1"}
+    for each, path in kept.items():
+        if not path.exists():
+            source = sources.get(each, place)
+            model = hf.load(source)
+            if each == "yarn_untrained":
+                model = with_yarn(model)
+            figures = measure(model, source, trials, tasks if each in HARD else tasks[:1])
+            trained = hf.read_json(source / "summary.json")
+            write_text(path, json.dumps({"model": each, "seed": seed, **figures, "trained_s":
+                                         0 if each == "yarn_untrained" else trained["seconds"],
+                                         "steps": trained["steps"]}) + "\n")
+
+
+def no_scaling(window, longest):
+    """Plain rotary positions, as before extension."""
+    return None
+
+
+def with_yarn(model):
+    """The same weights under the YaRN setting of both phases."""
+    window = model.config.max_position_embeddings
+    stretched = DeepSeekV3(model.config.replace(rope_scaling=yarn(window, GROWTH[-1] * window),
+                                                max_position_embeddings=GROWTH[-1] * window))
+    stretched.load_state_dict(model.state_dict())
+    return stretched.eval()
+
+
+# ---- measuring ----
+
+def measure(model, folder, trials, tasks):
+    """All figures of a model: maps, bits per byte inside the window, bits by position."""
+    begin, tokenizer = time.perf_counter(), read_tokenizer(folder, model.config)
+    yarn_setting = model.config.rope_scaling
+    window = (yarn_setting.original_max_position_embeddings if yarn_setting
+              else ModelConfig.preset("short").max_position_embeddings)
+    documents = needle.unseen_documents()
+    text = needle.ids_of(documents, tokenizer)
+    lengths = [times * window for times in LENGTHS]
+    inputs, targets = validation_windows(documents, tokenizer, window)
+    return {"window": window, "lengths": lengths, "depths": DEPTHS, "trials": trials,
+            "maps": {task: needle.grid(model, tokenizer, lengths, DEPTHS, trials, 0, task, text)
+                     for task in tasks},
+            "bits_per_byte_inside": bits_per_byte(model, inputs, targets, raw_bytes(documents)),
+            "bits_by_position": position.bits_by_position(model, tokenizer, text, lengths),
+            "measured_s": round(time.perf_counter() - begin, 1), "torch": torch.__version__,
+            "python": platform.python_version()}
+
+
+# ---- the command ----
+
+def parse_arguments(arguments=None):
+    """The command line."""
+    parser = Parser(prog="python -m minidsv3.study.long_context", description=__doc__)
+    parser.add_argument("--seeds", type=int, help="models of each kind [3]")
+    parser.add_argument("--steps", type=int, help="before extension [that of preset short]")
+    parser.add_argument("--phase-steps", type=int, help=f"of each phase [{STEPS}]")
+    parser.add_argument("--trials", type=int, help="of each cell of a map [20]")
+    parser.add_argument("--reduced", action="store_true", help="one seed, half the steps and "
+                        "trials, one task, no ablations")
+    parser.add_argument("--out", type=Path, default="studies/long-context",
+                        help="results [studies/long-context]")
+    parser.add_argument("--models", type=Path, default="runs/long-context",
+                        help="run folders [runs/long-context]")
+    parser.add_argument("--jobs", type=int, help="models at once, one thread each [1]")
+    parsed = parser.parse_args(arguments)
+    share = 2 if parsed.reduced else 1
+    for name, usual in (("seeds", 3), ("steps", TrainConfig.preset("short").steps // share),
+                        ("phase_steps", STEPS // share), ("trials", 20 // share), ("jobs", 1)):
+        if getattr(parsed, name) is None:
+            setattr(parsed, name, usual)
+        if getattr(parsed, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(parsed, name)} must be at "
+                            "least 1.")
+    for folder in (parsed.out, parsed.models):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file; name a folder.")
+    return parsed
+
+
+def run(arguments):
+    """Train, measure, and write results.json and the pictures -> exit code."""
+    seeds, ablations, tasks = range(arguments.seeds), ABLATIONS, needle.TASKS
+    if arguments.reduced:
+        seeds, ablations, tasks = range(1), (), needle.TASKS[:1]
+    (arguments.out / "runs").mkdir(parents=True, exist_ok=True)
+    run_all(train_short, [(seed, arguments.steps, arguments.models) for seed in seeds],
+            arguments.jobs)
+    extensions = [("main", seed) for seed in seeds] + [(name, 0) for name in ablations]
+    run_all(extend_and_measure, [(*each, arguments.phase_steps, arguments.trials, tasks,
+                                  arguments.models, arguments.out) for each in extensions],
+            arguments.jobs)
+    runs = {}
+    for path in sorted((arguments.out / "runs").glob("*.json")):
+        figures = hf.read_json(path)
+        runs[figures["model"], figures["seed"]] = figures
+    results = summarise(runs)
+    write_text(arguments.out / "results.json", json.dumps(results, indent=1) + "\n")
+    draw(runs, results, arguments.out)
+    print(as_markdown(results))
+    print(f"wrote {arguments.out}: runs/, results.json, maps.png, position.png")
+    return 0
+
+
+def main(arguments=None):
+    """Run; bad input ends in one line and exit code 2."""
+    return answer(lambda: run(parse_arguments(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

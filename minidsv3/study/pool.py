@@ -1,0 +1,34 @@
+"""Many runs of a study in parallel, one thread each, that survive Ctrl-C and a killed process."""
+
+import multiprocessing
+import os
+import signal
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+
+from tqdm import tqdm
+
+from ..command import UserError
+
+
+def run_all(function, tasks, jobs):
+    """Call function(*task) for each of the tasks, `jobs` at once, in processes of their own.
+
+    The function stores its own result, so that it is kept if another one fails. Raises UserError if
+    a process was killed.
+    """
+    spawn, at_once = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_DFL)
+    if jobs > 1:
+        os.environ["TQDM_DISABLE"] = "1"         # in the processes, whose bars would overlap
+    with (ProcessPoolExecutor(jobs, spawn, signal.signal, at_once) as pool,            # Ctrl-C
+          tqdm(total=len(tasks), unit="run", disable=not tasks) as bar):
+        under_way = [pool.submit(function, *task) for task in tasks]
+        try:
+            for done in as_completed(under_way):
+                done.result()
+                bar.update()
+        except BrokenProcessPool:
+            raise UserError("the process of a run was killed; if memory ran out, take fewer "
+                            "--jobs. Finished runs are kept; repeat the command.") from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
