@@ -23,7 +23,7 @@ WORDS = ("lamp river stone apple bread chair cloud dream eagle field glass horse
          "kite lemon moon night ocean paper queen rabbit sand table uncle valley water yellow "
          "zebra anchor bridge candle").split()
 VALUE_WORDS = 2                                  # of a note; a guess is right once in 32 x 32
-SPACING = (24, 48, 96)                           # tokens of a window for each note planted in it
+SPACING = (12, 24, 48)                           # tokens of a window for each note planted in it
 
 
 class Notes:
@@ -73,7 +73,7 @@ class Notes:
 
     def assigned(self, text, generator):
         """Variables in the text, each given up to three values and then asked for the last."""
-        count = max(1, len(text) // (2 * generator.choice(SPACING)))
+        count = max(1, len(text) // generator.choice(SPACING))
         tasks = []
         for name in generator.permutation(len(WORDS))[:count]:
             values = draw_values(generator, generator.integers(1, 4))
