@@ -1,6 +1,7 @@
 """Tell a student whether a function is right: every notebook's exercises end in one call of here.
 
     check.rms_norm(rms_norm)         open | not yet: what differs, and a hint | passed
+    check.guess(question, choices)   asks before an experiment; the answer is the next cell
 
 A checker tries a case small enough to work out by hand, then random ones, against an oracle that
 is never our own module: a plain loop in float64 or a formula of the report (`oracles`). None
@@ -41,7 +42,6 @@ from .position import angles as angles
 from .position import frequencies as frequencies
 from .position import rotate as rotate
 from .position import turns as turns
-from .position import yarn_frequencies as yarn_frequencies
 from .prediction import joined_tokens as joined_tokens
 from .prediction import mtp_loss as mtp_loss
 from .prediction import replacement as replacement
@@ -49,6 +49,10 @@ from .prediction import tokens_per_step as tokens_per_step
 from .prediction import verify_greedy as verify_greedy
 from .verdict import compare as compare
 from .verdict import normal as normal
+from .window import exact_answers as exact_answers
+from .window import haystack as haystack
+from .window import sharpened_scale as sharpened_scale
+from .window import yarn_frequencies as yarn_frequencies
 
 
 def machine(minutes):
@@ -59,3 +63,19 @@ def machine(minutes):
     threads = torch.get_num_threads()
     print(f"device cpu, {threads} {'thread' if threads == 1 else 'threads'}; "
           f"about {minutes:g} min on two cores")
+
+
+def guess(question, choices, mine=None):
+    """Ask what an experiment will show, and note the reader's guess; the next cell shows it.
+
+    mine: the number of a choice, from 1. No answer is known here, and nothing is ever raised.
+    """
+    print(question)
+    for number, choice in enumerate(choices, start=1):
+        print(f"  {number}  {choice}")
+    if mine is None:
+        print("Write your number as mine=..., run this cell again, and then the next one.")
+    elif isinstance(mine, int) and 1 <= mine <= len(choices):
+        print(f"noted: {mine}, {choices[mine - 1]}. Now run the next cell.")
+    else:
+        print(f"{mine!r} is no choice: write a number from 1 to {len(choices)}.")

@@ -40,13 +40,3 @@ def angles(student):
     cases = [(by_hand, 2, 0), (by_hand, 2, 3), (normal(3, seed=5).sigmoid(), 4, 7)]
     return compare(student, cases, oracles.angles,
                    "Which position has the first new token when some are in the cache already?")
-
-
-def yarn_frequencies(student):
-    """YaRN's frequencies, with beta 32 and 1."""
-    # The last one ramps beyond its last pair.
-    cases = [(8, 100.0, 4, 128), (16, 1e4, 40, 256), (10, 30.0, 5, 64), (64, 1e4, 40, 4096),
-             (16, 1e4, 4, 20_000)]
-    return compare(student, cases, oracles.yarn_frequencies,
-                   "The ends: m(32) rounded down and at least 0, m(1) rounded up. The ramp: "
-                   "linear in the index, clamped to 0 ... 1; 0 keeps a frequency, 1 divides it.")

@@ -5,16 +5,25 @@ import copy
 import torch
 
 
-def compare(student, inputs, oracle, hint):
+def compare(student, inputs, oracle, hint, step=1):
     """Run a student's function beside an oracle, print the verdict, never raise -> solved.
 
-    inputs: one tuple of arguments, or a list of such tuples, tried until one fails.
+    inputs: one tuple of arguments, or a list of such tuples, tried until one fails. hint: a text,
+    or two texts, of which the second one is shown only if the student asks for it by step=2.
     """
-    cases = inputs if isinstance(inputs, list) else [inputs]
+    cases, hint = inputs if isinstance(inputs, list) else [inputs], hint_up_to(step, hint)
     verdict = next((text for case in cases if (text := judge(student, case, oracle, hint))),
                    "passed")
     print(verdict)
     return verdict == "passed"
+
+
+def hint_up_to(step, hint):
+    """The text of a hint: of two steps the first with the way to the second, or both."""
+    if isinstance(hint, str):
+        return hint
+    first, second = hint
+    return f"{first} (For a further hint add hint=2.)" if step == 1 else f"{first} {second}"
 
 
 def judge(student, inputs, oracle, hint):

@@ -35,10 +35,13 @@ from .position import angles as angles
 from .position import frequencies as frequencies
 from .position import rotate as rotate
 from .position import turns as turns
-from .position import yarn_frequencies as yarn_frequencies
 from .prediction import joined_tokens as joined_tokens
 from .prediction import mtp_loss as mtp_loss
 from .prediction import outcome as outcome
 from .prediction import replacement as replacement
 from .prediction import tokens_per_step as tokens_per_step
 from .prediction import verify_greedy as verify_greedy
+from .window import exact_answers as exact_answers
+from .window import haystack as haystack
+from .window import sharpened_scale as sharpened_scale
+from .window import yarn_frequencies as yarn_frequencies

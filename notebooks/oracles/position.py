@@ -31,19 +31,3 @@ def angles(theta, new, cached):
     """Angles of the tokens cached, cached + 1, ..., cached + new - 1 -> (new, Dr/2)."""
     return torch.tensor([[position * angle for angle in theta.tolist()]
                          for position in range(cached, cached + new)], dtype=torch.float64)
-
-
-def yarn_frequencies(width, base, factor, window, beta_fast=32, beta_slow=1):
-    """YaRN as released: a ramp in the pair's index between two numbers of turns -> (width/2,)."""
-    def pair_that_turns(times):
-        return width * math.log(window / (times * 2 * math.pi)) / (2 * math.log(base))
-
-    low = max(math.floor(pair_that_turns(beta_fast)), 0)
-    high = min(math.ceil(pair_that_turns(beta_slow)), width - 1)
-    high = high if high > low else low + 0.001
-    blended = []
-    for m in range(width // 2):
-        plain = float(base) ** (-2 * m / width)
-        ramp = min(max((m - low) / (high - low), 0), 1)
-        blended.append((1 - ramp) * plain + ramp * plain / factor)
-    return torch.tensor(blended, dtype=torch.float64)

@@ -26,16 +26,3 @@ def angles(theta, new, cached):
     """The first new token stands behind all cached ones; keys in the cache keep their turn."""
     positions = torch.arange(cached, cached + new)
     return positions[:, None] * theta                                  # (new, Dr/2)
-
-
-def yarn_frequencies(width, base, factor, window):
-    """Both ends are pairs with a known number of turns; between them the ramp is linear in m."""
-    def pair_that_turns(times):
-        return width * math.log(window / (times * 2 * math.pi)) / (2 * math.log(base))
-
-    low = max(math.floor(pair_that_turns(32)), 0)
-    high = math.ceil(pair_that_turns(1))
-    m = torch.arange(width // 2)
-    plain = base ** -(2 * m / width)                                   # (Dr/2,)
-    ramp = ((m - low) / (high - low)).clamp(0, 1)                      # 0 keep ... 1 stretch
-    return plain * (1 - ramp) + plain / factor * ramp

@@ -57,7 +57,7 @@ def test_no_checker_and_no_solution_is_left_over(check):
     solved = {(path.stem, node.name) for path in (NOTEBOOKS / "solutions").glob("*.py")
               for node in ast.parse(path.read_text(encoding="utf-8")).body
               if isinstance(node, ast.FunctionDef)}
-    framework = {"machine", "compare", "judge", "numbers", "normal"}
+    framework = {"machine", "guess", "compare", "hint_up_to", "judge", "numbers", "normal"}
     checkers = [node.name for path in Path(check.__file__).parent.glob("*.py")
                 for node in ast.parse(path.read_text(encoding="utf-8")).body
                 if isinstance(node, ast.FunctionDef) and node.name not in framework]
@@ -116,3 +116,35 @@ def test_compare_says_what_is_wrong_and_never_raises(student, inputs, words, che
     assert check.compare(student, inputs, double, "Twice.") is (words == "passed")
     assert words in capsys.readouterr().out
     assert ONE[0].tolist() == [1.0, 2.0]
+
+
+def test_a_hint_of_two_steps_is_given_step_by_step(check, capsys):
+    """Oracle: the words; the second step is shown only to those who ask for it."""
+    for step, words in [(1, "got [1, 2]. Twice. (For a further hint add hint=2.)"),
+                        (2, "got [1, 2]. Twice. Add x to x."), ("two", "Twice. Add x to x.")]:
+        assert not check.compare(lambda x: x, ONE, double, ("Twice.", "Add x to x."), step)
+        assert capsys.readouterr().out.endswith(words + "\n")
+
+
+def test_a_further_hint_of_each_checker_that_has_one(exercise, check, capsys):
+    """A verdict that offers a further hint gives it: it begins alike, and says more."""
+    notebook, name, _ = exercise
+    mistake = function(ROOT / "tests" / "notebooks" / "mistakes", notebook, name)
+    getattr(check, name)(mistake)
+    first, offered, _ = capsys.readouterr().out.partition(" (For a further hint add hint=2.)")
+    if offered:
+        assert not getattr(check, name)(mistake, hint=2)
+        assert capsys.readouterr().out.startswith(first + " ")
+
+
+@pytest.mark.parametrize("mine, words", [
+    (None, "Write your number as mine=..., run this cell again, and then the next one."),
+    (2, "noted: 2, it rises. Now run the next cell."),
+    (3, "3 is no choice: write a number from 1 to 2."),
+    (0, "0 is no choice"), ("b", "'b' is no choice"), (ONE, "is no choice")])
+def test_a_guess_is_noted_and_not_judged(mine, words, check, capsys):
+    """Oracle: the words. Each right and wrong number is treated alike, and nothing is raised."""
+    assert check.guess("What happens?", ["it falls", "it rises"], mine) is None
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == ["What happens?", "  1  it falls", "  2  it rises"]
+    assert words in " ".join(lines[3:])
