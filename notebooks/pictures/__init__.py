@@ -1,0 +1,11 @@
+"""Draw the pictures of the notebooks: data in, a figure out, so that cells hold no drawing code.
+
+    pictures.dials(theta, window=64, factor=32)      the figure is the value of the cell's last line
+
+The style is that of the package (`minidsv3/measure/plots.py`). Each notebook has a file here.
+"""
+
+from .window import dials as dials
+from .window import four_maps as four_maps
+from .window import ramp as ramp
+from .window import shares_found as shares_found

@@ -1,0 +1,53 @@
+"""The pictures of the notebooks show the numbers that they are given, and say the finding."""
+
+import importlib
+import math
+import sys
+
+import pytest
+import torch
+from matplotlib.patches import Wedge
+
+from tests.notebooks.conftest import NOTEBOOKS
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """The folder notebooks/pictures, imported as a notebook imports it."""
+    sys.path.insert(0, str(NOTEBOOKS))
+    try:
+        return importlib.import_module("pictures")
+    finally:
+        sys.path.remove(str(NOTEBOOKS))
+
+
+def test_a_dial_shows_the_angles_seen_and_those_that_are_new(pictures):
+    """Oracle: by hand; within 8 tokens one hand turns twice, one half a turn, one an eighth."""
+    theta = 2 * math.pi * torch.tensor([2 / 8, 1 / 16, 1 / 64])
+    ax, = pictures.dials(theta, window=8, factor=4).axes
+    spans = [wedge.theta2 - wedge.theta1 for wedge in ax.patches if isinstance(wedge, Wedge)]
+    assert spans[0::2] == pytest.approx([0, 180, 135], abs=1e-3)       # new
+    assert spans[1::2] == pytest.approx([360, 180, 45], abs=1e-3)      # seen
+    assert ax.get_title(loc="left") == "2 of 3 hands never complete a turn in 8 tokens"
+
+
+def test_the_ramp_has_three_lines(pictures):
+    """Oracle: the numbers that went in."""
+    plain, yarn = torch.tensor([1, 0.1, 0.01]), torch.tensor([1, 0.06, 0.0025])
+    ax, = pictures.ramp(plain, yarn, (0, 2), 4).axes
+    assert [list(line.get_ydata()) for line in ax.lines] == [plain.tolist(), yarn.tolist(),
+                                                             (plain / 4).tolist()]
+
+
+def test_shares_and_maps_show_what_they_are_given(pictures):
+    """Oracle: the numbers that went in, and every name written into the figure."""
+    curves = {"before": {64: 1.0, 128: 0.0}, "after": {64: 1.0, 128: 0.5}}
+    ax, = pictures.shares_found(curves, 64, "found").axes
+    assert [list(line.get_ydata()) for line in ax.lines[:2]] == [[1.0, 0.0], [1.0, 0.5]]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["before", "after"]
+    maps = {f"model {n}": [[n / 4, 0.0], [1.0, 0.5]] for n in range(4)}
+    figure = pictures.four_maps(maps, (64, 128), (0, 1), "all found")
+    panels = figure.axes[:4]
+    assert [panel.get_title(loc="left") for panel in panels] == list(maps)
+    assert [panel.images[0].get_array().tolist() for panel in panels] == list(maps.values())
+    assert figure.get_suptitle() == "all found"
