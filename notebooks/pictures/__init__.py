@@ -5,6 +5,8 @@
 The style is that of the package (`minidsv3/measure/plots.py`). Each notebook has a file here.
 """
 
+from .position import clocks as clocks
+from .position import wavelengths as wavelengths
 from .window import dials as dials
 from .window import four_maps as four_maps
 from .window import ramp as ramp

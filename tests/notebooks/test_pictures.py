@@ -51,3 +51,13 @@ def test_shares_and_maps_show_what_they_are_given(pictures):
     assert [panel.get_title(loc="left") for panel in panels] == list(maps)
     assert [panel.images[0].get_array().tolist() for panel in panels] == list(maps.values())
     assert figure.get_suptitle() == "all found"
+
+
+def test_clocks_show_the_time_and_wavelengths_what_is_too_slow(pictures):
+    """Oracle: by hand; after a quarter turn a hand points to the right, and 8 tokens are a turn."""
+    ax, = pictures.clocks([0, 1], [math.pi / 2]).axes
+    ends = [(line.get_xdata()[1] - line.get_xdata()[0], line.get_ydata()[1]) for line in ax.lines]
+    assert ends[0] == pytest.approx((0, -0.36)) and ends[1] == pytest.approx((0.36, 0))
+    ax, = pictures.wavelengths(math.pi * torch.tensor([1 / 4, 1 / 64]), 100, 200).axes
+    assert [line.get_ydata()[0] for line in ax.lines[:2]] == pytest.approx([8, 128])
+    assert ax.get_title(loc="left") == "1 of 2 pairs never complete a turn in 100 tokens"
