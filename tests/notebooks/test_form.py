@@ -184,6 +184,66 @@ def test_a_kernel_may_start_anywhere(tmp_path):
     assert not list(Path(tmp_path).iterdir())
 
 
+# ---- the second edition, in which 08 is the first ----
+
+def tagged(content, tag):
+    return [cell for cell in content["cells"] if tag in cell["metadata"].get("tags", [])]
+
+
+def fits_a_lesson(content):
+    core = len(tagged(content, "core"))
+    return ((len(content["cells"]) > 70 or not 25 <= core <= 30)
+            and f"{len(content['cells'])} cells, {core} of them core")
+
+
+def has_narrow_cells(content):
+    cells = [cell for cell in code(content) if cell not in tagged(content, "setup")]
+    wrong = [cell["id"] for cell in cells
+             if len(lines(cell)) > 12 or max(map(len, lines(cell))) > 72]
+    return wrong and f"more than 12 lines or 72 columns: {wrong}"
+
+
+def has_lasting_ids(content):
+    return any(re.fullmatch(r"(cell-)?\d+", cell["id"]) for cell in content["cells"]) and "numbers"
+
+
+def lets_guess_first(content):
+    sources = [cell["source"] for cell in code(content)]
+    guesses = [n for n, source in enumerate(sources) if source.startswith("check.guess(")]
+    return ((not guesses or any(n + 1 == len(sources) or "check." in sources[n + 1]
+                                for n in guesses)) and f"guesses at code cells {guesses}")
+
+
+def recalls(content):
+    text = " ".join(cell["source"] for cell in content["cells"])
+    return ("five sentences" not in text or text.count("<details>") < 3) and "no recap"
+
+
+SECOND_EDITION = {
+    fits_a_lesson: lambda c: [cell["metadata"].update(tags=["core"]) for cell in c["cells"]],
+    has_narrow_cells: lambda c: code(c)[1].update(source="x = 1" + " " * 70 + "# wide"),
+    has_lasting_ids: lambda c: c["cells"][0].update(id="cell-00"),
+    lets_guess_first: lambda c: replace_everywhere(c, "check.guess(", "print("),
+    recalls: lambda c: replace_everywhere(c, "<details>", ""),
+}
+
+
+@pytest.mark.parametrize("rule", SECOND_EDITION, ids=[rule.__name__ for rule in SECOND_EDITION])
+def test_a_notebook_of_the_second_edition(rule, notebook):
+    """Oracle: the rule; a notebook is of the second edition when it has a core path."""
+    content = read(NOTEBOOKS / f"{notebook}.ipynb")
+    assert not tagged(content, "core") or not rule(content)
+
+
+@pytest.mark.parametrize("rule", SECOND_EDITION, ids=[rule.__name__ for rule in SECOND_EDITION])
+def test_the_rule_of_the_second_edition_notices(rule):
+    """Each rule complains about a copy of notebook 08 that was changed to break it."""
+    content = copy.deepcopy(read(NOTEBOOKS / "08_how_do_you_stretch_a_window.ipynb"))
+    assert tagged(content, "core")
+    SECOND_EDITION[rule](content)
+    assert rule(content)
+
+
 @pytest.mark.slow
 def test_a_notebook_becomes_a_lecture(notebook):
     """Oracle: the slide types of the cells; each slide and subslide is a section."""
