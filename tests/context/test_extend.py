@@ -41,14 +41,14 @@ def test_report_ratios_give_the_report_numbers():
         assert (phase.window, phase.batch_size, phase.batch_start) == (growth * 4096, batch, batch)
         assert phase.window * phase.batch_size == 62_914_560
         assert phase.learning_rate == pytest.approx(7.3e-6)
-    assert extend.yarn(4096, 40 * 4096) == RopeScaling(40.0, 4096, mscale=1.0, mscale_all_dim=1.0)
+    assert extend.yarn(4096, 32 * 4096) == RopeScaling(40.0, 4096, mscale=1.0, mscale_all_dim=1.0)
 
 
 def test_both_phases_write_their_window_and_one_yarn_setting(finished_run, extended):
     """Oracle: the definition, from the window of the run."""
     for folder, window in ((extended / "phase1", 256), (extended, 1024)):
         config, recipe = hf.read_config(folder), hf.read_json(folder / "train.json")
-        assert config.rope_scaling == RopeScaling(32.0, 32, mscale=1.0, mscale_all_dim=1.0)
+        assert config.rope_scaling == RopeScaling(40.0, 32, mscale=1.0, mscale_all_dim=1.0)
         assert config.max_position_embeddings == recipe["window"] == window
         before = config.replace(rope_scaling=None, max_position_embeddings=256)
         assert before == hf.read_config(finished_run)     # as the miniature run is told to write
