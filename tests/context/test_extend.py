@@ -84,6 +84,19 @@ def test_each_phase_begins_with_the_weights_of_the_one_before(finished_run, exte
         assert lines(folder)[0]["loss"] == pytest.approx(loss, abs=1e-5)
 
 
+def test_transformers_reads_the_extended_run_and_gives_equal_logits(extended):
+    """Oracle: transformers' DeepseekV3, at 32 times the window before extension."""
+    from transformers import AutoModelForCausalLM
+    theirs = AutoModelForCausalLM.from_pretrained(extended, dtype=torch.float32,
+                                                  attn_implementation="sdpa")
+    torch.manual_seed(0)
+    tokens = torch.randint(5, 300, (1, 1024))
+    with torch.inference_mode():
+        expected, got = theirs(tokens).logits, hf.load(extended)(tokens)
+    assert (got - expected).abs().max() / expected.abs().max() <= 1e-5
+    assert theirs.config.max_position_embeddings == 1024
+
+
 @pytest.mark.parametrize("phase, step", [(1, 2), (2, 1)])
 def test_an_interrupted_extension_resumes_bit_for_bit(
         phase, step, finished_run, extended, tmp_path, monkeypatch, capsys):
