@@ -10,7 +10,7 @@ the manner of RULER (arXiv 2404.06654):
 
     single     one note
     several    four notes with different keys, of which one is asked
-    last       `lamp = amber`, two more values later, then `assert lamp`: the last value counts
+    last       `self.lamp = amber`, two more values later, then `assert self.lamp`: the last value
 
 `accuracy` measures one cell of the map. A guess is right once in 1,024 (last: once in 32).
 """
@@ -47,8 +47,9 @@ LONGEST = 4096                                   # of a map, unless asked for
 def haystack(task, notes, text, length, depth, generator):
     """One trial of a task -> its ids, `length` of them, and the answer's ids, which they end with.
 
-    text: a long array of ids, of which a random part is taken. generator: NumPy's. Raises UserError
-    if the task does not fit into the length or the text is too short.
+    They begin with the tokenizer's start token. text: a long array of ids, of which a random part
+    is taken. generator: NumPy's. Raises UserError if the task does not fit into the length or the
+    text is too short.
     """
     key, *other_keys = generator.permutation(len(WORDS))[:NOTES]
     if task == "last":
@@ -64,7 +65,7 @@ def haystack(task, notes, text, length, depth, generator):
             others = [sum(notes.note(each, draw_values(generator, VALUE_WORDS)), [])
                       for each in other_keys]
     lines = [asked, *others, question, expected]
-    room = length - sum(map(len, lines))
+    room = length - 1 - sum(map(len, lines))
     if room < 0:
         raise UserError(f"a length of {length} tokens has no room for the task {task!r}, which "
                         f"takes {length - room}; choose a longer one.")
@@ -74,7 +75,8 @@ def haystack(task, notes, text, length, depth, generator):
     start, place = generator.integers(0, len(text) - room + 1), round(depth * room)
     elsewhere = generator.integers(0, (place if task == "last" else room) + 1, len(others))
     planted = [*zip(elsewhere, others), (place, asked), (room, question + expected)]
-    return insert(text[start:start + room], planted), expected
+    planted = [(1 + place, ids) for place, ids in planted]             # after the start token
+    return insert([notes.start_id, *text[start:start + room]], planted), expected
 
 
 @torch.inference_mode()

@@ -22,7 +22,7 @@ TARGETS = 32                                     # tokens at the end of each tex
 
 
 @torch.inference_mode()
-def bits_by_position(model, tokenizer, text, positions, texts=64):
+def bits_by_position(model, tokenizer, text, positions, texts=48):
     """Bits per byte of tokens that end at each position -> {position: bits per byte}.
 
     text: ids, an array; from it come `texts` groups of TARGETS tokens, at equal distances, which

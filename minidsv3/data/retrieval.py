@@ -9,8 +9,8 @@ kinds, drawn with equal chances:
 
     dense         nothing but notes; their keys come again and again
     planted       ordinary text with notes in it, each asked later, at any distance
-    assigned      ordinary text with `lamp = amber`, again `lamp = stone`, and later the question
-                  `assert lamp`, which goes on with ` == stone`: the last value counts
+    assigned      ordinary text with `self.lamp = amber`, again `self.lamp = stone`, and later the
+                  question `assert self.lamp`, which goes on with ` == stone`: the last value
 
 The words are few and short, so that a small vocabulary has a token for each of them in each place.
 Of another tokenizer a key or a value may be several tokens; nothing here depends on that.
@@ -23,7 +23,7 @@ WORDS = ("lamp river stone apple bread chair cloud dream eagle field glass horse
          "kite lemon moon night ocean paper queen rabbit sand table uncle valley water yellow "
          "zebra anchor bridge candle").split()
 VALUE_WORDS = 2                                  # of a note; a guess is right once in 32 x 32
-SPACING = (12, 24, 48)                           # tokens of a window for each note planted in it
+SPACING = (8, 12, 16)                            # tokens of a window for each note planted in it
 
 
 class Notes:
@@ -33,20 +33,21 @@ class Notes:
         def encoded(form):
             return [tokenizer.encode(form.format(word)) for word in WORDS]
 
+        self.start_id = tokenizer.start_id
         self.keys, self.first, self.second = map(encoded, ("\n# {}", ": {}", " {}"))
-        self.targets, self.sources = encoded("\n{}"), encoded(" = {}")
-        self.asserts, self.answers = encoded("\nassert {}"), encoded(" == {}")
+        self.targets, self.sources = encoded("\nself.{}"), encoded(" = {}")
+        self.asserts, self.answers = encoded("\nassert self.{}"), encoded(" == {}")
 
     def note(self, key, value):
         """A note -> its question and its answer, a list of ids each; together they are its line."""
         return self.keys[key], self.first[value[0]] + self.second[value[1]]
 
     def assignment(self, name, value):
-        """`name = value` on a line of its own, as ids."""
+        """`self.name = value` on a line of its own, as ids."""
         return self.targets[name] + self.sources[value]
 
     def assertion(self, name, value):
-        """`assert name == value` -> its question and its answer, a list of ids each."""
+        """`assert self.name == value` -> its question and its answer, a list of ids each."""
         return self.asserts[name], self.answers[value]
 
     # ---- windows of training: text (n,) ids, NumPy's generator -> n ids ----
@@ -85,15 +86,16 @@ class Notes:
 def plant(text, tasks, generator):
     """Put the lines of each task into a text of n ids, in their order -> n ids.
 
-    tasks: lists of lines, the question last. Its distance to the line before it has a uniform
-    logarithm, so that short and long distances are equally frequent. Tasks without room are left
-    out.
+    tasks: lists of lines, the question last. Half of the distances between the question and the
+    line before it are uniform, half have a uniform logarithm, so that both long and short ones are
+    frequent. Tasks without room are left out.
     """
     while (room := len(text) - sum(len(line) for task in tasks for line in task)) < 0:
         tasks.pop()
     planted = []
     for task in tasks:
-        distance = round(np.exp(generator.uniform(0, np.log(room + 1)))) - 1
+        distance = (generator.integers(0, room + 1) if generator.random() < 0.5
+                    else round(np.exp(generator.uniform(0, np.log(room + 1)))) - 1)
         question = generator.integers(distance, room + 1)
         earlier = generator.integers(0, question - distance + 1, len(task) - 2)
         places = [*sorted(earlier), question - distance, question]
@@ -115,7 +117,7 @@ def some_notes(characters, seed=0):
     generator, lines, length = np.random.default_rng(seed), [], 0
     while length < characters:
         a, b, c = (WORDS[place] for place in draw_values(generator, 3))
-        lines.append(f"\n# {a}: {b} {c}\n{a} = {b}\nassert {a} == {b}")
+        lines.append(f"\n# {a}: {b} {c}\nself.{a} = {b}\nassert self.{a} == {b}")
         length += len(lines[-1])
     return "".join(lines)
 

@@ -119,7 +119,8 @@ def extend_and_measure(name, seed, steps, trials, tasks, models, out):
             model = hf.load(source)
             if each == "yarn_untrained":
                 model = with_yarn(model)
-            figures = measure(model, source, trials, tasks if each in HARD else tasks[:1])
+            hard = each in HARD and not seed
+            figures = measure(model, source, trials, tasks if hard else tasks[:1])
             trained = hf.read_json(source / "summary.json")
             write_text(path, json.dumps({"model": each, "seed": seed, **figures, "trained_s":
                                          0 if each == "yarn_untrained" else trained["seconds"],

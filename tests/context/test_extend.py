@@ -41,14 +41,14 @@ def test_report_ratios_give_the_report_numbers():
         assert (phase.window, phase.batch_size, phase.batch_start) == (growth * 4096, batch, batch)
         assert phase.window * phase.batch_size == 62_914_560
         assert phase.learning_rate == pytest.approx(7.3e-6)
-    assert extend.yarn(4096, 40 * 4096) == RopeScaling(40.0, 4096, mscale=1.0, mscale_all_dim=1.0)
+    assert extend.yarn(4096, 32 * 4096) == RopeScaling(40.0, 4096, mscale=1.0, mscale_all_dim=1.0)
 
 
 def test_both_phases_write_their_window_and_one_yarn_setting(finished_run, extended):
     """Oracle: the definition, from the window of the run."""
     for folder, window in ((extended / "phase1", 256), (extended, 1024)):
         config, recipe = hf.read_config(folder), hf.read_json(folder / "train.json")
-        assert config.rope_scaling == RopeScaling(32.0, 32, mscale=1.0, mscale_all_dim=1.0)
+        assert config.rope_scaling == RopeScaling(40.0, 32, mscale=1.0, mscale_all_dim=1.0)
         assert config.max_position_embeddings == recipe["window"] == window
         before = config.replace(rope_scaling=None, max_position_embeddings=256)
         assert before == hf.read_config(finished_run)     # as the miniature run is told to write
@@ -82,6 +82,19 @@ def test_each_phase_begins_with_the_weights_of_the_one_before(finished_run, exte
                        read_tokenizer(source, config))
         loss = model.loss(data.batches.take(0, recipe.batch_size)).next_token.item()
         assert lines(folder)[0]["loss"] == pytest.approx(loss, abs=1e-5)
+
+
+def test_transformers_reads_the_extended_run_and_gives_equal_logits(extended):
+    """Oracle: transformers' DeepseekV3, at 32 times the window before extension."""
+    from transformers import AutoModelForCausalLM
+    theirs = AutoModelForCausalLM.from_pretrained(extended, dtype=torch.float32,
+                                                  attn_implementation="sdpa")
+    torch.manual_seed(0)
+    tokens = torch.randint(5, 300, (1, 1024))
+    with torch.inference_mode():
+        expected, got = theirs(tokens).logits, hf.load(extended)(tokens)
+    assert (got - expected).abs().max() / expected.abs().max() <= 1e-5
+    assert theirs.config.max_position_embeddings == 1024
 
 
 @pytest.mark.parametrize("phase, step", [(1, 2), (2, 1)])

@@ -13,7 +13,7 @@ from minidsv3.data.retrieval import WORDS, Mixture, Notes, plant, some_notes
 from minidsv3.data.tokenizer import Tokenizer
 
 NOTE = re.compile(r"# ([a-z]+): ([a-z]+) ([a-z]+)")
-EVENT = re.compile(r"\nassert ([a-z]+) == ([a-z]+)|\n([a-z]+) = ([a-z]+)")
+EVENT = re.compile(r"\nassert self.([a-z]+) == ([a-z]+)|\nself.([a-z]+) = ([a-z]+)")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def filler(tokenizer, n):
 def test_words_are_different_and_single_tokens_where_the_tokenizer_has_learned_them(notes):
     """Oracle: counts. A key of one token is what the smallest models can look for."""
     assert len(set(WORDS)) == len(WORDS) == 32
-    for name in ("keys", "first", "second", "targets", "sources", "answers"):
+    for name in ("keys", "first", "second", "sources", "answers"):
         assert all(len(ids) == 1 for ids in getattr(notes, name)), name
 
 
@@ -80,15 +80,17 @@ def test_an_assertion_names_the_last_value_assigned(notes, tokenizer):
     assert assigned_twice > 50
 
 
-def test_distances_have_a_uniform_logarithm():
-    """Oracle: a quarter of the distances below the fourth root of the largest, and so on."""
+def test_distances_are_long_and_short():
+    """Oracle: the quantiles of half a uniform and half a log-uniform distribution."""
     generator, text, distances = np.random.default_rng(0), np.zeros(4098, dtype=np.int64), []
     for _ in range(2000):
         ids = plant(text, [[[7], [7]]], generator)
         first, second = np.flatnonzero(ids == 7)
         distances.append(second - first)
-    quarters = np.quantile(distances, [0.25, 0.5, 0.75])
-    assert (np.abs(np.log(quarters) / np.log(4096) - [0.25, 0.5, 0.75]) < 0.04).all()
+    generator = np.random.default_rng(1)
+    expected = [*generator.uniform(1, 4096, 10_000), *4096 ** generator.uniform(0, 1, 10_000)]
+    places = [0.2, 0.4, 0.6, 0.8]
+    assert np.quantile(distances, places) == pytest.approx(np.quantile(expected, places), rel=0.2)
 
 
 def test_tasks_that_do_not_fit_are_left_out():
