@@ -58,7 +58,8 @@ def picture(curves, window, title):
         ax.plot(list(curve), list(curve.values()), color=colour, marker=marker, label=name)
     ax.axvline(window, color=plots.BLACK, linestyle=":")
     ax.set_xscale("log", base=2)
-    ax.set_xticks(list(curve), [f"{position:,}" for position in curve])
+    apart = [place for place in curve if place == min(curve) or place / 2 in curve]
+    ax.set_xticks(apart, [f"{place:,}" for place in apart])            # whose names do not overlap
     ax.set(xlabel="tokens read, these included", ylabel="bits per byte of the same tokens")
     ax.set_title(title, loc="left")
     ax.legend()
