@@ -39,6 +39,7 @@ from ..context import needle, position
 from ..context.extend import GROWTH, STEPS, phase_recipe, yarn
 from ..data.batches import raw_bytes, validation_windows
 from ..data.foreign import read_tokenizer
+from ..device import choose_threads
 from ..files import write_text
 from ..measure.evaluate import bits_per_byte
 from ..model.transformer import DeepSeekV3
@@ -85,19 +86,19 @@ def without_mscale(window, longest):
     return replace(yarn(window, longest), mscale=1e-9, mscale_all_dim=1e-9)
 
 
-def train_short(seed, steps, models):
+def train_short(seed, steps, models, threads):
     """The model of a seed before extension."""
-    torch.set_num_threads(1)
+    choose_threads(threads)
     recipe = TrainConfig.preset("short").replace(seed=seed, steps=steps)
     train(ModelConfig.preset("short"), recipe, models / f"short-{seed}")
 
 
-def extend_and_measure(name, seed, steps, trials, tasks, models, out):
+def extend_and_measure(name, seed, steps, trials, tasks, models, out, threads):
     """One task of the second round: the main models of a seed, or an ablation -> files in OUT/runs.
 
     steps: of each phase.
     """
-    torch.set_num_threads(1)
+    choose_threads(threads)
     short, place = models / f"short-{seed}", models / f"{name}-{seed}"
     folders = [place / "phase1", place]
     kept = {each: out / "runs" / f"{each}-{seed}.json"
@@ -171,16 +172,17 @@ def parse_arguments(arguments=None):
     parser.add_argument("--steps", type=int, help="before extension [that of preset short]")
     parser.add_argument("--phase-steps", type=int, help=f"of each phase [{STEPS}]")
     parser.add_argument("--trials", type=int, help="of each cell of a map [20]")
-    parser.add_argument("--reduced", action="store_true", help="one seed, half the steps and "
-                        "trials, one task, no ablations")
+    parser.add_argument("--reduced", action="store_true", help="one seed, half the steps of a "
+                        "phase and half the trials, one task, no ablations")
     parser.add_argument("--out", type=Path, default="studies/long-context",
                         help="results [studies/long-context]")
     parser.add_argument("--models", type=Path, default="runs/long-context",
                         help="run folders [runs/long-context]")
-    parser.add_argument("--jobs", type=int, help="models at once, one thread each [1]")
+    parser.add_argument("--jobs", type=int, help="models at once; with more "
+                        "than one, each has one thread [1]")
     parsed = parser.parse_args(arguments)
     share = 2 if parsed.reduced else 1
-    for name, usual in (("seeds", 3), ("steps", TrainConfig.preset("short").steps // share),
+    for name, usual in (("seeds", 3), ("steps", TrainConfig.preset("short").steps),
                         ("phase_steps", STEPS // share), ("trials", 20 // share), ("jobs", 1)):
         if getattr(parsed, name) is None:
             setattr(parsed, name, usual)
@@ -199,11 +201,13 @@ def run(arguments):
     if arguments.reduced:
         seeds, ablations, tasks = range(1), (), needle.TASKS[:1]
     (arguments.out / "runs").mkdir(parents=True, exist_ok=True)
-    run_all(train_short, [(seed, arguments.steps, arguments.models) for seed in seeds],
+    threads = 1 if arguments.jobs > 1 else None
+    run_all(train_short, [(seed, arguments.steps, arguments.models, threads) for seed in seeds],
             arguments.jobs)
     extensions = [("main", seed) for seed in seeds] + [(name, 0) for name in ablations]
     run_all(extend_and_measure, [(*each, arguments.phase_steps, arguments.trials, tasks,
-                                  arguments.models, arguments.out) for each in extensions],
+                                  arguments.models, arguments.out, threads)
+                                 for each in extensions],
             arguments.jobs)
     runs = {}
     for path in sorted((arguments.out / "runs").glob("*.json")):
