@@ -130,17 +130,31 @@ def make_phase(plan, number, folder, saved, start, device):
     return make_trainer(config, recipe, folder, device)
 
 
-def begin_extension(plan, out, data):
-    """Write lineage.json; what an older extension left in OUT goes only now."""
+def check_text(plan, data):
+    """UserError if the training text is shorter than the longest window."""
     longest, tokens = plan["windows"][-1], data.batches.tokens_per_epoch
     if tokens < longest:
         raise UserError(f"the training text {plan['data']!r} has about {tokens:,} tokens, fewer "
                         f"than one window of {longest:,}; give more text with --data, or shorter "
                         "--windows.")
+
+
+def begin_extension(plan, out):
+    """Write lineage.json; what an older extension left in OUT goes only now."""
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "lineage.json", json.dumps(plan, indent=2) + "\n")
     for name in ("summary.json", "state.pt"):
         (out / name).unlink(missing_ok=True)
+
+
+def steps_in_time(trainer, plan, number, begin):
+    """How many steps fit into a phase's share of --minutes."""
+    share = SHARES[number - 1]
+    try:
+        return plan_steps(trainer, share * plan["minutes"], begin)
+    except UserError as error:
+        raise UserError(f"phase {number} has {share:.0%} of the {plan['minutes']:g} minutes: "
+                        f"{error}") from None
 
 
 def run_phase(plan, number, folder, start, device, resume, begin):
@@ -152,11 +166,12 @@ def run_phase(plan, number, folder, start, device, resume, begin):
     run_folder = RunFolder(folder, resume, overwrite=True)
     saved = run_folder.load_state() if resume else None
     trainer = make_phase(plan, number, run_folder, saved, start, device)
-    if number == 1 and not resume:
-        begin_extension(plan, out, trainer.data)
+    check_text(plan, trainer.data)
     if plan["minutes"] and not resume:
-        steps = plan_steps(trainer, SHARES[number - 1] * plan["minutes"], begin)
+        steps = steps_in_time(trainer, plan, number, begin)
         trainer.set_recipe(trainer.config.replace(steps=steps))
+    if number == 1 and not resume:
+        begin_extension(plan, out)
     recipe = trainer.config
     print(f"phase {number} of 2: {recipe.steps:,} steps of {recipe.batch_size} windows of "
           f"{recipe.window:,} tokens; output in {folder}", flush=True)

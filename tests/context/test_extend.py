@@ -174,6 +174,7 @@ def already_extended(run):
     (None, ["--windows", "90000", "180000"], "fewer than one window of 90000"),
     (None, ["--steps", "0"], "--steps 0 must be at least 1"),
     (None, ["--minutes", "0"], "--minutes 0 must be above 0"),
+    (None, ["--minutes", "0.001"], "phase 1 has 40% of the 0.001 minutes"),
     (None, ["--data", "nowhere"], "'nowhere' does not exist"),
     (None, ["--resume"], "nothing to resume"),
     (None, ["--out", "{run}"], "is the run itself")])
