@@ -97,6 +97,7 @@ def test_transformers_reads_the_extended_run_and_gives_equal_logits(extended):
     assert theirs.config.max_position_embeddings == 1024
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase, step", [(1, 2), (2, 1)])
 def test_an_interrupted_extension_resumes_bit_for_bit(
         phase, step, finished_run, extended, tmp_path, monkeypatch, capsys):
@@ -118,6 +119,7 @@ def test_an_interrupted_extension_resumes_bit_for_bit(
         assert (out / name).read_bytes() == (extended / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_minutes_plan_the_steps_of_both_phases(finished_run, tmp_path, monkeypatch):
     """Oracle: the shares of the minutes that the planner is asked for."""
     asked = []
@@ -128,6 +130,7 @@ def test_minutes_plan_the_steps_of_both_phases(finished_run, tmp_path, monkeypat
     assert asked == [2.0, 3.0] and len(lines(tmp_path / "out")) == 2
 
 
+@pytest.mark.slow
 def test_overwrite_replaces_an_older_extension(finished_run, extended, tmp_path, capsys):
     """Oracle: the same extension made in an empty folder."""
     out = tmp_path / "out"
