@@ -49,7 +49,7 @@ def words_in_order(line, words):
 # options added to those of the miniature run, and the words of the error
 TRAIN = [
     (["--preset", "huge"], ["preset 'huge' is unknown", "tiny"]),
-    (["--preset", "v3-671b"], ["no training recipe", "'v3-671b'", "tiny, small"]),
+    (["--preset", "v3-671b"], ["no training recipe", "'v3-671b'", "tiny, short, small"]),
     (["--set", "qk_rope_head_dim=7"], ["qk_rope_head_dim=7 is odd", "use 8"]),
     (["--set", "n_routed_experts=5"], ["n_routed_experts=5", "n_group=2", "multiple of 2"]),
     (["--set", "num_experts_per_tok=9"], ["num_experts_per_tok=9", "choose 1 to"]),

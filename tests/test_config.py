@@ -31,7 +31,7 @@ def test_moonlight_preset_has_the_released_shape():
     assert (config.routed_scaling_factor, config.rms_norm_eps) == (2.446, 1e-5)
 
 
-@pytest.mark.parametrize("name", ["tiny", "small"])
+@pytest.mark.parametrize("name", ["tiny", "short", "small"])
 def test_the_window_of_a_preset_is_that_of_its_recipe(name):
     """Oracle: the recipe; a config that says more would let every client ask for too much."""
     assert ModelConfig.preset(name).max_position_embeddings == TrainConfig.preset(name).window
@@ -99,5 +99,5 @@ def test_a_bad_field_is_named_with_value_and_remedy(changes, message):
 
 def test_unknown_preset_lists_the_known():
     """The error names the unknown preset and lists those that exist."""
-    with pytest.raises(ValueError, match="'huge' is unknown; choose one of tiny, small, moonlight"):
+    with pytest.raises(ValueError, match="'huge' is unknown; choose one of tiny, short, small, moonlight"):
         ModelConfig.preset("huge")

@@ -18,7 +18,8 @@ def parse_arguments(arguments=None, description=None):
     """The command line."""
     parser = Parser(prog="train_tiny.py", description=description)
     what = parser.add_argument_group("what")
-    what.add_argument("--preset", help="tiny (laptop, minutes) or small (12 GB GPU, hours) [tiny]")
+    what.add_argument("--preset", help="tiny (laptop, minutes), short (the same, to be extended), "
+                      "or small (12 GB GPU, hours) [tiny]")
     what.add_argument("--data", help="a file, a folder, a URL, hf:NAME, python-packages (all that "
                       "are installed) or [python-stdlib]")
     what.add_argument("--from", dest="start", metavar="DIR", help="a checkpoint to begin with")

@@ -298,7 +298,7 @@ def test_any_model_has_tables(config):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["huge"], ["'huge'", "tiny, small, moonlight-16b, v3-671b", "config.json"]),
+    (["huge"], ["'huge'", "tiny, short, small, moonlight-16b, v3-671b", "config.json"]),
     ([], ["NAME", "--help"]), (["tiny", "--colour"], ["--colour", "--help"]),
     (["tiny", "small"], ["small", "--help"])])
 def test_bad_input_is_one_line(arguments, words, capsys):

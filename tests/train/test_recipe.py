@@ -81,5 +81,5 @@ def test_unknown_names_are_errors_with_a_hint():
     """Oracle: the nearest existing name."""
     with pytest.raises(ValueError, match="no field learnin_rate; did you mean learning_rate"):
         TrainConfig().replace(learnin_rate=1.0)
-    with pytest.raises(ValueError, match="'huge'.*choose one of tiny, small"):
+    with pytest.raises(ValueError, match="'huge'.*choose one of tiny, short, small"):
         TrainConfig.preset("huge")
