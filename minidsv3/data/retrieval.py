@@ -23,7 +23,7 @@ WORDS = ("lamp river stone apple bread chair cloud dream eagle field glass horse
          "kite lemon moon night ocean paper queen rabbit sand table uncle valley water yellow "
          "zebra anchor bridge candle").split()
 VALUE_WORDS = 2                                  # of a note; a guess is right once in 32 x 32
-SPACING = (8, 12, 16)                            # tokens of a window for each note planted in it
+SPACING = 12                                     # tokens of a window for each note in it, at least
 
 
 class Notes:
@@ -54,9 +54,7 @@ class Notes:
 
     def dense(self, text, generator):
         """As many ids as the text has, notes alone. The fewer keys, the sooner each comes again."""
-        most = min(len(WORDS), max(3, len(text) // 7))
-        count = round(np.exp(generator.uniform(np.log(2), np.log(most))))
-        keys = generator.permutation(len(WORDS))[:count]
+        keys = draw_words(generator, 2, max(3, len(text) // 7))
         values, ids = draw_values(generator, len(WORDS), VALUE_WORDS), []
         while len(ids) < len(text):
             key = generator.choice(keys)
@@ -64,19 +62,17 @@ class Notes:
         return ids[:len(text)]
 
     def planted(self, text, generator):
-        """Notes in the text, each asked once."""
-        count = max(1, len(text) // generator.choice(SPACING))
+        """Notes in the text, each asked once; often a single one."""
         tasks = []
-        for key in generator.permutation(len(WORDS))[:count]:
+        for key in draw_words(generator, 1, len(text) // SPACING):
             line = sum(self.note(key, draw_values(generator, VALUE_WORDS)), [])
             tasks.append([line, line])
         return plant(text, tasks, generator)
 
     def assigned(self, text, generator):
         """Variables in the text, each given up to three values and then asked for the last."""
-        count = max(1, len(text) // generator.choice(SPACING))
         tasks = []
-        for name in generator.permutation(len(WORDS))[:count]:
+        for name in draw_words(generator, 1, len(text) // SPACING):
             values = draw_values(generator, generator.integers(1, 4))
             lines = [self.assignment(name, value) for value in values]
             tasks.append([*lines, sum(self.assertion(name, values[-1]), [])])
@@ -120,6 +116,13 @@ def some_notes(characters, seed=0):
         lines.append(f"\n# {a}: {b} {c}\nself.{a} = {b}\nassert self.{a} == {b}")
         length += len(lines[-1])
     return "".join(lines)
+
+
+def draw_words(generator, least, most):
+    """Different places in WORDS; their number has a uniform logarithm between least and most."""
+    most = max(least, min(most, len(WORDS)))
+    count = round(np.exp(generator.uniform(np.log(least), np.log(most))))
+    return generator.permutation(len(WORDS))[:count]
 
 
 def draw_values(generator, *shape):

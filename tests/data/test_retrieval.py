@@ -52,6 +52,7 @@ def test_dense_windows_repeat_keys_and_never_change_a_value(notes, tokenizer):
 
 def test_planted_notes_are_asked_once_and_the_text_around_them_is_kept(notes, tokenizer):
     """Oracle: each note stands twice, with one value; without notes the text is what it was."""
+    counts = set()
     for seed in range(50):
         text = filler(tokenizer, 300)
         ids = notes.planted(text, np.random.default_rng(seed))
@@ -60,7 +61,9 @@ def test_planted_notes_are_asked_once_and_the_text_around_them_is_kept(notes, to
         assert len(ids) == 300 and len(found) == 2 * len(set(found)) == 2 * len(
             {key for key, *_ in found})
         rest = re.sub(r"\n# [a-z]+: [a-z]+ [a-z]+", "", decoded)
-        assert tokenizer.decode(text).startswith(rest) and len(found) >= 6
+        assert tokenizer.decode(text).startswith(rest)
+        counts.add(len(found) // 2)
+    assert min(counts) == 1 and max(counts) > 15
 
 
 def test_an_assertion_names_the_last_value_assigned(notes, tokenizer):
