@@ -42,8 +42,8 @@ STEPS = 200                                      # of each phase; the report: 1,
 def yarn(window, longest):
     """YaRN's settings as in the report, to stretch a window to the longest one [tokens].
 
-    The report stretches 4,096 tokens by 40 to train 32 times as many: the last positions fare badly
-    where the two are equal.
+    The report stretches 4,096 tokens by 40 to train 32 times as many. This margin helps the last
+    positions.
     """
     return RopeScaling(factor=MARGIN * longest / window, original_max_position_embeddings=window,
                        beta_fast=32.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0)

@@ -3,7 +3,7 @@
     # lamp: amber fox            a note: a key, and two words as its value
     # lamp                       the key again: what follows is known to who finds the note
 
-A small model hardly learns this from program text alone, where the last few tokens say most. So a
+Program text gives a small model little reason to look back, as the last few tokens say most. So a
 share of the training windows (`TrainConfig.retrieval`) may hold such text instead. There are three
 kinds, drawn with equal chances:
 

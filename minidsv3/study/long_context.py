@@ -1,7 +1,7 @@
 """What does extending the window gain, and which part of it? The report's section 4.3, in small.
 
-    python -m minidsv3.study.long_context --seeds 3 --jobs 2    all of it, about two hours
-    python -m minidsv3.study.long_context --reduced             one seed, no ablations: 20 minutes
+    python -m minidsv3.study.long_context --seeds 3 --jobs 2    all of it, hours
+    python -m minidsv3.study.long_context --reduced             one seed, no ablations: 15 minutes
 
 For each seed a model of preset `short` is trained with a window of 64 tokens, and extended to 512
 and then to 2,048 tokens (`context/extend.py`). Four models are measured:

@@ -85,7 +85,7 @@ def draw(runs, results, out):
                                                 results["bits_by_position"][model].items()}
               for model in MAIN}
     plots.save(position.picture(curves, results["window"],
-                                "A longer context is used once the window is extended"),
+                                "After both phases a longer text hardly disturbs"),
                out / "position.png")
 
 

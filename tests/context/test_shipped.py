@@ -1,4 +1,4 @@
-"""The extended model in the box. Oracle: what the study says of its kind; chance is 1 in 1,024."""
+"""The shipped extended model. Oracle: what the study says of its kind; chance is 1 in 1,024."""
 
 from pathlib import Path
 
