@@ -41,6 +41,7 @@ TASKS = tuple(CHANCE)
 NOTES = 4                                        # of the task `several`
 VALUES = 3                                       # of the task `last`
 TOKENS_AT_ONCE = 8192
+LENGTHS = (1, 2, 4, 8, 16, 32, 40)               # of texts, in windows before extension
 LONGEST = 4096                                   # of a map, unless asked for
 
 
@@ -154,7 +155,7 @@ def default_lengths(config):
     """1 to 32 times the window before extension, and a little beyond, up to LONGEST tokens."""
     yarn = config.rope_scaling
     window = yarn.original_max_position_embeddings if yarn else config.max_position_embeddings
-    lengths = [times * window for times in (1, 2, 4, 8, 16, 32, 40)]
+    lengths = [times * window for times in LENGTHS]
     return [length for length in lengths if length <= LONGEST] or [LONGEST]
 
 

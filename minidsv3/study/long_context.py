@@ -37,6 +37,7 @@ from ..command import Parser, UserError, answer
 from ..config import ModelConfig
 from ..context import needle, position
 from ..context.extend import GROWTH, STEPS, phase_recipe, yarn
+from ..context.needle import LENGTHS
 from ..data.batches import raw_bytes, validation_windows
 from ..data.foreign import read_tokenizer
 from ..device import choose_threads
@@ -50,7 +51,6 @@ from .long_context_results import ABLATIONS, HARD, MAIN, as_markdown, draw, summ
 from .pool import run_all
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-LENGTHS = (1, 2, 4, 8, 16, 32, 40)               # of texts, in windows before extension
 
 
 # ---- training ----

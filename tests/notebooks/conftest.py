@@ -10,14 +10,19 @@ import pytest
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
 
-@pytest.fixture(scope="session")
-def check():
-    """The module notebooks/check, imported as the first cell of a notebook imports it."""
+def imported(name):
+    """A module of the folder notebooks, imported as the first cell of a notebook imports it."""
     sys.path.insert(0, str(NOTEBOOKS))
     try:
-        return importlib.import_module("check")
+        return importlib.import_module(name)
     finally:
         sys.path.remove(str(NOTEBOOKS))
+
+
+@pytest.fixture(scope="session")
+def check():
+    """The module notebooks/check."""
+    return imported("check")
 
 
 def pytest_generate_tests(metafunc):

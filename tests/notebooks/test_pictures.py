@@ -1,24 +1,18 @@
 """The pictures of the notebooks show the numbers that they are given, and say the finding."""
 
-import importlib
 import math
-import sys
 
 import pytest
 import torch
 from matplotlib.patches import Wedge
 
-from tests.notebooks.conftest import NOTEBOOKS
+from tests.notebooks.conftest import imported
 
 
 @pytest.fixture(scope="module")
 def pictures():
-    """The folder notebooks/pictures, imported as a notebook imports it."""
-    sys.path.insert(0, str(NOTEBOOKS))
-    try:
-        return importlib.import_module("pictures")
-    finally:
-        sys.path.remove(str(NOTEBOOKS))
+    """The module notebooks/pictures."""
+    return imported("pictures")
 
 
 def test_a_dial_shows_the_angles_seen_and_those_that_are_new(pictures):
