@@ -183,6 +183,16 @@ def send(tensor, device):
     return tensor.to(device)
 
 
+def local(tensor):
+    """This process's part of a tensor that several processes share; any other tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def whole(tensor):
+    """A tensor that several processes share, gathered; any other as it is. All must call it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
 def clock(device):
     """The time in seconds, read after the device has finished all its work."""
     if device.type == "cuda":

@@ -20,11 +20,11 @@ from ..files import write_text
 from ..model.transformer import DeepSeekV3
 from .config import read_config, read_json, released_config
 from .hub import find, locate
-from .names import places, problems, released_tensors
+from .names import each_released, places, problems, released_tensors
 from .reader import Checkpoint
 from .writer import MAX_SHARD_SIZE, to_fp8, write_tensors, write_weights
 
-__all__ = ["Checkpoint", "find", "load", "locate", "read_config", "read_json", "released_config",
+__all__ = ["Checkpoint", "each_released", "find", "load", "locate", "read_config", "read_json", "released_config",
            "released_tensors", "save", "skeleton", "stored_config", "write_tensors"]
 
 
@@ -39,7 +39,7 @@ def save(model, folder, fp8=False, max_shard_size=MAX_SHARD_SIZE):
     dtype = "bfloat16" if fp8 else str(model.embed_tokens.weight.dtype).removeprefix("torch.")
     config = json.dumps(released_config(model.config, dtype, fp8), indent=2)
     write_text(folder / "config.json", config + "\n")
-    tensors = released_tensors(model).items()
+    tensors = each_released(model)
     write_weights(folder, to_fp8(tensors) if fp8 else tensors, max_shard_size)
 
 

@@ -10,6 +10,7 @@ A checkpoint may also hold the experts stacked, as transformers does in memory.
 
 import re
 
+from ..device import whole
 from ..fp8 import BLOCK
 
 MTP_COPIES = ("embed_tokens.weight", "shared_head.head.weight")
@@ -27,17 +28,26 @@ def is_fp8(name):
 
 
 def released_tensors(model):
-    """Every weight and bias of a model under its released name, MTP copies included."""
-    tensors = {}
+    """Every weight and bias of a model under its released name, MTP copies included, as a dict."""
+    return dict(each_released(model))
+
+
+def each_released(model):
+    """The same as pairs, one after the other; shards of several processes are gathered.
+
+    All processes must read all pairs, and one of them keeps what it wants.
+    """
+    config, copies = model.config, {}
     for name, tensor in model.state_dict().items():
-        tensors.update(to_released(name, tensor, model.config.num_hidden_layers))
-    if model.config.tie_word_embeddings:
-        tensors.pop("lm_head.weight")
+        tensor = whole(tensor)
+        if name in ("embed_tokens.weight", "lm_head.weight"):
+            copies[name] = tensor
+        if name != "lm_head.weight" or not config.tie_word_embeddings:
+            yield from to_released(name, tensor, config.num_hidden_layers).items()
     for k in range(len(model.mtp)):
-        prefix = f"model.layers.{model.config.num_hidden_layers + k}."
-        tensors[prefix + "embed_tokens.weight"] = model.embed_tokens.weight.detach().clone()
-        tensors[prefix + "shared_head.head.weight"] = model.lm_head.weight.detach().clone()
-    return tensors
+        prefix = f"model.layers.{config.num_hidden_layers + k}."
+        yield prefix + "embed_tokens.weight", copies["embed_tokens.weight"].clone()
+        yield prefix + "shared_head.head.weight", copies["lm_head.weight"].clone()
 
 
 def released_name(name, num_layers):

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
+from ..device import local
 from ..fp8 import TILE, dequantize, quantize
 from ..kernels.grouped import Runs, assign_slots
 from ..model.experts import Experts
@@ -229,11 +230,6 @@ class SpreadExperts(Experts):
         for hop in reversed(journey.hops):
             y = hop.back(y, self.to_tokens, self.to_experts)
         return y                                                       # (N, C)
-
-
-def local(tensor):
-    """This process's part of a sharded tensor; any other tensor as it is."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def spread(layer, route, fp8=False):

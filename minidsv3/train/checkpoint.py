@@ -13,12 +13,14 @@ are exports for others to read:
 """
 
 import json
+import math
 import os
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 
+from .. import hf
 from ..command import UserError
 from ..files import first_line, replacing, write_text
 
@@ -132,6 +134,18 @@ class RunFolder:
             raise UserError(f"{self.state_path} cannot be read ({missing}); it is damaged or no "
                             "state of this program: start anew with --overwrite.")
         return state
+
+    def complete(self, state, trainer):
+        """What `load_state` returned, with the tensors that this trainer needs."""
+        return state
+
+    def export(self, model):
+        """config.json and the weights in one file, which is replaced whole."""
+        hf.save(model, self.path, max_shard_size=math.inf)
+
+    def write_tensors(self, name, pairs):
+        """Write (name, tensor) pairs as a safetensors file, whole or not at all."""
+        hf.write_tensors(self.path / name, dict(pairs))
 
     def write_json(self, name, values):
         """Write a JSON file whole or not at all."""

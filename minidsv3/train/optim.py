@@ -9,7 +9,7 @@ from collections import defaultdict
 
 import torch
 
-from ..device import has_fused_adamw, short_float
+from ..device import has_fused_adamw, local, short_float
 
 # Coefficients of an odd quintic; applied repeatedly, it moves singular values to about 1.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -86,6 +86,7 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, params, lr, momentum=0.95, weight_decay=0.1):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay,
                                   "halves": 1})
+        self.directions = directions             # scale/muon.py replaces it, for shards
 
     @torch.no_grad()
     def step(self):
@@ -100,17 +101,17 @@ class Muon(torch.optim.Optimizer):
 
     def step_same_shape(self, parameters, group):
         """Update parameters whose matrices share one shape, in one batch."""
-        gradients = [parameter.grad for parameter in parameters]
-        buffers = [self.buffer_of(parameter) for parameter in parameters]
+        gradients = [local(parameter.grad) for parameter in parameters]
+        buffers = [local(self.buffer_of(parameter)) for parameter in parameters]
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, buffers, group["momentum"])
         rows, columns = parameters[0].size(-2) // group["halves"], parameters[0].size(-1)
-        matrices = torch.cat([update.reshape(-1, rows, columns) for update in updates])
+        directions = self.directions(updates, rows, columns, parameters)
         scale = max(1, rows / columns) ** 0.5    # tall matrices need larger steps
-        directions = orthogonalize(matrices).split([u.numel() // (rows * columns) for u in updates])
+        parameters = [local(parameter) for parameter in parameters]
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         for parameter, direction in zip(parameters, directions, strict=True):
-            parameter.add_(direction.reshape(parameter.shape), alpha=-group["lr"] * scale)
+            parameter.add_(direction, alpha=-group["lr"] * scale)
 
     def buffer_of(self, parameter):
         """The parameter's running mean of gradients, zeros at first."""
@@ -120,16 +121,26 @@ class Muon(torch.optim.Optimizer):
         return state["momentum_buffer"]
 
 
+def directions(updates, rows, columns, parameters):
+    """Orthogonal forms of updates that consist of matrices (rows, columns), in one batch.
+
+    parameters: what they update, for shards of which the update is a shard too (`scale/muon.py`).
+    """
+    matrices = torch.cat([update.reshape(-1, rows, columns) for update in updates])
+    parts = orthogonalize(matrices).split([u.numel() // (rows * columns) for u in updates])
+    return [part.reshape(update.shape) for part, update in zip(parts, updates, strict=True)]
+
+
 def orthogonalize(matrices, steps=5):
     """Approximately the nearest semi-orthogonal matrices: (M, R, C) -> (M, R, C).
 
     Newton-Schulz: an odd polynomial of X changes only its singular values. Rounding does little
-    harm here, so it computes in bfloat16 where that is fast, else in float32; the result has that
-    dtype.
+    harm here, so it computes in bfloat16 where that is fast, else in float32; a float64 model stays
+    float64. The result has the dtype of the computation.
     """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.size(-2) > matrices.size(-1)
-    X = matrices.to(short_float(matrices.device))
+    X = matrices if matrices.dtype == torch.float64 else matrices.to(short_float(matrices.device))
     X = X.mT if tall else X                                            # the smaller Gram matrix
     X = X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)         # singular values at most 1
     for _ in range(steps):

@@ -13,6 +13,7 @@ from ..data.foreign import read_tokenizer
 from ..device import choose_precision
 from ..model.transformer import DeepSeekV3
 from .optim import make_optimizers
+from .team import ALONE
 from .trainer import Trainer
 
 
@@ -46,13 +47,17 @@ def begin_from(model, folder):
                         "model.") from None
 
 
-def make_trainer(model_config, recipe, folder, device, saved=None):
-    """The text, a model, its optimisers, and the run that trains it, from a saved state or new."""
+def make_trainer(model_config, recipe, folder, device, saved=None, team=ALONE):
+    """The text, a model, its optimisers, and the run that trains it, from a saved state or new.
+
+    team: the processes of the run, over which it spreads the model before the optimisers are made.
+    """
     # A run --from a checkpoint has its own copy of the tokenizer, and its weights in the state.
     start = recipe.start and (folder.path if saved else recipe.start)
     data = read_text(recipe, model_config, start)
-    model = make_model(model_config, recipe, device, "" if saved else start)
-    trainer = Trainer(model, make_optimizers(model, recipe), data, recipe, folder)
+    model = team.spread(make_model(model_config, recipe, device, "" if saved else start))
+    optimizers = team.finish(make_optimizers(model, recipe))
+    trainer = Trainer(model, optimizers, data, recipe, folder, team)
     if saved:
-        trainer.restore(saved)
+        trainer.restore(folder.complete(saved, trainer))
     return trainer

@@ -31,6 +31,8 @@ def run_and_report(trainer, resume):
     except FloatingPointError as error:          # Diverged, or a layer in 8 bits
         print(f"error: {error}", file=sys.stderr)
         return 1
+    if not trainer.team.first:
+        return 0 if summary else 130
     if summary is None:
         print(f"stopped after step {trainer.step} and saved; go on with: {resume}")
         return 130
@@ -47,23 +49,31 @@ def run_and_report(trainer, resume):
 
 def finish(run):
     """Evaluate a Trainer's raw and averaged weights and write all exports -> the summary."""
-    model, data, folder = run.model, run.data, run.folder
+    model, data = run.model, run.data
     everything = (data.inputs, data.targets, data.validation_bytes)
     result = evaluate(model, *everything)
-    write_text(folder.path / "sample.txt", sample(model, data.tokenizer, run.config.seed))
+    text = sample(model, data.tokenizer, run.config.seed)
     raw = [p.detach().clone() for p in model.parameters()]
     set_weights(model, run.average)
     averaged = bits_per_byte(model, *everything)
-    hf.write_tensors(folder.path / "ema.safetensors", hf.released_tensors(model))
+    run.folder.write_tensors("ema.safetensors", hf.each_released(model))
     set_weights(model, raw)
+    figures = summary(run, result, averaged, sum(run.sizes) * run.config.window)
+    if run.team.first:                           # the others have only taken part in computing
+        write_results(run, figures, text)
+    return figures
+
+
+def write_results(run, figures, text):
+    """What a finished run says of itself: a sample, pictures, and the summary."""
+    folder = run.folder
+    write_text(folder.path / "sample.txt", text)
     if metrics := folder.read_metrics():         # empty if somebody removed the file
-        metrics[-1]["val_bits_per_byte"] = result.bits_per_byte
+        metrics[-1]["val_bits_per_byte"] = figures["val_bits_per_byte"]
         with folder.open_metrics(run.step - 1) as log:
             log.write(json.dumps(metrics[-1]) + "\n")
         draw(metrics, folder.path)
-    figures = summary(run, result, averaged, sum(run.sizes) * run.config.window)
     folder.write_json("summary.json", figures)   # last: it says that the run is finished
-    return figures
 
 
 @torch.no_grad()
@@ -71,6 +81,8 @@ def set_weights(model, weights):
     """Copy a list of tensors into the model's parameters."""
     for parameter, weight in zip(model.parameters(), weights, strict=True):
         parameter.copy_(weight)
+    if hasattr(model, "reshard"):                # FSDP may still hold the old weights, gathered
+        model.reshard()
 
 
 def sample(model, tokenizer, seed, length=200):

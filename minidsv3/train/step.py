@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from ..device import send
+from ..device import local, send
 from ..kernels.grouped import keep_out_of_graphs
 from ..model.layers import at_least_float32
 from .recipe import batch_sizes, gamma_at, learning_rate_factor, mtp_weight_at
@@ -52,12 +52,12 @@ class Step:
         """One step from tokens (B, T+1), at a share of the run -> (5 + layers*E,), not read."""
         self.set_rates(progress)
         terms = self.gradients(tokens, mtp_weight_at(self.recipe, progress))   # (4,)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        norm = self.clip_gradients()
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        loads, norm = self.model.router_loads(), whole(norm)           # (layers, E), ()
-        if dist.is_available() and dist.is_initialized():
+        loads = self.model.router_loads()                              # (layers, E)
+        if several():
             dist.all_reduce(terms, group=self.group)
             terms /= dist.get_world_size(self.group)
             dist.all_reduce(loads, group=self.group)
@@ -82,6 +82,23 @@ class Step:
             (terms.total * share).backward()
             means.append(share * at_least_float32(torch.stack(terms).detach()))
         return sum(means)
+
+    def clip_gradients(self):
+        """Scale the gradient down to the recipe's norm -> its norm before, ().
+
+        Every process holds a part of it, and no number is held twice.
+        """
+        gradients = [local(parameter.grad) for parameter in self.model.parameters()
+                     if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if several():
+            square = norm.square()
+            dist.all_reduce(square, group=self.group)
+            norm = square.sqrt()
+        # What torch's clip_grad_norm_ does, which takes no shards of different meshes.
+        factor = (self.recipe.clip_norm / (norm + 1e-6)).clamp(max=1)
+        torch._foreach_mul_(gradients, factor)
+        return norm
 
     def read(self, figures):
         """The one read of a step: what it returned -> Figures.
@@ -120,6 +137,6 @@ def all_steps(step, batches):
         yield step.read(step(tokens, done / sum(sizes)))
 
 
-def whole(tensor):
-    """The tensor itself, gathered if it is sharded over processes."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+def several():
+    """Whether torch.distributed connects this process with others."""
+    return dist.is_available() and dist.is_initialized()

@@ -13,25 +13,28 @@ import time
 import torch
 from tqdm import tqdm
 
-from .. import hf
 from ..command import UserError
-from ..device import send
+from ..device import local, send
 from ..measure.evaluate import bits_per_byte, max_violation
 from .pace import Pace
 from .recipe import batch_sizes
 from .report import finish
 from .step import Diverged, Step
+from .team import ALONE
 
 ADVICE = ("the last checkpoint is kept: try a lower learning_rate, or --precision fp32 --device "
           "cpu.")
 
 
 class Trainer:
-    """One run of a finished model and its optimisers, from step 0 or from a saved state."""
+    """One run of a finished model and its optimisers, from step 0 or from a saved state.
 
-    def __init__(self, model, optimizers, data, config, folder):
+    team: the processes of the run.
+    """
+
+    def __init__(self, model, optimizers, data, config, folder, team=ALONE):
         self.model, self.optimizers, self.data = model, optimizers, data
-        self.folder, self.device = folder, model.norm.weight.device
+        self.folder, self.team, self.device = folder, team, model.norm.weight.device
         self.update = Step(model, optimizers, config)
         self.average = [p.detach().clone() for p in model.parameters()]
         self.step, self.seconds, self.interrupted, self.shown = 0, 0.0, False, None
@@ -50,7 +53,8 @@ class Trainer:
         done = sum(self.sizes[:self.step])
         tokens = self.data.batches.take(done, size)                    # (B, T+1)
         try:
-            figures = self.update(send(tokens, self.device), (done + size) / sum(self.sizes))
+            own = send(self.team.own(tokens), self.device)
+            figures = self.update(own, (done + size) / sum(self.sizes))
             figures = self.update.read(figures)
         except FloatingPointError as error:      # this step is not saved
             raise Diverged(f"{error}, at step {self.step + 1} of seed {config.seed}; {ADVICE}"
@@ -72,8 +76,8 @@ class Trainer:
     def update_average(self):
         """Update the averaged weights, on the model's device; early in a run they follow faster."""
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        weights = [p.detach() for p in self.model.parameters()]
-        torch._foreach_lerp_(self.average, weights, 1 - decay)
+        weights = [local(p.detach()) for p in self.model.parameters()]
+        torch._foreach_lerp_([local(each) for each in self.average], weights, 1 - decay)
 
     # ---- the run ----
 
@@ -98,10 +102,11 @@ class Trainer:
                 log.write(json.dumps(line) + "\n")
                 log.flush()
                 self.show(bar, line)
-                if said := pace.note(alone):
+                if (said := pace.note(alone)) and self.team.first:
                     bar.write(said, file=sys.stderr)
                 if self.step % self.config.save_every == 0 and not last:
                     self.save()
+                self.interrupted = self.team.any(self.interrupted)
         self.save()
         return None if self.interrupted else finish(self)
 
@@ -110,7 +115,7 @@ class Trainer:
         total, done = sum(self.sizes), sum(self.sizes[:self.step])
         return tqdm(total=total * self.config.window, initial=done * self.config.window,
                     unit="tok", unit_scale=True, dynamic_ncols=True, mininterval=0.5,
-                    file=sys.stderr)
+                    file=sys.stderr, disable=not self.team.first)
 
     def show(self, bar, line):
         """Put the step's figures beside the bar, lightly smoothed."""
@@ -128,15 +133,16 @@ class Trainer:
         """The files that do not change during a run, and the state that it can begin from."""
         self.folder.start(None if self.step else self.state())
         self.folder.write_json("train.json", self.config.to_dict())
-        self.data.tokenizer.save(self.folder.path)
+        if self.team.first:
+            self.data.tokenizer.save(self.folder.path)
 
     def save(self):
         """state.pt first, then the exports made from it. Raises Diverged for weights not finite."""
-        if not all(weight.isfinite().all() for weight in self.model.parameters()):
+        if not all(local(weight).isfinite().all() for weight in self.model.parameters()):
             raise Diverged(f"a weight is not finite, after step {self.step} of seed "
                            f"{self.config.seed}; {ADVICE}")
         self.folder.save_state(self.state())
-        hf.save(self.model, self.folder.path, max_shard_size=math.inf)  # one file is replaced whole
+        self.folder.export(self.model)
 
     def state(self):
         """Everything that the next step depends on, as tensors and plain values."""

@@ -6,8 +6,9 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from minidsv3 import ModelConfig, fp8
-from minidsv3.model.moe import MoE, Routing
-from minidsv3.scale.expert_parallel import local, one_hop, spread, two_hops
+from minidsv3.device import local
+from minidsv3.model.moe import MoE
+from minidsv3.scale.expert_parallel import one_hop, spread, two_hops
 from tests.multi.launch import run_ranks
 
 pytestmark = pytest.mark.multi
