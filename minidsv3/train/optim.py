@@ -17,24 +17,29 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 def make_optimizers(model, config):
     """The run's optimisers; each group's "peak" is its highest learning rate."""
-    matrices, stacked_pairs, embeddings, gains = [], [], [], []
+    matrices, stacks, stacked_pairs, embeddings, gains = [], [], [], [], []
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2:
             gains.append(parameter)
         elif name.startswith(("embed_tokens", "lm_head")):
             embeddings.append(parameter)
+        elif parameter.dim() == 2:
+            matrices.append(parameter)
         else:
-            (stacked_pairs if name.endswith("gate_up_proj") else matrices).append(parameter)
-    decayed = embeddings
-    optimizers = []
+            (stacked_pairs if name.endswith("gate_up_proj") else stacks).append(parameter)
+    optimizers, decayed, experts = [], embeddings, []
     if config.optimizer == "muon":
-        groups = [{"params": matrices, "halves": 1}, {"params": stacked_pairs, "halves": 2}]
+        groups = [{"params": matrices + stacks, "halves": 1},
+                  {"params": stacked_pairs, "halves": 2}]
         groups = [group for group in groups if group["params"]]
         optimizers.append(Muon(groups, config.muon_learning_rate, weight_decay=config.weight_decay))
     else:
-        decayed = embeddings + matrices + stacked_pairs
+        decayed, experts = embeddings + matrices, stacks + stacked_pairs
+    # Experts in a group of their own: on several processes they are shards of another mesh.
     groups = [{"params": decayed, "weight_decay": config.weight_decay},
-              {"params": gains, "weight_decay": 0.0}]
+              {"params": gains, "weight_decay": 0.0},
+              {"params": experts, "weight_decay": config.weight_decay}]
+    groups = [group for group in groups if group["params"]]
     betas, device = (config.beta1, config.beta2), decayed[0].device
     optimizers.append(ShortAdamW(groups, config.learning_rate, betas) if config.precision == "fp8"
                       else torch.optim.AdamW(groups, config.learning_rate, betas,

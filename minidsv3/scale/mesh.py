@@ -1,0 +1,160 @@
+"""The plan of a run on several processes: which of them share what (report, section 3.2).
+
+    torchrun --nproc-per-node 4 train_tiny.py --parallel ep=2,fsdp=2
+
+    ep      processes over which the routed experts of a layer are divided; tokens travel
+    fsdp    groups of ep processes; each holds a part of every parameter, and weights travel
+
+With ep=2, fsdp=2 the processes form a mesh of 2 x 2, and each reads its own quarter of the batch:
+
+    routed experts        half of them on each process of an ep group; FSDP over 2 (`fsdp`)
+    all other weights     FSDP over all 4 (`data`)
+
+FSDP is torch's `fully_shard`, with one unit per block: its weights are gathered before the block
+computes and dropped after it. Gradients are means over all processes, as in a single one.
+"""
+
+import os
+import re
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor, Shard
+
+from ..command import UserError
+from ..kernels.grouped import grouped_swiglu
+from ..model.moe import MoE
+from ..train.optim import Muon
+from ..train.recipe import batch_sizes
+from .expert_parallel import one_hop, spread
+from .muon import sharded_directions
+
+
+class Plan(NamedTuple):
+    """How many processes share what; ep * fsdp processes in all."""
+
+    ep: int = 1                                  # divide the experts
+    fsdp: int = 1                                # groups of ep that divide everything else too
+
+    @property
+    def processes(self):
+        """All processes of the run."""
+        return self.ep * self.fsdp
+
+    @classmethod
+    def read(cls, text):
+        """The plan in "ep=2,fsdp=4"; UserError if it is none."""
+        if not re.fullmatch(r"((ep|fsdp)=[1-9]\d{0,5})(,(ep|fsdp)=[1-9]\d{0,5})*", text):
+            raise UserError(f"--parallel {text!r} is no plan; write for instance ep=2,fsdp=4, with "
+                            "numbers of 1 or more.")
+        sizes = [part.split("=") for part in text.split(",")]
+        if len(dict(sizes)) < len(sizes):
+            raise UserError(f"--parallel {text!r} gives a size twice; give ep and fsdp once each.")
+        return cls(**{name: int(size) for name, size in sizes})
+
+    def __str__(self):
+        return f"ep={self.ep},fsdp={self.fsdp}"
+
+    def check(self, model_config, recipe):
+        """UserError if this model or recipe cannot be divided over the processes."""
+        experts, count = model_config.n_routed_experts, self.processes
+        if experts % self.ep:
+            raise UserError(f"ep={self.ep} does not divide the {experts} routed experts; choose "
+                            f"{smaller_divisors(experts, self.ep)}.")
+        for size in sorted({*batch_sizes(recipe)}):
+            if size % count:
+                raise UserError(
+                    f"a step of {size} sequences cannot be divided over {count} processes; choose "
+                    f"batch_start and batch_size the same, for instance --set batch_start={count} "
+                    f"--set batch_size={count}.")
+
+
+def smaller_divisors(number, limit):
+    """The divisors of a number below a limit, as text: "1, 2 or 4"."""
+    fit = [str(n) for n in range(1, min(number, limit) + 1) if number % n == 0]
+    return f"{', '.join(fit[:-1])} or {fit[-1]}" if len(fit) > 1 else fit[0]
+
+
+def make_mesh(plan, device_type="cpu"):
+    """The processes as a mesh (fsdp, ep); its flattened dimension `data` has all of them."""
+    mesh = init_device_mesh(device_type, (plan.fsdp, plan.ep), mesh_dim_names=("fsdp", "ep"))
+    mesh["fsdp", "ep"]._flatten("data")
+    return mesh
+
+
+def parallelize(model, mesh):
+    """Divide a finished model over a mesh of `make_mesh` -> the same model, its weights DTensors.
+
+    Make the optimisers afterwards, and give them to `finish`. With activations in bfloat16, blocks
+    are gathered in bfloat16, but routers in float32; gradients are summed up in float32.
+    """
+    everywhere, fsdp, ep = mesh["data"], mesh["fsdp"], mesh["ep"]
+    short = model.activation_dtype
+    narrow = MixedPrecisionPolicy(param_dtype=short, reduce_dtype=torch.float32,
+                                  cast_forward_inputs=False)
+    usual = MixedPrecisionPolicy(cast_forward_inputs=False)
+    policy = narrow if short not in (None, model.norm.weight.dtype) else usual
+    for layer in [module for module in model.modules() if isinstance(module, MoE)]:
+        in_fp8 = layer.experts.swiglu is not grouped_swiglu
+        experts = spread(layer, one_hop(ep.get_group()), in_fp8).experts
+        experts.share = 1 / ep.size()            # FSDP's mean is over `fsdp` only
+        for name, part in list(experts.named_parameters()):
+            part = DTensor.from_local(part.detach(), ep, [Shard(0)], run_check=False)
+            setattr(experts, name, torch.nn.Parameter(part))
+        unit(experts, fsdp, policy)
+        unit(layer.gate, everywhere, usual)      # float32, whatever the precision
+    for block in [*model.layers, *model.mtp]:
+        unit(block, everywhere, policy)
+    unit(model, everywhere, usual)
+    for method in ("loss", "hidden_states", "mtp_states"):     # entrances besides forward
+        register_fsdp_forward_method(model, method)
+    return model
+
+
+def unit(module, mesh, policy):
+    """Let FSDP divide what is in a module and in no unit inside it."""
+    fully_shard(module, mesh=mesh, mp_policy=policy)
+    if mesh.device_type == "cpu":                # gloo knows sums, but no means
+        module.set_force_sum_reduction_for_comms(True)
+
+
+def finish(optimizers):
+    """Make the optimisers of a divided model use whole matrices -> the same optimisers."""
+    for optimizer in optimizers:
+        if isinstance(optimizer, Muon):
+            optimizer.directions = sharded_directions
+    return optimizers
+
+
+class Team:
+    """The processes of a run; `train/team.py` has the same for a single one."""
+
+    def __init__(self, plan, device):
+        self.mesh = make_mesh(plan, device.type)
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.first = self.rank == 0
+
+    def spread(self, model):
+        """The model, divided over all processes before its optimisers are made."""
+        return parallelize(model, self.mesh)
+
+    def finish(self, optimizers):
+        """The optimisers, for a divided model."""
+        return finish(optimizers)
+
+    def own(self, tokens):
+        """The rows of a batch (B, T+1) that this process trains on."""
+        return tokens.chunk(self.size)[self.rank]
+
+    def any(self, flag):
+        """Whether the flag is set in any process."""
+        flag = torch.tensor(int(flag))
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag)
