@@ -3,6 +3,7 @@
 The folder it writes is a checkpoint in the released format; `generate.py` speaks with it.
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from minidsv3.train.options import configure
 from minidsv3.train.pace import plan_steps
 from minidsv3.train.prepare import make_trainer
 from minidsv3.train.report import run_and_report
+from minidsv3.train.team import ALONE
 
 
 def parse_arguments(arguments=None):
@@ -23,16 +25,33 @@ def parse_arguments(arguments=None):
 
 
 def run(arguments, begin):
-    """Train as asked, and say what came of it -> exit code."""
+    """Train as asked, in one process or as one of several -> exit code."""
     device = choose_device(arguments.device)
     choose_threads(arguments.threads)
+    if not arguments.parallel and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return train(arguments, begin, device, RunFolder, ALONE)
+    from minidsv3.scale import mesh              # loads torch's distributed parts: 1 s
+    from minidsv3.scale.checkpoint import SharedFolder
+    for name in ("minutes", "compile"):
+        if getattr(arguments, name):
+            raise UserError(f"--{name} works in a single process only; leave it out"
+                            + (", and give --steps." if name == "minutes" else "."))
+    command = " ".join(["train_tiny.py", *sys.argv[1:]])
+    team, device = mesh.join(arguments.parallel, device, command)
+    with mesh.losing_a_process_is_one_line(), mesh.only_first_speaks():
+        return train(arguments, begin, device, SharedFolder, team)
+
+
+def train(arguments, begin, device, folder_type, team):
+    """Train as asked, and say what came of it -> exit code."""
     out = arguments.out or f"runs/{arguments.preset or 'tiny'}"
-    folder = RunFolder(out, arguments.resume, arguments.overwrite)
+    folder = folder_type(out, arguments.resume, arguments.overwrite)
     saved = folder.load_state() if arguments.resume else None
     model_config, recipe = configure(arguments, saved)
     if recipe.start and folder.path.resolve() == Path(recipe.start).resolve():
         raise UserError(f"--from and --out are both {folder.path}; write to another folder.")
-    trainer = make_trainer(model_config, recipe, folder, device, saved)
+    team.check(model_config, recipe)
+    trainer = make_trainer(model_config, recipe, folder, device, saved, team)
     if arguments.compile:
         trainer.update.compile(send(trainer.data.batches.take(0, recipe.micro_batch), device))
     if arguments.minutes is not None:
@@ -41,7 +60,7 @@ def run(arguments, begin):
         trainer.set_recipe(recipe)
     total, active = trainer.model.count_parameters()
     dtype = str(trainer.model.activation_dtype).removeprefix("torch.")
-    print(f"device {device}, activations {dtype}, {total:,} parameters, {active:,} active, "
+    print(f"{team}device {device}, activations {dtype}, {total:,} parameters, {active:,} active, "
           f"{recipe.batch_size * recipe.window:,} tokens per step, {recipe.steps:,} steps")
     after = f" after step {trainer.step}" if saved is not None else ""
     print(f"output in {folder.path}; Ctrl-C saves, --resume goes on{after}", flush=True)

@@ -173,6 +173,21 @@ def has_scaled_products(device):
 
 # ---- using it ----
 
+def of_process(device, index):
+    """The device of the index-th process on this machine: on CUDA a GPU of its own.
+
+    Raises UserError if there are fewer GPUs than processes.
+    """
+    if device.type != "cuda":
+        return device
+    if index >= torch.cuda.device_count():
+        raise UserError(f"process {index} of this machine has no GPU: there are "
+                        f"{torch.cuda.device_count()}; start as many processes, or add --device "
+                        "cpu.")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
 def send(tensor, device):
     """Copy a CPU tensor to the device; on CUDA the copy runs in the background.
 

@@ -14,8 +14,10 @@ FSDP is torch's `fully_shard`, with one unit per block: its weights are gathered
 computes and dropped after it. Gradients are means over all processes, as in a single one.
 """
 
+import logging
 import os
 import re
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from typing import NamedTuple
 
 import torch
@@ -29,6 +31,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, Shard
 
 from ..command import UserError
+from ..device import of_process
 from ..kernels.grouped import grouped_swiglu
 from ..model.moe import MoE
 from ..train.optim import Muon
@@ -82,20 +85,26 @@ def smaller_divisors(number, limit):
     return f"{', '.join(fit[:-1])} or {fit[-1]}" if len(fit) > 1 else fit[0]
 
 
+class Mesh(NamedTuple):
+    """The processes in two arrangements, as torch's DeviceMesh."""
+
+    data: object                                 # all in a row
+    experts: object                              # (fsdp, ep): an ep group is consecutive
+
+
 def make_mesh(plan, device_type="cpu"):
-    """The processes as a mesh (fsdp, ep); its flattened dimension `data` has all of them."""
-    mesh = init_device_mesh(device_type, (plan.fsdp, plan.ep), mesh_dim_names=("fsdp", "ep"))
-    mesh["fsdp", "ep"]._flatten("data")
-    return mesh
+    """The Mesh of a Plan; every process must call it."""
+    return Mesh(init_device_mesh(device_type, (plan.processes,), mesh_dim_names=("data",)),
+                init_device_mesh(device_type, (plan.fsdp, plan.ep), mesh_dim_names=("fsdp", "ep")))
 
 
 def parallelize(model, mesh):
-    """Divide a finished model over a mesh of `make_mesh` -> the same model, its weights DTensors.
+    """Divide a finished model over a Mesh -> the same model, its weights DTensors.
 
     Make the optimisers afterwards, and give them to `finish`. With activations in bfloat16, blocks
     are gathered in bfloat16, but routers in float32; gradients are summed up in float32.
     """
-    everywhere, fsdp, ep = mesh["data"], mesh["fsdp"], mesh["ep"]
+    everywhere, fsdp, ep = mesh.data, mesh.experts["fsdp"], mesh.experts["ep"]
     short = model.activation_dtype
     narrow = MixedPrecisionPolicy(param_dtype=short, reduce_dtype=torch.float32,
                                   cast_forward_inputs=False)
@@ -133,13 +142,66 @@ def finish(optimizers):
     return optimizers
 
 
+# ---- the processes of a run ----
+
+def join(text, device, command):
+    """Connect this process with the others that torchrun has started -> Team, its device.
+
+    text: a plan, or None for FSDP over all. Raises UserError with the command to start it if the
+    number of processes is another.
+    """
+    started = int(os.environ.get("WORLD_SIZE", 0))
+    plan = Plan.read(text) if text else Plan(fsdp=started)
+    if plan.processes != started:
+        found = f"torchrun started {started}" if started else "this is a single one"
+        raise UserError(f"--parallel {plan} is a plan for {plan.processes} processes, and {found}; "
+                        f"start it with: torchrun --nproc-per-node {plan.processes} {command}")
+    device = of_process(device, int(os.environ["LOCAL_RANK"]))
+    # It warns that stacks of experts take two gathers; they do, once, at the end of a run.
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    return Team(plan, device), device
+
+
+@contextmanager
+def only_first_speaks():
+    """Let all processes but the first print nothing; an error still leaves this context."""
+    with ExitStack() as stack:
+        if dist.get_rank():
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(redirect_stdout(nowhere))
+            stack.enter_context(redirect_stderr(nowhere))
+        yield
+
+
+@contextmanager
+def losing_a_process_is_one_line():
+    """Turn the error of a broken connection into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not isinstance(error, dist.DistError) and "gloo" not in text and "peer" not in text:
+            raise
+        raise UserError("another process of this run has ended, so this one ends too "
+                        f"({text.splitlines()[0][:100]}); the same command with --resume goes on "
+                        "from the last checkpoint.") from None
+
+
 class Team:
     """The processes of a run; `train/team.py` has the same for a single one."""
 
     def __init__(self, plan, device):
-        self.mesh = make_mesh(plan, device.type)
+        self.plan, self.mesh = plan, make_mesh(plan, device.type)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.first = self.rank == 0
+
+    def __str__(self):
+        return f"{self.size} processes, {self.plan}; "
+
+    def check(self, model_config, recipe):
+        """UserError if they cannot be divided over the processes."""
+        self.plan.check(model_config, recipe)
 
     def spread(self, model):
         """The model, divided over all processes before its optimisers are made."""

@@ -1,17 +1,17 @@
-"""Muon for sharded matrices: each process orthogonalises some of the matrices, whole.
+"""Muon for sharded matrices: each process orthogonalises some of them, whole.
 
-FSDP cuts a matrix (R, C) into P bands of rows, and an orthogonal form needs the whole matrix. So M
-updates of one shape change hands twice, M being the number of layers or more:
+FSDP cuts a matrix (R, C) into P bands of rows, and an orthogonal form needs the whole matrix. So
+the M updates of one shape change hands twice:
 
     M bands of R/P rows  ->  M/P matrices of R rows  ->  orthogonalize  ->  M bands of R/P rows
 
-Both are an all-to-all, in which a process sends about M R C / P numbers, as much as its shard holds;
-FSDP itself sends P - 1 times as much to gather the weights. No process computes what another does.
-Experts cost nothing: a process holds whole experts.
+Each is an all-to-all in which a process sends less than its own shard of the M matrices. That is
+little: FSDP gathers the other P - 1 shards twice a step. No process computes what another does, if
+M is a multiple of P. Experts cost nothing, because a process holds whole experts.
 """
 
 import torch
-from torch.distributed.tensor import DTensor, Shard
+import torch.distributed as dist
 
 from ..train.optim import directions, orthogonalize
 
@@ -28,17 +28,45 @@ def sharded_directions(updates, rows, columns, parameters):
         found.update(zip(stacks, directions([updates[i] for i in stacks], rows, columns, None),
                          strict=True))
     if bands:
-        mesh = parameters[bands[0]].device_mesh
-        mine = reshard(torch.stack([updates[i] for i in bands]), mesh, 1, 0, rows, len(bands))
-        done = reshard(orthogonalize(mine), mesh, 0, 1, rows, len(bands))      # (M, R/P, C)
-        found.update(zip(bands, done.unbind(), strict=True))
+        group = parameters[bands[0]].device_mesh.get_group()
+        matrices = gather_some(torch.stack([updates[i] for i in bands]), rows, group)
+        parts = return_bands(orthogonalize(matrices), len(bands), group)       # (M, R/P, C)
+        found.update(zip(bands, parts.unbind(), strict=True))
     return [found[i] for i in range(len(updates))]
 
 
-def reshard(part, mesh, old, new, rows, count):
-    """This process's part of a stack (M, R, C), cut along another dimension."""
-    columns = part.size(-1)
-    stack = DTensor.from_local(part.contiguous(), mesh, [Shard(old)], run_check=False,
-                               shape=torch.Size((count, rows, columns)),
-                               stride=(rows * columns, columns, 1))
-    return stack.redistribute(placements=[Shard(new)]).to_local()
+def shares(count, group):
+    """How many of `count` things each process of a group has, as FSDP divides them."""
+    size = dist.get_world_size(group)
+    most = -(-count // size)
+    return [max(0, min(most, count - rank * most)) for rank in range(size)]
+
+
+def gather_some(bands, rows, group):
+    """This process's bands of all matrices (M, R/P, C) -> its share of whole ones, (M/P, R, C)."""
+    matrices, heights = shares(len(bands), group), shares(rows, group)
+    mine, columns = matrices[dist.get_rank(group)], bands.size(-1)
+    sent = [number * bands.size(1) * columns for number in matrices]
+    received = [mine * height * columns for height in heights]
+    parts = exchange(bands, sent, received, group)
+    return torch.cat([part.view(mine, height, columns)
+                      for part, height in zip(parts, heights, strict=True)], dim=1)
+
+
+def return_bands(matrices, count, group):
+    """The way back: this process's whole matrices (M/P, R, C) -> its bands of all, (M, R/P, C)."""
+    numbers, heights = shares(count, group), shares(matrices.size(1), group)
+    mine, columns = heights[dist.get_rank(group)], matrices.size(-1)
+    bands = torch.cat([band.flatten() for band in matrices.split(heights, dim=1)])
+    sent = [len(matrices) * height * columns for height in heights]
+    received = [number * mine * columns for number in numbers]
+    parts = exchange(bands, sent, received, group)
+    return torch.cat([part.view(number, mine, columns)
+                      for part, number in zip(parts, numbers, strict=True)])
+
+
+def exchange(x, sent, received, group):
+    """All-to-all of the numbers of x, sent[p] of them to process p -> what came from each."""
+    arrived = x.new_empty(sum(received))
+    dist.all_to_all_single(arrived, x.flatten(), received, sent, group=group)
+    return arrived.split(received)

@@ -15,6 +15,7 @@ are exports for others to read:
 import json
 import math
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from ..files import first_line, replacing, write_text
 EXPORTS = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
            "ema.safetensors", "train.json", "metrics.jsonl", "summary.json", "loss.png",
            "expert_load.png", "sample.txt")
+SHARED = "state"                                 # the state of a run of several processes
 STATE = {"step", "seconds", "config", "model_config", "corpus_sha256", "model", "average",
          "optimizers", "rng"}                    # what a state.pt holds
 
@@ -66,13 +68,21 @@ class RunFolder:
                 raise UserError(f"--out {self.path}: {place} is a file; name a folder.")
         finished = (self.path / "summary.json").exists()
         if resume:
-            if not self.state_path.is_file():
-                raise UserError(f"nothing to resume: {self.state_path} does not exist; "
-                                "leave out --resume.")
+            self.require_state()
             if finished:
                 raise UserError(f"the run in {self.path} is finished; start another with --out.")
         elif not overwrite:
             self.refuse_to_replace(finished)
+
+    def require_state(self):
+        """UserError if there is no state to resume from."""
+        if self.state_path.is_file():
+            return
+        if (self.path / SHARED).is_dir():
+            raise UserError(f"the run in {self.path} was made by several processes; go on with "
+                            "torchrun --nproc-per-node 1 train_tiny.py ..., or more of them.")
+        raise UserError(f"nothing to resume: {self.state_path} does not exist; leave out "
+                        "--resume.")
 
     def refuse_to_replace(self, finished):
         """UserError if the folder holds a run, or files that have the names of a run's files."""
@@ -80,7 +90,7 @@ class RunFolder:
         what, way = f"{present[0] if present else ''} already", ""
         if finished:
             what = "a finished run"
-        elif self.state_path.exists():
+        elif self.state_path.exists() or (self.path / SHARED).exists():
             what, way = "an unfinished run", "--resume to go on, "
         elif not present:
             return
@@ -109,7 +119,12 @@ class RunFolder:
                 with suppress(OSError):
                     self.path.rmdir()
             raise
-        for name in ("summary.json", *EXPORTS):  # first the file that marks a run as finished
+        self.remove_old_run()
+        shutil.rmtree(self.path / SHARED, ignore_errors=True)
+
+    def remove_old_run(self):
+        """Remove the exports of an older run, first the file that marks it as finished."""
+        for name in ("summary.json", *EXPORTS):
             (self.path / name).unlink(missing_ok=True)
 
     def save_state(self, state):
@@ -142,6 +157,9 @@ class RunFolder:
     def export(self, model):
         """config.json and the weights in one file, which is replaced whole."""
         hf.save(model, self.path, max_shard_size=math.inf)
+
+    def close(self, model):
+        """After the last step. Here all is written already."""
 
     def write_tensors(self, name, pairs):
         """Write (name, tensor) pairs as a safetensors file, whole or not at all."""

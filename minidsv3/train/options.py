@@ -38,6 +38,9 @@ def parse_arguments(arguments=None, description=None):
     where.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
     where.add_argument("--threads", type=int, metavar="N", help="CPU threads; 1 is best beside "
                        "another busy program [one per core]")
+    where.add_argument("--parallel", metavar="PLAN", help="divide the run over the processes of "
+                       "torchrun, for instance ep=2,fsdp=2: experts over 2, all else over 4; see "
+                       "docs/multi-gpu.md [fsdp over all of them]")
     how = parser.add_argument_group("how")
     how.add_argument("--precision", help="of activations: fp32, bf16, or auto, bf16 where it is "
                      "faster; or fp8, simulated in attention and FFN, slower than fp32 [auto]")

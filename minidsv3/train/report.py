@@ -51,9 +51,9 @@ def finish(run):
     """Evaluate a Trainer's raw and averaged weights and write all exports -> the summary."""
     model, data = run.model, run.data
     everything = (data.inputs, data.targets, data.validation_bytes)
+    raw = [p.detach().clone() for p in model.parameters()]
     result = evaluate(model, *everything)
     text = sample(model, data.tokenizer, run.config.seed)
-    raw = [p.detach().clone() for p in model.parameters()]
     set_weights(model, run.average)
     averaged = bits_per_byte(model, *everything)
     run.folder.write_tensors("ema.safetensors", hf.each_released(model))
@@ -79,10 +79,10 @@ def write_results(run, figures, text):
 @torch.no_grad()
 def set_weights(model, weights):
     """Copy a list of tensors into the model's parameters."""
+    if hasattr(model, "reshard"):                # FSDP may still hold weights of the last forward
+        model.reshard()
     for parameter, weight in zip(model.parameters(), weights, strict=True):
         parameter.copy_(weight)
-    if hasattr(model, "reshard"):                # FSDP may still hold the old weights, gathered
-        model.reshard()
 
 
 def sample(model, tokenizer, seed, length=200):

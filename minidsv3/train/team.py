@@ -6,6 +6,12 @@ class Alone:
 
     first = True                                 # this process writes the files and shows the bar
 
+    def __str__(self):
+        return ""
+
+    def check(self, model_config, recipe):
+        """UserError if they cannot be divided over the processes."""
+
     def spread(self, model):
         """The model, divided over all processes before its optimisers are made."""
         return model

@@ -108,6 +108,7 @@ class Trainer:
                     self.save()
                 self.interrupted = self.team.any(self.interrupted)
         self.save()
+        self.folder.close(self.model)
         return None if self.interrupted else finish(self)
 
     def bar(self):
