@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from minidsv3 import DeepSeekV3, ModelConfig
+from minidsv3.command import UserError
 from minidsv3.scale.engine import torch_step
-from minidsv3.scale.pipeline import Pipeline
+from minidsv3.scale.pipeline import Execution, Pipeline
 from minidsv3.scale.programme import Compute, make_programme
+from minidsv3.scale.stage import Stage
 from tests.multi.launch import run_ranks
 
 pytestmark = pytest.mark.multi
@@ -93,3 +95,78 @@ def test_every_term_and_gradient_is_that_of_one_process(schedule, ranks, tied):
 def test_torchs_schedules_give_the_same_on_our_stages(schedule, ranks, tied, modules):
     """Oracle: `model.loss` in this process."""
     compare(run_ranks(torchs, ranks, schedule, tied, modules), tied, modules)
+
+
+def split_backward(rank):
+    """Names of the parameters that have a gradient after each of the first F, I and W."""
+    model = make_model()
+    pipeline = Pipeline(model, "zb1p", 2)
+    execution = Execution(pipeline, make_tokens(4).chunk(2), WEIGHTS)
+    found = []
+    for action in pipeline.programme[:3]:
+        execution.do(action)
+        found.append(set(gradients(model)))
+    return "".join(chunk.kind for chunk in execution.executed), found
+
+
+def test_the_gradients_of_weights_come_with_w():
+    """Oracle: the names of all parameters: I gives none a gradient, W gives all of them one."""
+    kinds, found = run_ranks(split_backward, 1)[0]
+    assert kinds == "FIW"
+    assert found == [set(), set(), {name for name, _ in make_model().named_parameters()}]
+
+
+def two_steps(rank):
+    """Weights and router biases after two optimiser steps in a DualPipe of two ranks."""
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pipeline = Pipeline(model, "dualpipe", MICRO_BATCHES)
+    for _ in range(2):
+        result = pipeline.step(make_tokens(), *WEIGHTS)
+        optimizer.step()
+        optimizer.zero_grad()
+        model.update_router_bias(0.01, result.loads)
+    return model.state_dict()
+
+
+def test_two_optimiser_steps_are_those_of_one_process():
+    """Oracle: the same two steps in this process, router biases included; both copies are equal."""
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        single_process(model, make_tokens())
+        optimizer.step()
+        optimizer.zero_grad()
+        model.update_router_bias(0.01)
+    first, second = run_ranks(two_steps, 2)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(first[name], tensor, rtol=0, atol=1e-11, msg=name)
+        assert torch.equal(first[name], second[name]), name
+    assert model.layers[5].mlp.gate.e_score_correction_bias.abs().max() > 0
+
+
+def refused(rank):
+    """The messages for what a pipeline cannot do."""
+    texts = []
+    for schedule, micro_batches, recompute, sequences in [
+            ("dualpipe", 3, False, 16), ("dualpipe", 4, True, 16), ("dualpipe", 4, False, 10)]:
+        model = make_model()
+        model.recompute = recompute
+        try:
+            Pipeline(model, schedule, micro_batches).step(make_tokens(sequences))
+        except UserError as error:
+            texts.append(str(error))
+    try:
+        Stage(make_model(), 0, 10)
+    except UserError as error:
+        texts.append(str(error))
+    return texts
+
+
+def test_what_a_pipeline_cannot_do_is_refused():
+    """Oracle: the messages, with the value and a remedy, on both ranks."""
+    expected = ["micro_batches=3 is odd", "recompute=True does not go with a pipeline",
+                "10 sequences do not divide into 4 micro-batches", "10 stages need a block each"]
+    for texts in run_ranks(refused, 2):
+        assert len(texts) == 4
+        assert all(text.startswith(start) for text, start in zip(texts, expected, strict=True))
