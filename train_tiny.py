@@ -28,7 +28,7 @@ def run(arguments, begin):
     """Train as asked, in one process or as one of several -> exit code."""
     device = choose_device(arguments.device)
     choose_threads(arguments.threads)
-    if not arguments.parallel and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if not arguments.parallel and "TORCHELASTIC_RUN_ID" not in os.environ:     # torchrun's
         return train(arguments, begin, device, RunFolder, ALONE)
     from minidsv3.scale import mesh              # loads torch's distributed parts: 1 s
     from minidsv3.scale.checkpoint import SharedFolder

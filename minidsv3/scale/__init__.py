@@ -1,7 +1,12 @@
 """How the model is spread over many processes (report, section 3.2).
 
     expert_parallel  experts on several processes; tokens travel to them and back
-    mesh             the plan of a run: how many processes share what; the full-size plan
+    mesh             FSDP and expert parallelism for a model; the full-size plan
+    muon             Muon for matrices that are divided
+    team, checkpoint the processes of one run, and the run folder that they share
+    programme        what each rank of a pipeline does, action by action
+    timeline, gantt  the same, simulated and drawn
+    stage, pipeline  the same, executed on processes; `engine` has torch's schedules
 
 All of it attaches to a finished model from outside, before its optimisers are made: `model/` knows
 nothing of it.
