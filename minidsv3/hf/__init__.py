@@ -24,8 +24,9 @@ from .names import each_released, places, problems, released_tensors
 from .reader import Checkpoint
 from .writer import MAX_SHARD_SIZE, to_fp8, write_tensors, write_weights
 
-__all__ = ["Checkpoint", "each_released", "find", "load", "locate", "read_config", "read_json", "released_config",
-           "released_tensors", "save", "skeleton", "stored_config", "write_tensors"]
+__all__ = ["Checkpoint", "each_released", "find", "load", "locate", "read_config", "read_json",
+           "released_config", "released_tensors", "save", "skeleton", "stored_config",
+           "write_tensors"]
 
 
 def save(model, folder, fp8=False, max_shard_size=MAX_SHARD_SIZE):

@@ -1,222 +1,226 @@
-"""The plan of a run on several processes: which of them share what (report, section 3.2).
+"""The full-size model on GPUs that nobody has here: what each of them would hold.
 
-    torchrun --nproc-per-node 4 train_tiny.py --parallel ep=2,fsdp=2
+    python -m minidsv3.scale.mesh v3-671b --gpus 2048 --pp 16 --ep 64
 
-    ep      processes over which the routed experts of a layer are divided; tokens travel
-    fsdp    groups of ep processes; each holds a part of every parameter, and weights travel
+The model is built without memory (torch's `meta` device), cut into the stages of a pipeline and
+divided by the code that divides a real run (`parallel.py`), on torch's fake process group, whose
+communication does nothing. So the numbers of parameters are exact, for two plans:
 
-With ep=2, fsdp=2 the processes form a mesh of 2 x 2, and each reads its own quarter of the batch:
+    zero1   the report's: every GPU has its stage whole, except that routed experts are divided over
+            ep GPUs; only what the optimiser needs is divided among equal copies
+    fsdp    everything is divided; weights of a block are gathered while it computes
 
-    routed experts        half of them on each process of an ep group; FSDP over 2 (`fsdp`)
-    all other weights     FSDP over all 4 (`data`)
-
-FSDP is torch's `fully_shard`, with one unit per block: its weights are gathered before the block
-computes and dropped after it. Gradients are means over all processes, as in a single one.
+In DualPipe a GPU also holds the stage of its opposite, as a second copy of weights and gradients.
+Bytes of a number: weights 2 (zero1) or 4 (fsdp, which keeps no others), gradients 4; the optimiser
+adds its two moments, 2 each, and in zero1 master weights of 4. Activations are estimated by
+formula (`measure/cost.py`), with blocks computed again in the backward pass. Not counted: buffers
+of communication, and what a block needs while it computes.
 """
 
-import logging
-import os
-import re
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+import json
+import math
+import sys
+from collections import defaultdict
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import (
-    MixedPrecisionPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
-from torch.distributed.tensor import DTensor, Shard
 
-from ..command import UserError
-from ..device import of_process
-from ..kernels.grouped import grouped_swiglu
-from ..model.moe import MoE
-from ..train.optim import Muon
-from ..train.recipe import batch_sizes
-from .expert_parallel import one_hop, spread
-from .muon import sharded_directions
+from ..command import Parser, UserError, answer
+from ..device import local
+from ..measure import cost
+from ..measure.accounting import figure, model_config
+from ..model.block import Block
+from ..model.transformer import DeepSeekV3
+from .parallel import Mesh, divide
+from .stage import Stage
+
+CARD = 80e9                                      # bytes of one GPU
+PARTS = ("weights", "gradients", "optimiser", "second_copy", "gathered", "activations")
 
 
-class Plan(NamedTuple):
-    """How many processes share what; ep * fsdp processes in all."""
+class Layout(NamedTuple):
+    """GPUs of a run: the stages of a pipeline, each on fsdp * ep of them."""
 
-    ep: int = 1                                  # divide the experts
-    fsdp: int = 1                                # groups of ep that divide everything else too
+    stages: int
+    fsdp: int
+    ep: int
 
     @property
-    def processes(self):
-        """All processes of the run."""
-        return self.ep * self.fsdp
-
-    @classmethod
-    def read(cls, text):
-        """The plan in "ep=2,fsdp=4"; UserError if it is none."""
-        if not re.fullmatch(r"((ep|fsdp)=[1-9]\d{0,5})(,(ep|fsdp)=[1-9]\d{0,5})*", text):
-            raise UserError(f"--parallel {text!r} is no plan; write for instance ep=2,fsdp=4, with "
-                            "numbers of 1 or more.")
-        sizes = [part.split("=") for part in text.split(",")]
-        if len(dict(sizes)) < len(sizes):
-            raise UserError(f"--parallel {text!r} gives a size twice; give ep and fsdp once each.")
-        return cls(**{name: int(size) for name, size in sizes})
-
-    def __str__(self):
-        return f"ep={self.ep},fsdp={self.fsdp}"
-
-    def check(self, model_config, recipe):
-        """UserError if this model or recipe cannot be divided over the processes."""
-        experts, count = model_config.n_routed_experts, self.processes
-        if experts % self.ep:
-            raise UserError(f"ep={self.ep} does not divide the {experts} routed experts; choose "
-                            f"{smaller_divisors(experts, self.ep)}.")
-        for size in sorted({*batch_sizes(recipe)}):
-            if size % count:
-                raise UserError(
-                    f"a step of {size} sequences cannot be divided over {count} processes; choose "
-                    f"batch_start and batch_size the same, for instance --set batch_start={count} "
-                    f"--set batch_size={count}.")
+    def data(self):
+        """GPUs of one stage."""
+        return self.fsdp * self.ep
 
 
-def smaller_divisors(number, limit):
-    """The divisors of a number below a limit, as text: "1, 2 or 4"."""
-    fit = [str(n) for n in range(1, min(number, limit) + 1) if number % n == 0]
-    return f"{', '.join(fit[:-1])} or {fit[-1]}" if len(fit) > 1 else fit[0]
-
-
-class Mesh(NamedTuple):
-    """The processes in two arrangements, as torch's DeviceMesh."""
-
-    data: object                                 # all in a row
-    experts: object                              # (fsdp, ep): an ep group is consecutive
-
-
-def make_mesh(plan, device_type="cpu"):
-    """The Mesh of a Plan; every process must call it."""
-    return Mesh(init_device_mesh(device_type, (plan.processes,), mesh_dim_names=("data",)),
-                init_device_mesh(device_type, (plan.fsdp, plan.ep), mesh_dim_names=("fsdp", "ep")))
-
-
-def parallelize(model, mesh):
-    """Divide a finished model over a Mesh -> the same model, its weights DTensors.
-
-    Make the optimisers afterwards, and give them to `finish`. With activations in bfloat16, blocks
-    are gathered in bfloat16, but routers in float32; gradients are summed up in float32.
-    """
-    everywhere, fsdp, ep = mesh.data, mesh.experts["fsdp"], mesh.experts["ep"]
-    short = model.activation_dtype
-    narrow = MixedPrecisionPolicy(param_dtype=short, reduce_dtype=torch.float32,
-                                  cast_forward_inputs=False)
-    usual = MixedPrecisionPolicy(cast_forward_inputs=False)
-    policy = narrow if short not in (None, model.norm.weight.dtype) else usual
-    for layer in [module for module in model.modules() if isinstance(module, MoE)]:
-        in_fp8 = layer.experts.swiglu is not grouped_swiglu
-        experts = spread(layer, one_hop(ep.get_group()), in_fp8).experts
-        experts.share = 1 / ep.size()            # FSDP's mean is over `fsdp` only
-        for name, part in list(experts.named_parameters()):
-            part = DTensor.from_local(part.detach(), ep, [Shard(0)], run_check=False)
-            setattr(experts, name, torch.nn.Parameter(part))
-        unit(experts, fsdp, policy)
-        unit(layer.gate, everywhere, usual)      # float32, whatever the precision
-    for block in [*model.layers, *model.mtp]:
-        unit(block, everywhere, policy)
-    unit(model, everywhere, usual)
-    for method in ("loss", "hidden_states", "mtp_states"):     # entrances besides forward
-        register_fsdp_forward_method(model, method)
-    return model
-
-
-def unit(module, mesh, policy):
-    """Let FSDP divide what is in a module and in no unit inside it."""
-    fully_shard(module, mesh=mesh, mp_policy=policy)
-    if mesh.device_type == "cpu":                # gloo knows sums, but no means
-        module.set_force_sum_reduction_for_comms(True)
-
-
-def finish(optimizers):
-    """Make the optimisers of a divided model use whole matrices -> the same optimisers."""
-    for optimizer in optimizers:
-        if isinstance(optimizer, Muon):
-            optimizer.directions = sharded_directions
-    return optimizers
-
-
-# ---- the processes of a run ----
-
-def join(text, device, command):
-    """Connect this process with the others that torchrun has started -> Team, its device.
-
-    text: a plan, or None for FSDP over all. Raises UserError with the command to start it if the
-    number of processes is another.
-    """
-    started = int(os.environ.get("WORLD_SIZE", 0))
-    plan = Plan.read(text) if text else Plan(fsdp=started)
-    if plan.processes != started:
-        found = f"torchrun started {started}" if started else "this is a single one"
-        raise UserError(f"--parallel {plan} is a plan for {plan.processes} processes, and {found}; "
-                        f"start it with: torchrun --nproc-per-node {plan.processes} {command}")
-    device = of_process(device, int(os.environ["LOCAL_RANK"]))
-    # It warns that stacks of experts take two gathers; they do, once, at the end of a run.
-    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    return Team(plan, device), device
+def read_layout(config, gpus, stages, ep):
+    """The Layout of so many GPUs; UserError if they or the model cannot be divided so."""
+    experts, depth = config.n_routed_experts, config.num_hidden_layers
+    for name, value in (("gpus", gpus), ("pp", stages), ("ep", ep)):
+        if value < 1:
+            raise UserError(f"--{name} {value} must be at least 1.")
+    if gpus % (stages * ep):
+        raise UserError(f"--gpus {gpus} is no multiple of --pp {stages} times --ep {ep}; choose "
+                        f"for instance --gpus {-(-gpus // (stages * ep)) * stages * ep}.")
+    if experts % ep:
+        raise UserError(f"--ep {ep} does not divide the {experts} routed experts; choose for "
+                        f"instance --ep {math.gcd(ep, experts)}.")
+    if stages > depth or stages > 1 and stages % 2:
+        raise UserError(f"--pp {stages} must be 1, or even and at most the model's {depth} blocks; "
+                        "in DualPipe each GPU holds two stages.")
+    return Layout(stages, gpus // (stages * ep), ep)
 
 
 @contextmanager
-def only_first_speaks():
-    """Let all processes but the first print nothing; an error still leaves this context."""
-    with ExitStack() as stack:
-        if dist.get_rank():
-            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-            stack.enter_context(redirect_stdout(nowhere))
-            stack.enter_context(redirect_stderr(nowhere))
-        yield
-
-
-@contextmanager
-def losing_a_process_is_one_line():
-    """Turn the error of a broken connection into a UserError."""
+def as_rank(rank, world):
+    """This process as one of many that do not exist."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+    dist.init_process_group("fake", rank=rank, world_size=world, store=FakeStore())
     try:
         yield
-    except RuntimeError as error:
-        text = str(error)
-        if not isinstance(error, dist.DistError) and "gloo" not in text and "peer" not in text:
-            raise
-        raise UserError("another process of this run has ended, so this one ends too "
-                        f"({text.splitlines()[0][:100]}); the same command with --resume goes on "
-                        "from the last checkpoint.") from None
+    finally:
+        dist.destroy_process_group()
 
 
-class Team:
-    """The processes of a run; `train/team.py` has the same for a single one."""
+def make_stage(config, layout, index):
+    """One stage of the model, without memory; what two stages share is in the first alone."""
+    with torch.device("meta"):
+        model = DeepSeekV3(config)
+    stage = Stage(model, index, layout.stages)
+    if stage.last and not stage.first:           # DualPipe has both stages on the same GPUs
+        stage.embed_tokens = None
+        if config.tie_word_embeddings:
+            stage.lm_head = None
+    return stage
 
-    def __init__(self, plan, device):
-        self.plan, self.mesh = plan, make_mesh(plan, device.type)
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self.first = self.rank == 0
 
-    def __str__(self):
-        return f"{self.size} processes, {self.plan}; "
+def shards(config, layout, index, place=0):
+    """{name: shape} of what a GPU holds, the place-th of those of a stage, in plan fsdp.
 
-    def check(self, model_config, recipe):
-        """UserError if they cannot be divided over the processes."""
-        self.plan.check(model_config, recipe)
+    The first has at least as much of everything as the others.
+    """
+    with as_rank(index * layout.data + place, layout.stages * layout.data):
+        stage = make_stage(config, layout, index)
+        rows = init_device_mesh("cpu", (layout.stages, layout.data), mesh_dim_names=("pp", "data"))
+        experts = init_device_mesh("cpu", tuple(layout), mesh_dim_names=("pp", "fsdp", "ep"))
+        divide(stage, Mesh(rows["data"], experts["fsdp", "ep"]))
+        return {name: local(weight).shape for name, weight in stage.named_parameters()}
 
-    def spread(self, model):
-        """The model, divided over all processes before its optimisers are made."""
-        return parallelize(model, self.mesh)
 
-    def finish(self, optimizers):
-        """The optimisers, for a divided model."""
-        return finish(optimizers)
+class Held(NamedTuple):
+    """Parameters of a stage: all of it, and on its first GPU."""
 
-    def own(self, tokens):
-        """The rows of a batch (B, T+1) that this process trains on."""
-        return tokens.chunk(self.size)[self.rank]
+    blocks: int
+    main: int                                    # of the main model, in the whole stage
+    mtp: int
+    whole: int                                   # on a GPU: experts divided over ep, the rest whole
+    shard: int                                   # on a GPU: everything divided
+    largest: int                                 # of the largest block, as in `whole`
 
-    def any(self, flag):
-        """Whether the flag is set in any process."""
-        flag = torch.tensor(int(flag))
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag)
+
+def held(config, layout, index):
+    """What a stage has, and what its first GPU holds of it -> Held."""
+    def on_a_gpu(name, weight):                  # routed experts are the only stacks
+        return weight.numel() // (layout.ep if weight.dim() == 3 else 1)
+
+    stage = make_stage(config, layout, index)
+    weights = dict(stage.named_parameters())
+    blocks = [module for module in stage.modules() if isinstance(module, Block)]
+    return Held(
+        len(blocks),
+        sum(weight.numel() for name, weight in weights.items() if not name.startswith("mtp.")),
+        sum(weight.numel() for name, weight in weights.items() if name.startswith("mtp.")),
+        sum(on_a_gpu(name, weight) for name, weight in weights.items()),
+        sum(math.prod(shape) for shape in shards(config, layout, index).values()),
+        max(sum(on_a_gpu(*each) for each in block.named_parameters()) for block in blocks))
+
+
+def memory(stages, activations):
+    """{plan: [{part: bytes} of a GPU of each stage]}; stages: the Held of all."""
+    plans = {"zero1": [], "fsdp": []}
+    for own, opposite in zip(stages, reversed(stages), strict=True):
+        twice = len(stages) > 1
+        plans["zero1"].append({
+            "weights": 2 * own.whole, "gradients": 4 * own.whole, "optimiser": 8 * own.shard,
+            "second_copy": twice * 6 * opposite.whole, "gathered": 0})
+        # Gathered: one block and the next in bfloat16, and the gradients of one before their sum.
+        largest = max(own.largest, twice * opposite.largest)
+        plans["fsdp"].append({
+            "weights": 4 * own.shard, "gradients": 4 * own.shard, "optimiser": 4 * own.shard,
+            "second_copy": twice * 8 * opposite.shard, "gathered": 2 * 2 * largest + 4 * largest})
+    for parts in [each for rows in plans.values() for each in rows]:
+        parts["activations"] = activations
+        parts["total"] = sum(parts[name] for name in PARTS)
+    return plans
+
+
+def activation_memory(config, layout, window):
+    """Bytes of a GPU's activations: a micro-batch of one sequence in `stages` + 1 stages."""
+    whole = cost.activation_bytes(config, 1, window, recompute=True)
+    return whole * (layout.stages + 1) // layout.stages if layout.stages > 1 else whole
+
+
+def report(name, config, layout, window):
+    """All figures of the plan, in plain units."""
+    stages = [held(config, layout, index) for index in range(layout.stages)]
+    plans = memory(stages, activation_memory(config, layout, window))
+    worst = {plan: max(parts["total"] for parts in rows) for plan, rows in plans.items()}
+    return {"model": name, "gpus": layout.stages * layout.data, "pp": layout.stages,
+            "fsdp": layout.fsdp, "ep": layout.ep, "window": window,
+            "parameters": {"main_model": sum(stage.main for stage in stages),
+                           "mtp_modules": sum(stage.mtp for stage in stages)},
+            "stages": [stage._asdict() for stage in stages], "bytes_per_gpu": plans,
+            "largest_bytes": worst, "card_bytes": CARD,
+            "fits": {plan: size <= CARD for plan, size in worst.items()}}
+
+
+def as_text(figures):
+    """The report as tables."""
+    lines = ["{model} on {gpus:,} GPUs: {pp} stages, each on {fsdp} x {ep} GPUs (fsdp x ep); "
+             "one sequence of {window:,} tokens a micro-batch".format(**figures),
+             "{main_model:,} parameters of the main model, {mtp_modules:,} of the MTP modules, "
+             "each on one GPU or divided".format(**figures["parameters"])]
+    for plan, rows in figures["bytes_per_gpu"].items():
+        lines += ["", f"plan {plan}, one GPU of each stage",
+                  "  stage blocks     parameters" + "".join(f"{name.replace('_', ' '):>13}"
+                                                       for name in (*PARTS, "total"))]
+        alike = defaultdict(list)                # {line: the stages that it is true of}
+        for index, (stage, parts) in enumerate(zip(figures["stages"], rows, strict=True)):
+            count = stage["whole" if plan == "zero1" else "shard"]
+            alike[f"{stage['blocks']:7} {count:>14,}" + "".join(
+                f"{figure(parts[name], 'B'):>13}" for name in (*PARTS, "total"))].append(index)
+        for line, indices in alike.items():
+            first, last = indices[0], indices[-1]
+            lines.append(f"{first if first == last else f'{first}-{last}':>7}{line}")
+        left = CARD - figures["largest_bytes"][plan]
+        lines.append(f"{'fits into' if left >= 0 else 'does NOT fit into'} {figure(CARD, 'B')}: "
+                     f"{figure(abs(left), 'B')} {'to spare' if left >= 0 else 'too much'}")
+    return "\n".join(lines)
+
+
+def run(arguments):
+    """Print what each GPU would hold -> exit code."""
+    parser = Parser(prog="python -m minidsv3.scale.mesh", description=__doc__)
+    parser.add_argument("name", metavar="NAME", help="a preset or a checkpoint's folder")
+    parser.add_argument("--gpus", type=int, default=2048, help="of the whole run [2048]")
+    parser.add_argument("--pp", type=int, default=16, help="stages of the pipeline [16]")
+    parser.add_argument("--ep", type=int, default=64, help="GPUs that divide the experts [64]")
+    parser.add_argument("--window", type=int, default=4096, help="tokens of a sequence [4096]")
+    parser.add_argument("--json", action="store_true", help="JSON in plain units")
+    options = parser.parse_args(arguments)
+    config = model_config(options.name)
+    if options.window < 1:
+        raise UserError(f"--window {options.window} must be at least 1.")
+    layout = read_layout(config, options.gpus, options.pp, options.ep)
+    figures = report(options.name, config, layout, options.window)
+    print(json.dumps(figures, indent=1) if options.json else as_text(figures))
+
+
+def main(arguments=None):
+    """Run; bad input ends in one line and exit code 2."""
+    return answer(lambda: run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

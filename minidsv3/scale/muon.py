@@ -35,16 +35,16 @@ def sharded_directions(updates, rows, columns, parameters):
     return [found[i] for i in range(len(updates))]
 
 
-def shares(count, group):
-    """How many of `count` things each process of a group has, as FSDP divides them."""
-    size = dist.get_world_size(group)
+def shares(count, size):
+    """How many of `count` things each of `size` processes has, as FSDP divides them."""
     most = -(-count // size)
     return [max(0, min(most, count - rank * most)) for rank in range(size)]
 
 
 def gather_some(bands, rows, group):
     """This process's bands of all matrices (M, R/P, C) -> its share of whole ones, (M/P, R, C)."""
-    matrices, heights = shares(len(bands), group), shares(rows, group)
+    size = dist.get_world_size(group)
+    matrices, heights = shares(len(bands), size), shares(rows, size)
     mine, columns = matrices[dist.get_rank(group)], bands.size(-1)
     sent = [number * bands.size(1) * columns for number in matrices]
     received = [mine * height * columns for height in heights]
@@ -55,7 +55,8 @@ def gather_some(bands, rows, group):
 
 def return_bands(matrices, count, group):
     """The way back: this process's whole matrices (M/P, R, C) -> its bands of all, (M, R/P, C)."""
-    numbers, heights = shares(count, group), shares(matrices.size(1), group)
+    size = dist.get_world_size(group)
+    numbers, heights = shares(count, size), shares(matrices.size(1), size)
     mine, columns = heights[dist.get_rank(group)], matrices.size(-1)
     bands = torch.cat([band.flatten() for band in matrices.split(heights, dim=1)])
     sent = [len(matrices) * height * columns for height in heights]
