@@ -102,11 +102,11 @@ def dtypes_in_a_step(rank):
     expected = model.loss(tokens).total.item()
     model = parallelize(model, make_mesh(fsdp=2, ep=2))
     seen = {}
-    for name in ("layers.1.self_attn.q_a_proj", "layers.1.mlp.gate"):
-        model.get_submodule(name).register_forward_hook(
-            lambda module, *_, name=name: seen.update({name: module.weight.dtype}))
-    model.layers[1].mlp.experts.register_forward_hook(
-        lambda module, *_: seen.update(experts=module.down_proj.dtype))
+    for name in ("self_attn.q_a_proj.weight", "mlp.gate.weight", "mlp.experts.down_proj"):
+        owner, _, weight = name.rpartition(".")
+        model.layers[1].get_submodule(owner).register_forward_pre_hook(     # after FSDP has gathered
+            lambda module, _, name=name, weight=weight: seen.update(
+                {name: getattr(module, weight).dtype}))
     loss = model.loss(tokens.chunk(4)[rank]).total
     loss.backward()
     seen["gradient"] = model.layers[1].mlp.gate.weight.grad.dtype
@@ -117,8 +117,8 @@ def test_the_gate_stays_float32_when_blocks_are_gathered_in_bfloat16():
     """Report, section 3.3.1. The mean loss is that of one process to bfloat16's rounding."""
     results = run_ranks(dtypes_in_a_step, 4)
     assert results[0][0] == {
-        "layers.1.self_attn.q_a_proj": torch.bfloat16, "experts": torch.bfloat16,
-        "layers.1.mlp.gate": torch.float32, "gradient": torch.float32}
+        "self_attn.q_a_proj.weight": torch.bfloat16, "mlp.experts.down_proj": torch.bfloat16,
+        "mlp.gate.weight": torch.float32, "gradient": torch.float32}
     assert sum(result[1] for result in results) / 4 == pytest.approx(results[0][2], rel=2e-3)
 
 
