@@ -51,6 +51,13 @@ def test_the_peak_of_activations_is_that_of_table_2(schedule, peak):
     assert simulate(schedule, 8, 32).peak_activations == peak
 
 
+@pytest.mark.parametrize("schedule, alive", [
+    ("1f1b", [4, 3, 2, 1]), ("zb1p", [4, 4, 4, 4]), ("dualpipe", [5, 5, 5, 5])])
+def test_a_rank_keeps_inputs_until_their_weight_gradients(schedule, alive):
+    """Oracle: by hand; rank r of ZB1P has r weight gradients open, so all ranks keep as many."""
+    assert simulate(schedule, 4, 16).alive == alive
+
+
 def test_the_phases_are_those_of_figure_5():
     """Oracle: the report's Figure 5, counted by eye; the other half of the ranks is its mirror."""
     counted = [(6, 1, 3, 3, 3, 1, 3, 1), (4, 2, 2, 4, 2, 2, 2, 2),
