@@ -10,6 +10,6 @@ def bubbles_over_weight(weights, simulated, formula):
     lines = [*ax.plot(weights, simulated, "o-", color=plots.BLUE, label="simulated"),
              *ax.plot(weights, formula, "--", color=plots.BLACK, label="Table 2")]
     ax.set(xlabel="weight gradient W [F]", ylabel="largest idle time [F]", ylim=(0, None))
-    ax.set_title("The formula is exact where W takes as long as F", loc="left")
+    ax.set_title("Longer weight gradients fill no more than the gaps", loc="left")
     plots.label_ends(ax, lines)
     return figure
