@@ -7,7 +7,7 @@ from .verdict import compare
 
 def squared_paper(student, hint=1):
     """Three ranks, four micro-batches: the rules of the paper, then the number of empty cells."""
-    return compare(lambda ranks, n: oracles.idle_cells(student(), n), (3, 4),
+    return compare(lambda ranks, n: oracles.idle_cells(student(), ranks, n), (3, 4),
                    lambda ranks, n: oracles.fewest_idle_cells(ranks), (
         "Which cells does another rank wait for? W is never one of them, so move it to a place "
         "where its rank would wait.",

@@ -1,14 +1,15 @@
 """Notebook 09: why do pipelines have bubbles?"""
 
 
-def idle_cells(rows, micro_batches):
+def idle_cells(rows, ranks, micro_batches):
     """Empty cells of a plan on squared paper, all rows as long as the longest.
 
     rows: a string for each rank, such as "F0 I0 W0 ."; ValueError names the first broken rule.
     """
     plan = [row.split() for row in rows]
-    ranks, length = len(plan), max(map(len, plan))
-    time = {}
+    if len(plan) != ranks:
+        raise ValueError(f"{len(plan)} rows for {ranks} ranks")
+    length, time = max(map(len, plan)), {}
     for rank, row in enumerate(plan):
         for column, cell in enumerate(row):
             if cell.strip(".") == "":
