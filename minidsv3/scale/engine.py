@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ..command import UserError
 from .pipeline import Result, as_vector, split, total
 from .programme import stages_of
 from .stage import Shared, Stage
@@ -26,6 +27,9 @@ def torch_step(model, schedule, tokens, micro_batches, mtp_weight=0.3, balance_w
     """
     from torch.distributed.pipelining import PipelineStage
     from torch.distributed.pipelining.schedules import get_schedule_class
+    if schedule not in SCHEDULES:
+        raise UserError(f"schedule={schedule!r} is none that torch has here; choose one of "
+                        f"{', '.join(SCHEDULES)}.")
     layout = "1f1b" if schedule == "1f1b" else "dualpipev"             # ZB-V has the same V
     ranks, rank = dist.get_world_size(group), dist.get_rank(group)
     parts = split(tokens, micro_batches)

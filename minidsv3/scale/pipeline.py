@@ -15,8 +15,9 @@ than B for a middle stage of preset tiny, and 54 % longer for the last. Blocks w
 not supported, since W would run them again.
 
 What is left out here: an overlapped pair is computed one chunk after the other, because only a GPU
-could overlap it; receives do not begin early; each process has the whole model in memory, though
-it only uses its stages. `engine.py` runs the same stages on torch's own schedules.
+could overlap it; receives do not begin early; messages need tags, which gloo has and NCCL has not;
+each process has the whole model in memory, though it only uses its stages. `engine.py` runs the
+same stages on torch's own schedules, without these limits but the last.
 """
 
 import time

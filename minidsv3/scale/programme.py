@@ -16,6 +16,7 @@ communication and computation overlap on a GPU; or it sends or receives the inpu
 """
 
 from collections import Counter, deque
+from numbers import Integral
 from typing import NamedTuple
 
 from ..command import UserError
@@ -84,7 +85,7 @@ def check(schedule, ranks, micro_batches):
     if schedule not in SCHEDULES:
         raise UserError(f"schedule={schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}.")
     for name, number in (("ranks", ranks), ("micro_batches", micro_batches)):
-        if type(number) is not int or number < 1:
+        if not isinstance(number, Integral) or isinstance(number, bool) or number < 1:
             raise UserError(f"{name}={number!r} must be a whole number, at least 1.")
     if schedule == "dualpipe" and ranks % 2:
         raise UserError(f"ranks={ranks} is odd, but in DualPipe ranks r and P-1-r hold the same "

@@ -118,7 +118,10 @@ def check_durations(forward, backward, weight, overlapped, communication):
 
 
 def make_timeline(schedule, ranks, micro_batches, cells, transfers=()):
-    """A Timeline from the cells of each rank, [[Cell]], which start at time 0."""
+    """A Timeline from the cells of each rank, [[Cell]], simulated or measured; it begins at 0."""
+    begin = min(cell.start for row in cells for cell in row)
+    cells = [[cell._replace(start=cell.start - begin, end=cell.end - begin) for cell in row]
+             for row in cells]
     total = max(cell.end for row in cells for cell in row)
     idle = [total - sum(cell.end - cell.start for cell in row) for row in cells]
     alive = [most_alive(row) for row in cells]

@@ -31,6 +31,10 @@ from .network import bits_a_byte as bits_a_byte
 from .network import mtp_pairs as mtp_pairs
 from .network import rms_norm as rms_norm
 from .network import swiglu as swiglu
+from .pipeline import fewest_idle_cells as fewest_idle_cells
+from .pipeline import idle_cells as idle_cells
+from .pipeline import one_forward_one_backward as one_forward_one_backward
+from .pipeline import peak_alive as peak_alive
 from .position import angles as angles
 from .position import frequencies as frequencies
 from .position import rotate as rotate

@@ -5,6 +5,7 @@
 The style is that of the package (`minidsv3/measure/plots.py`). Each notebook has a file here.
 """
 
+from .pipeline import bubbles_over_weight as bubbles_over_weight
 from .position import clocks as clocks
 from .position import wavelengths as wavelengths
 from .window import dials as dials

@@ -160,13 +160,18 @@ def refused(rank):
         Stage(make_model(), 0, 10)
     except UserError as error:
         texts.append(str(error))
+    try:
+        torch_step(make_model(), "dualpipe", make_tokens(), 8)
+    except UserError as error:
+        texts.append(str(error))
     return texts
 
 
 def test_what_a_pipeline_cannot_do_is_refused():
     """Oracle: the messages, with the value and a remedy, on both ranks."""
     expected = ["micro_batches=3 is odd", "recompute=True does not go with a pipeline",
-                "10 sequences do not divide into 4 micro-batches", "10 stages need a block each"]
+                "10 sequences do not divide into 4 micro-batches", "10 stages need a block each",
+                "schedule='dualpipe' is none that torch has"]
     for texts in run_ranks(refused, 2):
-        assert len(texts) == 4
+        assert len(texts) == 5
         assert all(text.startswith(start) for text, start in zip(texts, expected, strict=True))

@@ -148,3 +148,21 @@ def test_a_guess_is_noted_and_not_judged(mine, words, check, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == ["What happens?", "  1  it falls", "  2  it rises"]
     assert words in " ".join(lines[3:])
+
+
+@pytest.mark.parametrize("row, words", [
+    (".  F0 I0 W0 .  .  .", "rank 1 never computes F1"),
+    (".  F0 F1 I0 I1 W0 W0", "rank 1 computes W0 twice"),
+    ("F0 F1 I0 I1 W0 W1 .", "rank 1 computes F0 at time 0, but F0 of rank 0 is ready only at 1"),
+    (".  F0 F1 I0 W0 W1 I1", "rank 0 computes I1 at time 5, but I1 of rank 1 is ready only at 7"),
+    (".  F0 F1 I0 I1 W0 W1 X0", "a cell is neither F, I, W"),
+    (".  F0 F1 I0 I1 W0 W1", "")])
+def test_squared_paper_names_the_rule_that_is_broken(row, words):
+    """Oracle: plans for two ranks and two micro-batches, each wrong in one place by hand."""
+    from tests.notebooks.conftest import imported
+    rows = ["F0 F1 .  .  I0 I1 W0 W1", row]
+    if not words:
+        assert imported("oracles").idle_cells(rows, 2, 2) == 4
+        return
+    with pytest.raises(ValueError, match=words):
+        imported("oracles").idle_cells(rows, 2, 2)

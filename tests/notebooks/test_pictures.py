@@ -47,6 +47,13 @@ def test_shares_and_maps_show_what_they_are_given(pictures):
     assert figure.get_suptitle() == "all found"
 
 
+def test_bubbles_are_two_lines(pictures):
+    """Oracle: the numbers that went in."""
+    ax, = pictures.bubbles_over_weight([0.5, 1, 1.5], [7, 6, 6], [7, 6, 5]).axes
+    assert [list(line.get_ydata()) for line in ax.lines] == [[7, 6, 6], [7, 6, 5]]
+    assert [text.get_text() for text in ax.texts] == ["Table 2", "simulated"]
+
+
 def test_clocks_show_the_time_and_wavelengths_what_is_too_slow(pictures):
     """Oracle: by hand; after a quarter turn a hand points to the right, and 8 tokens are a turn."""
     ax, = pictures.clocks([0, 1], [math.pi / 2]).axes

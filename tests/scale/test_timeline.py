@@ -8,8 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minidsv3.scale import timeline as command
-from minidsv3.scale.programme import SCHEDULES, Compute, Receive, Send, make_programme, phase_counts
-from minidsv3.scale.timeline import draw, simulate, table_2
+from minidsv3.scale.programme import (
+    SCHEDULES,
+    Chunk,
+    Compute,
+    Receive,
+    Send,
+    make_programme,
+    phase_counts,
+)
+from minidsv3.scale.timeline import Cell, draw, make_timeline, simulate, table_2
 
 EXACT = [(1, 2, 1, 3), (1, 2, 1, 2.5), (2, 4, 2, 5)]     # F, B, W, F&B with F = W = B - W
 FORMULAS = {                                             # the report's Table 2; PP stages
@@ -49,6 +57,13 @@ def test_where_f_and_w_differ_the_formula_is_an_approximation(durations, bubbles
 def test_the_peak_of_activations_is_that_of_table_2(schedule, peak):
     """Oracle: Table 2, PP and PP + 1, where PP is the number of stages: 8 on paper, 16 in the V."""
     assert simulate(schedule, 8, 32).peak_activations == peak
+
+
+@pytest.mark.parametrize("schedule, alive", [
+    ("1f1b", [4, 3, 2, 1]), ("zb1p", [4, 4, 4, 4]), ("dualpipe", [5, 5, 5, 5])])
+def test_a_rank_keeps_inputs_until_their_weight_gradients(schedule, alive):
+    """Oracle: by hand; rank r of ZB1P has r weight gradients open, so all ranks keep as many."""
+    assert simulate(schedule, 4, 16).alive == alive
 
 
 def test_the_phases_are_those_of_figure_5():
@@ -142,6 +157,15 @@ def test_two_ranks_with_communication_by_hand():
     assert (made.total, made.bubble, made.idle) == (10, 4, [4, 4])
     assert [(str(t.chunk), t.start, t.end) for t in made.transfers if t.sender == 1] == [
         ("B0@0", 4.5, 5), ("B1@0", 7.5, 8)]
+
+
+def test_a_measured_timeline_begins_at_zero():
+    """Oracle: by hand; two ranks, whose clock says 100 s at the first start."""
+    cells = [[Cell(0, (Chunk("F", 0, 0),), 1, 100, 101), Cell(0, (Chunk("B", 0, 0),), 3, 104, 106)],
+             [Cell(1, (Chunk("F", 1, 0),), 1, 101.5, 102.5)]]
+    made = make_timeline("1f1b", 2, 1, cells)
+    assert [(cell.start, cell.end) for cell in made.cells] == [(0, 1), (4, 6), (1.5, 2.5)]
+    assert (made.total, made.idle, made.alive) == (6, [3, 5], [1, 1])
 
 
 @pytest.mark.parametrize("arguments, text", [
