@@ -104,7 +104,7 @@ def dtypes_in_a_step(rank):
     seen = {}
     for name in ("self_attn.q_a_proj.weight", "mlp.gate.weight", "mlp.experts.down_proj"):
         owner, _, weight = name.rpartition(".")
-        model.layers[1].get_submodule(owner).register_forward_pre_hook(     # after FSDP has gathered
+        model.layers[1].get_submodule(owner).register_forward_pre_hook(     # FSDP has gathered
             lambda module, _, name=name, weight=weight: seen.update(
                 {name: getattr(module, weight).dtype}))
     loss = model.loss(tokens.chunk(4)[rank]).total

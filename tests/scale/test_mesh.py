@@ -1,4 +1,4 @@
-"""The full-size plan. Oracles: released numbers of parameters, hand arithmetic, all GPUs in turn."""
+"""The full-size plan. Oracles: released numbers, arithmetic by hand, all GPUs one by one."""
 
 import json
 import math
