@@ -53,10 +53,10 @@ class Plan(NamedTuple):
                             f"{smaller_divisors(experts, self.ep)}.")
         for size in sorted({*batch_sizes(recipe)}):
             if size % count:
-                raise UserError(
-                    f"a step of {size} sequences cannot be divided over {count} processes; choose "
-                    f"batch_start and batch_size the same, for instance --set batch_start={count} "
-                    f"--set batch_size={count}.")
+                most = -(-recipe.batch_size // count) * count
+                change = "" if most == recipe.batch_size else f" --set batch_size={most}"
+                raise UserError(f"a step of {size} sequences cannot be divided over {count} "
+                                f"processes; add --set batch_start={most}{change}.")
 
 
 def smaller_divisors(number, limit):

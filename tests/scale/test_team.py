@@ -31,8 +31,10 @@ def test_what_cannot_be_divided():
                                         "2."):
         Plan(ep=3).check(tiny, recipe)
     with pytest.raises(UserError, match="a step of 8 sequences cannot be divided over 3 processes; "
-                                        ".*--set batch_start=3 --set batch_size=3"):
+                                        "add --set batch_start=9.$"):
         Plan(fsdp=3).check(tiny, recipe.replace(batch_size=9, batch_start=8))
+    with pytest.raises(UserError, match="--set batch_start=12 --set batch_size=12.$"):
+        Plan(fsdp=3).check(tiny, recipe.replace(batch_size=10, batch_start=10))
 
 
 @pytest.mark.parametrize("arguments, words", [
