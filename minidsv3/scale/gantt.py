@@ -68,9 +68,10 @@ def draw_boxes(ax, timeline):
         frames.append(box(cell.start, cell.end - cell.start, cell.rank - HALF, cell.rank + HALF))
     add_boxes(ax, bars, facecolor="black")
     add_boxes(ax, frames, facecolor="none", edgecolor="black", linewidth=0.9)
-    if timeline.transfers:
+    transfers = [t for t in timeline.transfers if t.end > t.start]
+    if transfers:
         add_boxes(ax, [box(t.start, t.end - t.start, t.sender + HALF + 0.02, t.sender + 0.56)
-                       for t in timeline.transfers], facecolor=plots.COMMUNICATION)
+                       for t in transfers], facecolor=plots.COMMUNICATION)
         handles.append(Patch(color=plots.COMMUNICATION, label="communication"))
     if bars:
         handles.append(Patch(color="black", label="bar on top: second stage of the rank"))

@@ -13,6 +13,7 @@ rank computes its list in order, and waits only where the list says that it rece
 import json
 import math
 import sys
+from collections import deque
 from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from .programme import (
     SCHEDULES,
     Chunk,
     Compute,
+    Receive,
     Send,
     make_programme,
     number_of_stages,
@@ -58,7 +60,7 @@ class Timeline(NamedTuple):
     ranks: int
     micro_batches: int
     cells: list                      # of Cell, in the order of their start on each rank
-    transfers: list                  # of Transfer; empty if communication takes no time
+    transfers: list                  # of Transfer, in no particular order
     total: float                     # end of the last computation
     idle: list                       # per rank: total minus the time in which it computes
     bubble: float                    # the largest of these
@@ -76,30 +78,26 @@ def simulate(schedule, ranks, micro_batches, forward=1, backward=2, weight=1, ov
     UserError, a ValueError, for a duration or a schedule that cannot be.
     """
     durations = check_durations(forward, backward, weight, overlapped, communication)
-    programme = make_programme(schedule, ranks, micro_batches)
-    clocks, places = [0] * ranks, [0] * ranks    # of each rank: its time, its place in the list
-    arrivals, cells, transfers = {}, [[] for _ in range(ranks)], []
-    while any(place < len(actions) for place, actions in zip(places, programme)):
-        before = list(places)
-        for rank, actions in enumerate(programme):
-            while places[rank] < len(actions):
-                action = actions[places[rank]]
+    todo = [deque(actions) for actions in make_programme(schedule, ranks, micro_batches)]
+    clocks, cells = [0] * ranks, [[] for _ in range(ranks)]            # of each rank
+    arrivals, transfers = {}, []                 # {chunk: when its input has arrived}
+    while any(todo):
+        left = sum(map(len, todo))
+        for rank, actions in enumerate(todo):
+            # Each rank goes on until it waits for something that is not sent yet.
+            while actions and (type(actions[0]) is not Receive or actions[0].chunk in arrivals):
+                action, start = actions.popleft(), clocks[rank]
                 if isinstance(action, Compute):
-                    start = clocks[rank]
                     kind = "F&B" if len(action.chunks) == 2 else action.chunks[0].kind
                     clocks[rank] = start + durations[kind]
                     cells[rank].append(Cell(rank, *action, start, clocks[rank]))
                 elif isinstance(action, Send):
-                    arrivals[action.chunk] = clocks[rank] + communication
-                    if communication:
-                        transfers.append(Transfer(action.chunk, rank, action.rank, clocks[rank],
-                                                  arrivals[action.chunk]))
-                elif action.chunk in arrivals:   # received
-                    clocks[rank] = max(clocks[rank], arrivals[action.chunk])
-                else:                            # not sent yet: look at the other ranks first
-                    break
-                places[rank] += 1
-        if places == before:
+                    arrivals[action.chunk] = start + communication
+                    transfers.append(Transfer(action.chunk, rank, action.rank, start,
+                                              start + communication))
+                else:
+                    clocks[rank] = max(start, arrivals[action.chunk])
+        if sum(map(len, todo)) == left:
             raise RuntimeError("every rank waits for another one; the programme is wrong.")
     return make_timeline(schedule, ranks, micro_batches, cells, transfers)
 
@@ -199,12 +197,13 @@ def run(arguments):
 def as_text(options, figures):
     """The figures as lines: the whole, then one row per rank."""
     phases = "".join(f"{i:>5}" for i in range(1, PHASES[options.schedule] + 1))
+    counted = "repeats" if options.schedule.startswith("dualpipe") else " chunks"
     return "\n".join([
         f"{options.schedule}, {options.ranks} ranks, {options.micro_batches} micro-batches",
         f"total {figures['total']:.6g}, bubble {figures['bubble']:.6g}; "
         f"by Table 2 {figures['table_2']:.6g}, without communication",
         f"peak activations {figures['peak_activations']}, in stages times micro-batches",
-        f"rank      idle   alive  repeats of phase{phases}",
+        f"rank      idle   alive  {counted} of phase{phases}",
         *(f"{rank:>4}{idle:>10.6g}{alive:>8}" + " " * 18 + "".join(f"{n:>5}" for n in counts)
           for rank, (idle, alive, counts) in enumerate(zip(
               figures["idle"], figures["alive"], figures["phases"], strict=True))),
