@@ -39,9 +39,16 @@ def code_marks(text):
 def command_lines(text):
     """Shell commands, each as a list of words, from fenced blocks and backticks; no comments."""
     blocks = re.findall(r"^```bash\n(.*?)^```$", text, flags=re.M | re.S)
-    lines = "".join(blocks).splitlines() + [mark for mark in code_marks(text) if " " in mark]
-    return [shlex.split(line, comments=True) for line in lines if line.count('"') % 2 == 0
-            and line.startswith(("python ", "pip ", "pytest ", "jupyter "))]
+    lines = "".join(blocks).replace("\\\n", " ").splitlines() + [mark for mark in code_marks(text) if " " in mark]
+    return [alone(shlex.split(line, comments=True)) for line in lines if line.count('"') % 2 == 0
+            and line.startswith(("python ", "pip ", "pytest ", "jupyter ", "torchrun "))]
+
+
+def alone(words):
+    """What torchrun starts, as the command of one process; any other command as it is."""
+    if words[0] == "torchrun" and "train_tiny.py" in words:
+        return ["python", *words[words.index("train_tiny.py"):]]
+    return words
 
 
 def our_commands():
