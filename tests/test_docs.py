@@ -39,7 +39,8 @@ def code_marks(text):
 def command_lines(text):
     """Shell commands, each as a list of words, from fenced blocks and backticks; no comments."""
     blocks = re.findall(r"^```bash\n(.*?)^```$", text, flags=re.M | re.S)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines() + [mark for mark in code_marks(text) if " " in mark]
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    lines += [mark for mark in code_marks(text) if " " in mark]
     return [alone(shlex.split(line, comments=True)) for line in lines if line.count('"') % 2 == 0
             and line.startswith(("python ", "pip ", "pytest ", "jupyter ", "torchrun "))]
 

@@ -10,8 +10,8 @@ balancer that DeepSeek released:
     pack         heaviest first, each into the lightest pack that still has room
 
 If the groups divide evenly among the nodes, the policy is hierarchical: groups are packed into
-nodes, copies are made within a node, and copies are packed into its GPUs. So a token that is limited
-to few groups still visits few nodes. Otherwise all GPUs are treated as one node.
+nodes, copies are made within a node, and copies are packed into its GPUs. So a token with experts
+of few groups still visits few nodes. Otherwise all GPUs are treated as one node.
 
 Ties go to the lowest index, so the result depends on the loads alone.
 """

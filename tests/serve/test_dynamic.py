@@ -1,0 +1,59 @@
+"""Dynamic redundancy. Oracles: hand examples, and all activations tried on small cases."""
+
+import numpy as np
+import pytest
+
+from minidsv3.command import UserError
+from minidsv3.serve.dynamic import bound, level, optimum, pour, settle
+
+
+def test_water_finds_its_level():
+    assert pour(5, np.array([1.0, 2.0, 9.0])).tolist() == [3, 2, 0]
+    assert pour(0.5, np.array([1.0, 2.0])).tolist() == [0.5, 0]
+    assert pour(9, np.array([0.0, 3.0, 0.0])).tolist() == [4, 1, 4]
+
+
+def random_case(seed, gpus=4, hosted=3, experts=6):
+    """Loads and hosts; every expert has one host at least."""
+    rng = np.random.default_rng(seed)
+    slots = np.concatenate([np.arange(experts),
+                            rng.integers(0, experts, gpus * hosted - experts)])
+    hosts = np.zeros((gpus, experts), dtype=bool)
+    for slot, expert in enumerate(rng.permutation(slots)):
+        hosts[slot // hosted, expert] = True
+    return rng.zipf(1.6, experts).clip(max=50).astype(float), hosts
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_without_a_limit_it_is_the_optimum(seed):
+    """Oracle: the largest load of a set of experts over the number of its hosts."""
+    load, hosts = random_case(seed)
+    share = settle(load, hosts)
+    assert share.sum(axis=0) == pytest.approx(load) and (share[~hosts] == 0).all()
+    assert share.sum(axis=1).max() == pytest.approx(bound(load, hosts), rel=1e-3)
+
+
+def test_with_a_limit_it_is_within_two_percent_of_the_optimum():
+    """Oracle: all activations. 2 of 3 hosted experts are activated on each of 4 GPUs."""
+    gaps = []
+    for seed in range(40):
+        load, hosts = random_case(seed)
+        try:
+            share = level(load, hosts, 2)
+        except UserError:
+            continue
+        assert share.sum(axis=0) == pytest.approx(load)
+        assert (share[~hosts] == 0).all() and ((share > 0).sum(axis=1) <= 2).all()
+        gaps.append(share.sum(axis=1).max() / optimum(load, hosts, 2) - 1)
+    assert len(gaps) >= 30 and min(gaps) > -1e-6
+    print(sorted(gaps)[-8:])
+    assert max(gaps) < 0.02
+
+
+@pytest.mark.parametrize("load, hosts, active, words", [
+    ([1, 1], [[True, False], [True, False]], 1, "expert 1 has no host"),
+    ([1, 1, 1], [[True, True, True]], 2, "active=2 on 1 GPUs leaves no place"),
+    ([1, 1, 1], [[True, True, False], [False, False, True]], 0, "active=0")])
+def test_what_cannot_be_levelled(load, hosts, active, words):
+    with pytest.raises(UserError, match=words):
+        level(load, hosts, active)
