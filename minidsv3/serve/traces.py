@@ -32,7 +32,8 @@ KINDS = ("code", "prose", "tables")
 class Trace:
     """The experts that routers chose, in the order of the passes; still on the device."""
 
-    def __init__(self, layers):
+    def __init__(self, layers, experts):
+        self.experts = experts
         self.chosen = [[] for _ in range(layers)]          # of each sparse block: [(N, K), ...]
 
     def read(self):
@@ -46,14 +47,14 @@ class Trace:
         length = min(map(len, layers), default=0)
         stacked = torch.stack([layer[:length] for layer in layers], dim=1) if layers else (
             torch.zeros(0, 0, 0, dtype=torch.long))
-        return stacked.cpu().numpy().astype(np.uint16)
+        return stacked.cpu().numpy().astype(np.uint8 if self.experts <= 256 else np.uint16)
 
 
 @contextmanager
 def record(model):
     """A Trace of all routers while this lasts. Blocks that are computed again count once."""
     routers = [module for module in model.modules() if isinstance(module, Router)]
-    trace = Trace(len(routers))
+    trace = Trace(len(routers), model.config.n_routed_experts)
 
     def hook(index):
         def note(module, inputs, output):
@@ -69,10 +70,22 @@ def record(model):
             handle.remove()
 
 
-def loads(trace, experts):
-    """Tokens of each expert: a trace (N, layers, K) -> (layers, E)."""
+def loads(trace, experts, tokens=None):
+    """Tokens of each expert: a trace (N, layers, K) -> (layers, E).
+
+    tokens: count every so many tokens apart -> (steps, layers, E).
+    """
+    if tokens:
+        whole = trace[:len(trace) // tokens * tokens].reshape(-1, tokens, *trace.shape[1:])
+        return np.stack([loads(step, experts) for step in whole])
     return np.stack([np.bincount(trace[:, layer].ravel(), minlength=experts)
                      for layer in range(trace.shape[1])])
+
+
+def read_trace(path):
+    """What the command has written -> {kind: (N, layers, K)}, number of experts."""
+    with np.load(path, allow_pickle=False) as stored:
+        return {kind: stored[kind] for kind in KINDS}, int(stored["experts"])
 
 
 # ---- three kinds of text ----

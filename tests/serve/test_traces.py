@@ -1,0 +1,61 @@
+"""Traces of routing. Oracles: the routers' own loads; the routings of a pass."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from minidsv3 import DeepSeekV3
+from minidsv3.serve import traces
+from tests.infer.conftest import SMALL
+
+TINY = Path(__file__).resolve().parents[2] / "checkpoints/tiny"
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return DeepSeekV3(SMALL)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_step_of_training_is_counted_as_the_routers_count(model, recompute):
+    """Oracle: router_loads, except for the last position, which MTP modules do not see."""
+    model.recompute = recompute
+    with traces.record(model) as trace:
+        model.loss(torch.randint(300, (3, 9))).total.backward()
+    chosen = [torch.cat(passes) for passes in trace.chosen]
+    counted = [torch.bincount(each.flatten(), minlength=SMALL.n_routed_experts).tolist()
+               for each in chosen]
+    assert counted == model.router_loads().tolist()
+    length = min(map(len, chosen))
+    read = trace.read()
+    assert read.shape == (length, len(chosen), SMALL.num_experts_per_tok)
+    assert traces.loads(read, SMALL.n_routed_experts)[-1].tolist() == counted[-1]
+    assert trace.read().size == 0 and read.dtype == np.uint8
+
+
+def test_nothing_is_recorded_before_and_after(model):
+    tokens = torch.randint(300, (2, 5))
+    plain = model(tokens)
+    with traces.record(model) as trace:
+        assert torch.equal(model(tokens), plain)
+    model(tokens)
+    _, routings = model.hidden_states(tokens)
+    assert trace.read()[:, 0].tolist() == routings[0].experts.flatten(0, 1).tolist()
+
+
+def test_loads_of_every_step():
+    trace = np.array([[[0, 1]], [[1, 2]], [[1, 0]], [[2, 2]], [[0, 0]]])       # (5, 1, 2)
+    assert traces.loads(trace, 3, tokens=2).tolist() == [[[1, 2, 1]], [[1, 1, 2]]]
+
+
+def test_the_command_records_three_kinds_of_text(tmp_path, capsys):
+    out = tmp_path / "trace.npz"
+    assert traces.main([str(TINY), "--tokens", "512", "--out", str(out)]) == 0
+    found, experts = traces.read_trace(out)
+    assert experts == 16 and {each.shape for each in found.values()} == {(512, 3, 4)}
+    assert "tables" in capsys.readouterr().out
+    assert traces.main([str(TINY), "--tokens", "5", "--out", str(out)]) == 2
+    assert "--tokens 5 is less than one window of 256" in capsys.readouterr().err
