@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-
 from torch.distributed.device_mesh import init_device_mesh
 
 from minidsv3 import DeepSeekV3, ModelConfig

@@ -6,27 +6,14 @@ import torch
 from .verdict import compare, normal
 
 
-def table(boxes, tokens, gpus):
-    """Lists of token numbers, one for each GPU -> how often each token is in each, (gpus, tokens)."""
-    if boxes is None:
-        return None
-    if len(boxes) != gpus:
-        raise ValueError(f"{len(boxes)} lists for {gpus} GPUs")
-    for box in boxes:
-        for number in box:
-            if number not in range(tokens):
-                raise ValueError(f"{number} is no number of a token: there are {tokens}, from 0")
-        if list(box) != sorted(box):
-            raise ValueError(f"the tokens in {list(box)} are not in their order")
-    return [[list(box).count(number) for number in range(tokens)] for box in boxes]
-
-
 def dispatch(student, hint=1):
     """By hand: GPU 0 of the picture; then the others; then three experts per token."""
     cases = [([[1, 4], [2, 3]], 2, 4), ([[4, 7]], 2, 4), ([[2, 6], [0, 5]], 2, 4),
              ([[0, 1, 2], [9, 4, 11], [3, 8, 5], [7, 6, 10]], 3, 4), ([[5, 0]], 1, 6)]
-    return compare(lambda *case: table(student(*case), len(case[0]), case[2]), cases,
-                   lambda *case: table(oracles.dispatch(*case), len(case[0]), case[2]), (
+    def table(function):
+        return lambda *case: oracles.copies_table(function(*case), len(case[0]), case[2])
+
+    return compare(table(student), cases, table(oracles.dispatch), (
         "Does a GPU need two copies of a token because two of its experts are there?",
         "The GPU of an expert is expert // per_gpu. Put the GPUs of a token into a set, and go "
         "through the set."), hint)

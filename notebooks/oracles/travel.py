@@ -10,6 +10,24 @@ def dispatch(chosen, per_gpu, gpus):
     return boxes
 
 
+def copies_table(boxes, tokens, gpus):
+    """How often each token is in the list of each GPU, (gpus, tokens).
+
+    boxes: a list of token numbers for each GPU. ValueError says what is no such list.
+    """
+    if boxes is None:
+        return None
+    if len(boxes) != gpus:
+        raise ValueError(f"{len(boxes)} lists for {gpus} GPUs")
+    for box in boxes:
+        for number in box:
+            if number not in range(tokens):
+                raise ValueError(f"{number} is no number of a token: there are {tokens}, from 0")
+        if list(box) != sorted(box):
+            raise ValueError(f"the tokens in {list(box)} are not in their order")
+    return [[list(box).count(number) for number in range(tokens)] for box in boxes]
+
+
 def combine(sent, returned, count):
     """Token by token, the sum of all values that came back for it."""
     pairs = [pair for box, values in zip(sent, returned) for pair in zip(box, values)]
