@@ -19,11 +19,38 @@ from itertools import combinations, product
 import numpy as np
 
 from ..command import UserError
+from .placement import rebalance
 
 ROUNDS = 200                                     # of levelling, at most
 CLOSE = 1e-4                                     # relative change of the maximum that ends it
 TRIES = 2000                                     # of activations, at most
 ENOUGH = 1.02                                    # times the maximum with all hosts: good enough
+
+
+def hosting(load, gpus, hosted, active):
+    """Which GPU hosts which expert, for past loads (E,) -> hosts (gpus, E) bool.
+
+    First a placement with `active` experts on each GPU, so that a place for all can always be
+    found; then copies of the experts with the most load per host, as long as there is room.
+    """
+    load = np.asarray(load, dtype=float)
+    slots = rebalance(load[None], active * gpus, 1, 1, gpus).physical_to_logical[0].numpy()
+    hosts = np.zeros((gpus, len(load)), dtype=bool)
+    hosts[np.repeat(np.arange(gpus), active), slots] = True
+    for expert in cycle_of_busiest(load, hosts):
+        free = np.flatnonzero((hosts.sum(axis=1) < hosted) & ~hosts[:, expert])
+        if len(free):
+            hosts[free[hosts[free].sum(axis=1).argmin()], expert] = True
+    return hosts
+
+
+def cycle_of_busiest(load, hosts):
+    """Experts by falling load per host, until no expert could be copied to one more GPU."""
+    counts, wanted = hosts.sum(axis=0), hosts.size - hosts.sum()
+    for _ in range(wanted):
+        expert = int(np.where(counts < len(hosts), load / counts, -1.0).argmax())
+        yield expert
+        counts[expert] += 1
 
 
 def level(load, hosts, active):
