@@ -32,13 +32,13 @@ def run(arguments, begin):
         return train(arguments, begin, device, RunFolder, ALONE)
     from minidsv3.scale import team as several  # loads torch's distributed parts: 1 s
     from minidsv3.scale.checkpoint import SharedFolder
-    for name in ("minutes", "compile"):
-        if getattr(arguments, name):
-            raise UserError(f"--{name} works in a single process only; leave it out"
-                            + (", and give --steps." if name == "minutes" else "."))
-    command = " ".join(["train_tiny.py", *sys.argv[1:]])
-    team, device = several.join(arguments.parallel, device, command)
     with several.losing_a_process_is_one_line(), several.only_first_speaks():
+        for name in ("minutes", "compile"):
+            if getattr(arguments, name):
+                raise UserError(f"--{name} works in a single process only; leave it out"
+                                + (", and give --steps." if name == "minutes" else "."))
+        command = " ".join(["train_tiny.py", *sys.argv[1:]])
+        team, device = several.join(arguments.parallel, device, command)
         return train(arguments, begin, device, SharedFolder, team)
 
 

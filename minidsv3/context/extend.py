@@ -16,6 +16,7 @@ OUT/lineage.json names the run that they come from, its weights' SHA-256, and th
 
 import hashlib
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -28,7 +29,7 @@ from ..device import BEGIN, choose_device, choose_threads
 from ..files import write_text
 from ..train.checkpoint import RunFolder
 from ..train.options import check_minutes
-from ..train.pace import plan_steps
+from ..train.pace import TooFewMinutes, plan_steps
 from ..train.prepare import make_trainer
 from ..train.recipe import TrainConfig
 from ..train.report import run_and_report
@@ -100,6 +101,9 @@ def read_plan(arguments, out):
     if (out / "summary.json").exists():
         raise UserError(f"the extension in {out} is finished; make another with --out.")
     plan = hf.read_json(path)
+    if Path(arguments.folder).resolve() != Path(plan["from"]).resolve():
+        raise UserError(f"--resume: the extension in {out} is of {plan['from']}, not of "
+                        f"{arguments.folder}; name that run, or another --out.")
     for name in ("windows", "steps", "minutes", "data"):
         given = getattr(arguments, name)
         if given not in (None, plan[name]):
@@ -140,21 +144,26 @@ def check_text(plan, data):
 
 
 def begin_extension(plan, out):
-    """Write lineage.json; what an older extension left in OUT goes only now."""
+    """Write lineage.json; what an older extension left in OUT goes only now, and before it.
+
+    Otherwise, after a kill, --resume would take an old phase for one of this plan.
+    """
+    for folder in (out, out / "phase1"):
+        for name in ("summary.json", "state.pt"):
+            (folder / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "lineage.json", json.dumps(plan, indent=2) + "\n")
-    for name in ("summary.json", "state.pt"):
-        (out / name).unlink(missing_ok=True)
 
 
 def steps_in_time(trainer, plan, number, begin):
     """How many steps fit into a phase's share of --minutes."""
-    share = SHARES[number - 1]
+    share, minutes = SHARES[number - 1], plan["minutes"]
     try:
-        return plan_steps(trainer, share * plan["minutes"], begin)
-    except UserError as error:
-        raise UserError(f"phase {number} has {share:.0%} of the {plan['minutes']:g} minutes: "
-                        f"{error}") from None
+        return plan_steps(trainer, share * minutes, begin)
+    except TooFewMinutes as error:
+        raise UserError(f"--minutes {minutes:g} leave no time to train: phase {number} has "
+                        f"{share:.0%} of them; give at least "
+                        f"{math.ceil(10 * error.least / share) / 10}.") from None
 
 
 def run_phase(plan, number, folder, start, device, resume, begin):
@@ -185,9 +194,9 @@ def run(arguments, begin):
     choose_threads(arguments.threads)
     source = Path(arguments.folder)
     out = Path(arguments.out or source.with_name(source.resolve().name + "-extended"))
-    if out.resolve() == source.resolve():
-        raise UserError(f"--out {out} is the run itself; name another folder.")
     folders = [out / "phase1", out]
+    if source.resolve() in [folder.resolve() for folder in folders]:
+        raise UserError(f"--out {out} would replace the run itself; name another folder.")
     if arguments.resume:
         plan = read_plan(arguments, out)
     else:

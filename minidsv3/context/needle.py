@@ -93,8 +93,9 @@ def accuracy(model, tokenizer, length, depth, trials=20, seed=0, task="single", 
         raise UserError(f"task={task!r} is unknown; choose {', '.join(TASKS)}.")
     if not 0 <= depth <= 1:
         raise UserError(f"depth={depth} is a share of the text; choose 0 to 1.")
-    if trials < 1:
-        raise UserError(f"trials={trials} must be at least 1; 20 and more say something.")
+    for name, value, least in (("trials", trials, 1), ("length", length, 1), ("seed", seed, 0)):
+        if not isinstance(value, (int, np.integer)) or value < least:
+            raise UserError(f"{name}={value!r} must be a whole number of at least {least}.")
     text, notes = unseen_text(tokenizer) if text is None else text, Notes(tokenizer)
     generator = np.random.default_rng([seed, TASKS.index(task), length, round(1000 * depth)])
     rows = [haystack(task, notes, text, length, depth, generator) for _ in range(trials)]

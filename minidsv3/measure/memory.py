@@ -3,6 +3,7 @@
 import torch
 
 from .. import fp8
+from ..device import local
 
 
 def bytes_kept(model, function):
@@ -10,11 +11,11 @@ def bytes_kept(model, function):
 
     Copies of weights that the step itself makes, to cast or to join them, are counted.
     """
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    weights = {local(p).untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
 
     def pack(tensor):
-        storage = tensor.untyped_storage()
+        storage = local(tensor).untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage          # while held, no other gets its address
         return tensor
@@ -48,6 +49,7 @@ def saved_by_eight_bits(model, tokens, optimizers):
         model.train(training)
     states = [tensor for optimizer in optimizers for state in optimizer.state.values()
               for tensor in state.values() if torch.is_tensor(tensor)]
+    states = [local(tensor) for tensor in states]
     sizes["moments"] = sum(tensor.nbytes for tensor in states)
     sizes["moments_in_fp32"] = sum(4 * tensor.numel() for tensor in states)
     return sizes

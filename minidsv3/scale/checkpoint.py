@@ -17,10 +17,11 @@ import shutil
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 
 from .. import hf
 from ..command import UserError
-from ..files import write_text
+from ..files import first_line, write_text
 from ..train.checkpoint import SHARED, STATE, RunFolder
 
 TENSORS = ("model", "average", "optimizers", "rng")                    # of a Trainer's state
@@ -31,6 +32,7 @@ class SharedFolder(RunFolder):
 
     def __init__(self, path, resume=False, overwrite=False):
         self.first, self.under_way = dist.get_rank() == 0, None
+        self.begun = resume                      # whether the checkpoints here are of this run
         # Of its own, because a checkpoint is written while the training communicates.
         self.group = dist.new_group(backend="gloo")
         super().__init__(path, resume, overwrite)
@@ -60,6 +62,7 @@ class SharedFolder(RunFolder):
             return
         self.save_state(first_state)
         self.wait()
+        self.begun = True
         if self.first:
             self.remove_old_run()
             self.state_path.unlink(missing_ok=True)
@@ -68,6 +71,11 @@ class SharedFolder(RunFolder):
         """Begin to write a checkpoint; wait for the one before it."""
         self.wait()
         folder = self.path / SHARED / f"step-{state['step']:08}"
+        if (folder / ".metadata").exists():
+            if self.begun:                       # it is this very state
+                return
+            folder = folder.with_name(folder.name + ".new")            # the old run's one is kept
+        dist.barrier()                           # all have looked
         if self.first:
             shutil.rmtree(folder, ignore_errors=True)          # what a killed run left half-written
             folder.mkdir(parents=True)
@@ -124,18 +132,31 @@ class SharedFolder(RunFolder):
     def load_state(self):
         """What is known of the newest complete checkpoint before the model is made."""
         folder = self.complete_steps()[-1]
-        known = hf.read_json(folder / "run.json")
-        if missing := STATE - set(TENSORS) - known.keys():
-            raise UserError(f"{folder} cannot be read ({missing}); it is damaged or no checkpoint "
-                            "of this program: start anew with --overwrite.")
+        try:
+            known = hf.read_json(folder / "run.json")
+            missing = STATE - set(TENSORS) - known.keys()
+        except (OSError, ValueError, AttributeError) as error:
+            missing = first_line(error)
+        if missing:
+            raise UserError(damaged(folder, missing))
         return known
 
     def complete(self, state, trainer):
         """The tensors of the checkpoint, divided as this trainer's are, beside what is known."""
         make_moments(trainer.optimizers)
         tensors = {name: value for name, value in trainer.state().items() if name in TENSORS}
-        dcp.load(tensors, checkpoint_id=self.complete_steps()[-1], process_group=self.group)
+        folder = self.complete_steps()[-1]
+        try:
+            dcp.load(tensors, checkpoint_id=folder, process_group=self.group)
+        except (Exception, CheckpointException) as error:      # the latter is no Exception
+            raise UserError(damaged(folder, first_line(error))) from None
         return state | tensors
+
+
+def damaged(folder, reason):
+    """What is said of a checkpoint that cannot be read."""
+    return (f"{folder} cannot be read ({reason}); it is damaged or no checkpoint of this program: "
+            "start anew with --overwrite.")
 
 
 def make_moments(optimizers):

@@ -38,6 +38,7 @@ from .parallel import Mesh, divide
 from .stage import Stage
 
 CARD = 80e9                                      # bytes of one GPU
+MOST_GPUS = 65_536                               # for which there is an answer within a minute
 PARTS = ("weights", "gradients", "optimiser", "second_copy", "gathered", "activations")
 
 
@@ -58,8 +59,8 @@ def read_layout(config, gpus, stages, ep):
     """The Layout of so many GPUs; UserError if they or the model cannot be divided so."""
     experts, depth = config.n_routed_experts, config.num_hidden_layers
     for name, value in (("gpus", gpus), ("pp", stages), ("ep", ep)):
-        if value < 1:
-            raise UserError(f"--{name} {value} must be at least 1.")
+        if not 1 <= value <= MOST_GPUS:
+            raise UserError(f"--{name} {value} must be 1 to {MOST_GPUS:,}.")
     if gpus % (stages * ep):
         raise UserError(f"--gpus {gpus} is no multiple of --pp {stages} times --ep {ep}; choose "
                         f"for instance --gpus {-(-gpus // (stages * ep)) * stages * ep}.")

@@ -8,7 +8,7 @@ Each process reads its own part of every batch. The first one writes the files a
 import logging
 import os
 import re
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import NamedTuple
 
 import torch
@@ -86,13 +86,20 @@ def join(text, device, command):
 
 @contextmanager
 def only_first_speaks():
-    """Let all processes but the first print nothing; an error still leaves this context."""
-    with ExitStack() as stack:
-        if dist.get_rank():
-            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-            stack.enter_context(redirect_stdout(nowhere))
-            stack.enter_context(redirect_stderr(nowhere))
+    """Let all processes but the first print nothing.
+
+    A UserError is one of all processes, so the others end with its code and leave the line to the
+    first; other errors leave this context.
+    """
+    if not int(os.environ.get("RANK", 0)):
         yield
+        return
+    with (open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere),
+          redirect_stderr(nowhere)):
+        try:
+            yield
+        except UserError:
+            raise SystemExit(2) from None
 
 
 @contextmanager

@@ -11,7 +11,6 @@ rank computes its list in order, and waits only where the list says that it rece
 """
 
 import json
-import math
 import sys
 from collections import deque
 from numbers import Real
@@ -31,6 +30,8 @@ from .programme import (
     number_of_stages,
     phase_counts,
 )
+
+LONGEST = 1e12                                   # of a duration, so that sums stay finite
 
 
 class Cell(NamedTuple):
@@ -107,8 +108,9 @@ def check_durations(forward, backward, weight, overlapped, communication):
     named = {"forward": forward, "backward": backward, "weight": weight,
              "overlapped": overlapped, "communication": communication}
     for name, value in named.items():
-        if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < math.inf:
-            raise UserError(f"{name}={value!r} must be a duration: a finite number, 0 or more.")
+        if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= LONGEST:
+            raise UserError(f"{name}={value!r} must be a duration: a number from 0 to "
+                            f"{LONGEST:g}.")
     if weight > backward:
         raise UserError(f"weight={weight} is longer than backward={backward}, of which it is a "
                         f"part; choose a weight of at most {backward}.")
@@ -141,7 +143,8 @@ def most_alive(cells):
 def table_2(schedule, ranks, forward=1, backward=2, weight=1, overlapped=3):
     """The bubble by the report's Table 2, whose PP is the number of stages.
 
-    For zb1p, dualpipe and dualpipev it is exact if F = W = B - W, and an approximation otherwise.
+    For zb1p, dualpipe and dualpipev it is exact if F = W = B - W, and an approximation otherwise;
+    zb1p needs as many micro-batches as ranks for it.
     """
     stages = number_of_stages(schedule, ranks)
     if schedule == "1f1b":

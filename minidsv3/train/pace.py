@@ -16,6 +16,15 @@ SLOW = 2.0                                       # times its best step: another 
 DISTURBED = 1.5                                  # the same for a matrix product, at the start
 
 
+class TooFewMinutes(UserError):
+    """No time is left to train; `least` minutes would leave some."""
+
+    def __init__(self, minutes, spent, least):
+        self.least = math.ceil(10 * least) / 10
+        super().__init__(f"--minutes {minutes:g} leave no time to train: to start and to evaluate "
+                         f"take {duration(spent)} on this machine; give at least {self.least}.")
+
+
 class Pace:
     """The seconds of a run's steps; `note` returns a line for the user, or None."""
 
@@ -91,7 +100,7 @@ def plan_steps(trainer, minutes, begin):
     """How many steps this machine makes until `minutes` after `begin`, evaluation included.
 
     Takes some trial steps; afterwards the trainer is as it was before. begin: the time at which the
-    program started, by time.perf_counter. Raises UserError if no time is left to train.
+    program started, by time.perf_counter. Raises TooFewMinutes, a UserError.
     """
     config, data, before = trainer.config, trainer.data, copy.deepcopy(trainer.state())
     try:
@@ -116,7 +125,5 @@ def plan_steps(trainer, minutes, begin):
     spent = time.perf_counter() - begin + rest
     steps = int((60 * minutes - spent) / step)
     if steps < FIRST:
-        raise UserError(f"--minutes {minutes:g} leave no time to train: to start and to evaluate "
-                        f"take {duration(spent)} on this machine; give at least "
-                        f"{math.ceil((spent + (FIRST + 1) * step) / 6) / 10}.")
+        raise TooFewMinutes(minutes, spent, (spent + (FIRST + 1) * step) / 60)
     return steps

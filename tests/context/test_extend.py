@@ -177,10 +177,10 @@ def already_extended(run):
     (None, ["--windows", "90000", "180000"], "fewer than one window of 90000"),
     (None, ["--steps", "0"], "--steps 0 must be at least 1"),
     (None, ["--minutes", "0"], "--minutes 0 must be above 0"),
-    (None, ["--minutes", "0.001"], "phase 1 has 40% of the 0.001 minutes"),
+    (None, ["--minutes", "0.001"], "--minutes 0.001 leave no time to train: phase 1 has 40% of"),
     (None, ["--data", "nowhere"], "'nowhere' does not exist"),
     (None, ["--resume"], "nothing to resume"),
-    (None, ["--out", "{run}"], "is the run itself")])
+    (None, ["--out", "{run}"], "would replace the run itself")])
 def test_bad_input_ends_in_one_line_and_makes_nothing(
         damage, options, words, run, tmp_path, capsys):
     if damage:

@@ -128,7 +128,7 @@ def test_trials_depend_on_the_seed_alone(tokenizer, text):
     ({"length": 5}, "length of 5 tokens has no room .* takes 7"),
     ({"length": 10**5}, "too few for a length of 100000"),
     ({"depth": 1.5}, "depth=1.5 is a share"),
-    ({"trials": 0}, "trials=0 must be at least 1"),
+    ({"trials": 0}, "trials=0 must be a whole number of at least 1"),
     ({"task": "hard"}, "task='hard' is unknown; choose single, several, last")])
 def test_values_out_of_range_are_named(change, words, tokenizer, text):
     wanted = {"length": 64, "depth": 0.5, "text": text} | change

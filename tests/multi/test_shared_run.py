@@ -104,6 +104,36 @@ def test_it_goes_on_from_its_last_checkpoint(killed, alone, arguments, tmp_path,
     assert "Ctrl-C saves, --resume goes on after step" in said
 
 
+def cut(file):
+    """Leave half of a file."""
+    file.write_bytes(file.read_bytes()[:file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("name, damage", [
+    ("__0_0.distcp", cut), ("run.json", Path.unlink)])
+def test_a_damaged_checkpoint_is_one_line(killed, arguments, tmp_path, name, damage):
+    """Of all processes, only the first says it; nothing is removed."""
+    folder = tmp_path / "run"
+    shutil.copytree(killed[0], folder)
+    checkpoint = max((folder / "state").glob("step-*/.metadata")).parent
+    damage(checkpoint / name)
+    command = torchrun(2, *arguments, "--out", folder, "--resume")
+    said, _ = command.communicate(timeout=120)
+    errors = [line for line in said.splitlines() if line.startswith("error:")]
+    assert command.returncode and len(errors) == 1 and "start anew with --overwrite" in errors[0]
+    assert checkpoint.exists() and "rank0]: Traceback" not in said
+
+
+def test_fp8_runs_to_its_end(arguments, tmp_path):
+    """Its summary also counts the bytes kept, of shards."""
+    folder = tmp_path / "run"
+    command = torchrun(2, *arguments, "--steps", "2", "--precision", "fp8", "--optimizer", "adamw",
+                       "--parallel", "ep=2", "--out", folder)
+    said, _ = command.communicate(timeout=120)
+    assert command.returncode == 0, said
+    assert hf.read_json(folder / "summary.json")["memory"]["kept"] > 0
+
+
 def test_a_single_process_says_how_to_go_on(killed, arguments, capsys):
     assert train_tiny.main([*arguments, "--out", str(killed[0]), "--resume"]) == 2
     assert "torchrun --nproc-per-node 1 train_tiny.py" in capsys.readouterr().err

@@ -68,7 +68,7 @@ def test_the_table_names_stages_that_are_alike(capsys):
                                       "instance --ep 16"),
     (["--pp", "3", "--gpus", "192"], "--pp 3 must be 1, or even"),
     (["--pp", "64", "--ep", "1"], "--pp 64 must be 1, or even and at most the model's 61 blocks"),
-    (["--pp", "0"], "--pp 0 must be at least 1"),
+    (["--pp", "0"], "--pp 0 must be 1 to 65,536"),
     (["--window", "0"], "--window 0 must be at least 1")])
 def test_bad_sizes_end_in_one_line(capsys, arguments, words):
     assert mesh.main(["v3-671b", *arguments]) == 2
