@@ -165,7 +165,7 @@ def parse_arguments(arguments=None):
                               ("gpus", 32, "of all nodes"),
                               ("hosted", 16, "experts on a GPU, dynamic"),
                               ("active", 9, "of them in a step"),
-                              ("tokens", 512, "of a step"), ("every", 4, "steps from placement to "
+                              ("tokens", 1024, "of a step"), ("every", 4, "steps from placement to "
                                                             "placement")):
         parser.add_argument(f"--{name}", type=int, default=usual, help=f"{what} [{usual}]")
     parser.add_argument("--out", type=Path, default=Path("studies/redundancy"),
