@@ -1,4 +1,4 @@
-"""The study of redundant experts, on a small invented trace. Oracles: by hand, and its own files."""
+"""The study of redundant experts, on a small invented trace. Oracles: by hand, its own files."""
 
 import json
 
