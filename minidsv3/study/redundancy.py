@@ -162,7 +162,7 @@ def parse_arguments(arguments=None):
     parser.add_argument("--traces", type=Path, default=Path("studies/redundancy/traces.npz"),
                         help="of `python -m minidsv3.serve.traces` [studies/redundancy/traces.npz]")
     for name, usual, what in (
-            ("--groups", 8, "of experts"), ("--nodes", 4, "machines"), ("--gpus", 32, "of all nodes"),
+            ("--groups", 8, "of experts"), ("--nodes", 4, "machines"), ("--gpus", 32, "of all"),
             ("--hosted", 16, "experts on a GPU, dynamic"), ("--active", 9, "of them in a step"),
             ("--tokens", 1024, "of a step"), ("--every", 4, "steps from placement to placement")):
         parser.add_argument(name, type=int, default=usual, help=f"{what} [{usual}]")
