@@ -136,7 +136,7 @@ class Door:
         return entered
 
     def objection(self, number, sequence):
-        """Why a request is refused; "" if it is not. Beyond the trained window there is a notice."""
+        """Why a request is refused, or "". Just beyond the trained window there is a notice."""
         prompt, new = len(sequence.tokens), sequence.limit
         farthest = FARTHEST * self.config.max_position_embeddings
         if not prompt:

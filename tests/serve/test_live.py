@@ -140,12 +140,12 @@ class Crowd:
     """Requests by number, made when they are asked for; counts those taken but not answered."""
 
     def __init__(self, count):
-        self.count, self.taken, self.answered, self.most = count, 0, 0, 0
+        self.count, self.answered, self.most = count, 0, 0
 
     def __iter__(self):
-        for self.taken in range(1, self.count + 1):
-            self.most = max(self.most, self.taken - self.answered)
-            yield Sequence([5 + self.taken % 7] * (1 + self.taken % 5), 1 + self.taken % 2, ())
+        for number in range(1, self.count + 1):
+            self.most = max(self.most, number - self.answered)
+            yield Sequence([5 + number % 7] * (1 + number % 5), 1 + number % 2, ())
 
     def has_left(self):
         """Called whenever a request has left."""
