@@ -64,7 +64,8 @@ def train(arguments, begin, device, folder_type, team):
           f"{recipe.batch_size * recipe.window:,} tokens per step, {recipe.steps:,} steps")
     after = f" after step {trainer.step}" if saved is not None else ""
     print(f"output in {folder.path}; Ctrl-C saves, --resume goes on{after}", flush=True)
-    code = run_and_report(trainer, f"python train_tiny.py --out {folder.path} --resume")
+    code = run_and_report(trainer, f"{team.launcher} train_tiny.py --out "
+                          f"{folder.path} --resume")
     if code:
         return code
     print(f"wrote {folder.path}: a checkpoint, metrics.jsonl, summary.json, loss.png, ...")

@@ -116,6 +116,7 @@ class Team:
         self.plan, self.mesh = plan, make_mesh(plan.fsdp, plan.ep, device.type)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.first = self.rank == 0
+        self.launcher = f"torchrun --nproc-per-node {self.size}"       # on one machine
 
     def __str__(self):
         return f"{self.size} processes, {self.plan}; "

@@ -19,10 +19,38 @@ from itertools import combinations, product
 import numpy as np
 
 from ..command import UserError
+from .placement import rebalance
 
 ROUNDS = 200                                     # of levelling, at most
 CLOSE = 1e-4                                     # relative change of the maximum that ends it
+TRIES = 2000                                     # of activations, at most
 ENOUGH = 1.02                                    # times the maximum with all hosts: good enough
+
+
+def hosting(load, gpus, hosted, active):
+    """Which GPU hosts which expert, for past loads (E,) -> hosts (gpus, E) bool.
+
+    First a placement with `active` experts on each GPU, so that a place for all can always be
+    found; then copies of the experts with the most load per host, as long as there is room.
+    """
+    load = np.asarray(load, dtype=float)
+    slots = rebalance(load[None], active * gpus, 1, 1, gpus).physical_to_logical[0].numpy()
+    hosts = np.zeros((gpus, len(load)), dtype=bool)
+    hosts[np.repeat(np.arange(gpus), active), slots] = True
+    for expert in cycle_of_busiest(load, hosts):
+        free = np.flatnonzero((hosts.sum(axis=1) < hosted) & ~hosts[:, expert])
+        if len(free):
+            hosts[free[hosts[free].sum(axis=1).argmin()], expert] = True
+    return hosts
+
+
+def cycle_of_busiest(load, hosts):
+    """Experts by falling load per host, until no expert could be copied to one more GPU."""
+    counts, wanted = hosts.sum(axis=0), hosts.size - hosts.sum()
+    for _ in range(wanted):
+        expert = int(np.where(counts < len(hosts), load / counts, -1.0).argmax())
+        yield expert
+        counts[expert] += 1
 
 
 def level(load, hosts, active):
@@ -41,17 +69,20 @@ def level(load, hosts, active):
     share = settle(load, on)
     # Nothing is better than all hosts at once; who is as close to it need not search.
     enough = ENOUGH * settle(load, hosts).sum(axis=1).max()
-    while share.sum(axis=1).max() > enough and (found := better(share, on, load, hosts, active)):
+    tries = iter(range(TRIES))
+    while share.sum(axis=1).max() > enough and (
+            found := better(share, on, load, hosts, active, tries)):
         share, on = found
     return share
 
 
-def better(share, on, load, hosts, active):
+def better(share, on, load, hosts, active, tries):
     """The first neighbour that helps the busiest GPUs -> its share and activations, or None."""
     totals = share.sum(axis=1)
     for busy in np.flatnonzero(totals > (1 - 10 * CLOSE) * totals.max()):
-        for other in neighbours(on, hosts, active, busy):
-            tried = settle(load, other)
+        # One of `tries` is used up by each neighbour.
+        for _, other in zip(tries, neighbours(on, hosts, active, busy, totals)):
+            tried = settle(load, other, share)
             if cost(tried) < cost(share):
                 return tried, other
     return None
@@ -95,24 +126,27 @@ def make_room(on, hosts, active, expert):
                     "raise `active`.")
 
 
-def neighbours(on, hosts, active, busiest):
-    """Activations (gpus, E) that differ by one expert of the busiest GPU, activated elsewhere."""
+def neighbours(on, hosts, active, busiest, totals):
+    """Activations (gpus, E) that differ by one expert of the busiest GPU, activated elsewhere.
+
+    totals (gpus,): where there is less to do is tried first.
+    """
     places = on.sum(axis=1)
-    for expert in np.flatnonzero(on[busiest]):
-        for gpu in np.flatnonzero(hosts[:, expert] & ~on[:, expert]):
-            if places[gpu] < active:
-                yield changed(on, [(gpu, expert, True)])
-                continue
-            for other in np.flatnonzero(on[gpu]):
-                gone = [(gpu, expert, True), (gpu, other, False)]
-                if on[:, other].sum() > 1:
-                    yield changed(on, gone)
-                for target in np.flatnonzero(hosts[:, other] & ~on[:, other]):
-                    if places[target] < active:
-                        yield changed(on, [*gone, (target, other, True)])
-                    elif target == busiest:
-                        yield changed(on, [*gone, (busiest, other, True),
-                                           (busiest, expert, False)])
+    moves = [(totals[gpu], gpu, expert) for expert in np.flatnonzero(on[busiest])
+             for gpu in np.flatnonzero(hosts[:, expert] & ~on[:, expert])]
+    for _, gpu, expert in sorted(moves):
+        if places[gpu] < active:
+            yield changed(on, [(gpu, expert, True)])
+            continue
+        for other in np.flatnonzero(on[gpu]):
+            gone = [(gpu, expert, True), (gpu, other, False)]
+            if on[:, other].sum() > 1:
+                yield changed(on, gone)
+            for target in np.flatnonzero(hosts[:, other] & ~on[:, other]):
+                if places[target] < active:
+                    yield changed(on, [*gone, (target, other, True)])
+                elif target == busiest:
+                    yield changed(on, [*gone, (busiest, other, True), (busiest, expert, False)])
 
 
 def changed(on, changes):
@@ -123,11 +157,18 @@ def changed(on, changes):
     return copy
 
 
-def settle(load, allowed):
-    """The most level division among allowed (gpus, E) hosts -> share (gpus, E)."""
-    share = np.where(allowed, load / np.maximum(allowed.sum(axis=0), 1), 0.0)
+def settle(load, allowed, start=None):
+    """The most level division among allowed (gpus, E) hosts -> share (gpus, E).
+
+    start: a division that is near it, for speed; experts that it does not fit begin anew.
+    """
+    counts = allowed.sum(axis=0)                                       # (E,)
+    share = np.where(allowed, load / np.maximum(counts, 1), 0.0)
+    if start is not None:
+        fits = ~((start > 0) & ~allowed).any(axis=0) & (counts > 1)
+        share[:, fits] = start[:, fits]
     totals, last = share.sum(axis=1), np.inf                           # (gpus,)
-    movable = np.flatnonzero(allowed.sum(axis=0) > 1)
+    movable = np.flatnonzero(counts > 1)
     for _ in range(ROUNDS):
         for expert in movable:
             hosts = np.flatnonzero(allowed[:, expert])

@@ -10,8 +10,8 @@ over the mean:
     static      32 redundant experts, placed once, by the loads of the first steps
     periodic    the same, placed anew every few steps by the loads since then
     grouped     as `periodic`, but all experts of a group stay on one node
-    dynamic     16 experts on each GPU, placed as in `periodic`; each step activates 9 of them
-                (`serve/dynamic.py`)
+    dynamic     7 more experts on each GPU, chosen when `periodic` places its 9; each step activates
+                9 of these 16 (`serve/dynamic.py`)
 
 The loads on which a placement is made are always those of steps before it. With them comes a table
 on loads that follow Zipf's law, and copies of tokens between nodes for placements that keep groups
@@ -32,7 +32,7 @@ from ..command import Parser, UserError, answer
 from ..files import write_text
 from ..measure import plots
 from ..scale import traffic
-from ..serve.dynamic import level
+from ..serve.dynamic import hosting, level
 from ..serve.placement import gpu_loads, imbalance, rebalance
 from ..serve.traces import loads, read_trace
 
@@ -41,25 +41,15 @@ ORDER = ("code", "prose", "tables", "code")      # the stream's kinds of text
 ZIPF = (0.0, 0.3, 0.6, 0.9)                      # exponents
 
 
-def hosts_of(slots, experts, gpus):
-    """Which GPU hosts which expert: slots (R,) -> (gpus, E) bool."""
-    hosts = np.zeros((gpus, experts), dtype=bool)
-    hosts[np.repeat(np.arange(gpus), len(slots) // gpus), slots] = True
-    return hosts
-
-
 def busiest(load, placement, gpus):
     """The busiest GPU's load over the mean, by layer: load (layers, E) -> (layers,)."""
     return imbalance(gpu_loads(placement, torch.from_numpy(load), gpus)).numpy()
 
 
-def levelled(load, placement, gpus, active):
-    """The same with dynamic redundancy among the hosts of a placement."""
-    found = []
-    for row, slots in zip(load, placement.physical_to_logical.numpy(), strict=True):
-        share = level(row, hosts_of(slots, load.shape[1], gpus), active).sum(axis=1)
-        found.append(share.max() / share.mean())
-    return np.array(found)
+def levelled(load, hosts, active):
+    """The same with dynamic redundancy; hosts: of each layer, (gpus, E)."""
+    shares = [level(row, each, active).sum(axis=1) for row, each in zip(load, hosts, strict=True)]
+    return np.array([share.max() / share.mean() for share in shares])
 
 
 def follow(stream, every, groups, nodes, gpus, hosted, active, bar):
@@ -76,12 +66,13 @@ def follow(stream, every, groups, nodes, gpus, hosted, active, bar):
     for step, load in enumerate(stream):
         if step % every == 0:
             past = stream[max(0, step - every):step].sum(axis=0) if step else begin
-            periodic, wide = placed(past, experts + gpus), placed(past, hosted * gpus)
+            periodic = placed(past, experts + gpus)
             grouped = placed(past, experts + gpus, groups, nodes)
+            hosts = [hosting(row, gpus, hosted, active) for row in past]
         for way, placement in (("plain", plain), ("static", static), ("periodic", periodic),
                                ("grouped", grouped)):
             found[way].append(busiest(load, placement, gpus).mean())
-        found["dynamic"].append(levelled(load, wide, gpus, active).mean())
+        found["dynamic"].append(levelled(load, hosts, active).mean())
         bar.update()
     return {way: [round(float(x), 4) for x in values] for way, values in found.items()}
 

@@ -5,6 +5,7 @@ class Alone:
     """The processes of a run that has only one; `scale/mesh.py` has the same for several."""
 
     first = True                                 # this process writes the files and shows the bar
+    launcher = "python"                          # starts the script
 
     def __str__(self):
         return ""

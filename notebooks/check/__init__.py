@@ -50,6 +50,10 @@ from .prediction import mtp_loss as mtp_loss
 from .prediction import replacement as replacement
 from .prediction import tokens_per_step as tokens_per_step
 from .prediction import verify_greedy as verify_greedy
+from .travel import combine as combine
+from .travel import copies_between_nodes as copies_between_nodes
+from .travel import dispatch as dispatch
+from .travel import serve as serve
 from .verdict import compare as compare
 from .verdict import normal as normal
 from .window import exact_answers as exact_answers

@@ -45,6 +45,11 @@ from .prediction import outcome as outcome
 from .prediction import replacement as replacement
 from .prediction import tokens_per_step as tokens_per_step
 from .prediction import verify_greedy as verify_greedy
+from .travel import combine as combine
+from .travel import copies_between_nodes as copies_between_nodes
+from .travel import copies_table as copies_table
+from .travel import dispatch as dispatch
+from .travel import serve as serve
 from .window import exact_answers as exact_answers
 from .window import haystack as haystack
 from .window import sharpened_scale as sharpened_scale

@@ -8,6 +8,7 @@ The style is that of the package (`minidsv3/measure/plots.py`). Each notebook ha
 from .pipeline import bubbles_over_weight as bubbles_over_weight
 from .position import clocks as clocks
 from .position import wavelengths as wavelengths
+from .travel import journeys as journeys
 from .window import dials as dials
 from .window import four_maps as four_maps
 from .window import ramp as ramp

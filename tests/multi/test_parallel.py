@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from minidsv3 import DeepSeekV3, ModelConfig, fp8
+from minidsv3 import DeepSeekV3, fp8
 from minidsv3.device import whole
 from minidsv3.scale.parallel import finish, make_mesh, parallelize
 from minidsv3.scale.team import Plan
@@ -12,15 +12,10 @@ from minidsv3.train.optim import make_optimizers
 from minidsv3.train.recipe import TrainConfig
 from minidsv3.train.step import Step
 from tests.multi.launch import run_ranks
+from tests.train.test_step import CONFIG
 
 pytestmark = pytest.mark.multi
 
-CONFIG = ModelConfig(
-    vocab_size=61, hidden_size=24, num_hidden_layers=3, intermediate_size=40,
-    num_attention_heads=3, q_lora_rank=12, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=6,
-    v_head_dim=10, n_routed_experts=8, num_experts_per_tok=3, moe_intermediate_size=16,
-    first_k_dense_replace=1, n_group=2, topk_group=1, num_nextn_predict_layers=1,
-    rope_scaling=None, max_position_embeddings=64, tie_word_embeddings=True)
 RECIPE = TrainConfig(window=9, steps=20, batch_size=8, batch_start=8, micro_batch=8,
                      optimizer="muon", precision="fp32", gamma=0.01, balance_weight=0.01)
 

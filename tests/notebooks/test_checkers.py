@@ -166,3 +166,14 @@ def test_squared_paper_names_the_rule_that_is_broken(row, words):
         return
     with pytest.raises(ValueError, match=words):
         imported("oracles").idle_cells(rows, 2, 2)
+
+
+@pytest.mark.parametrize("boxes, words", [
+    ([[0], [1], [0]], "3 lists for 4 GPUs"),
+    ([[1], [2], [4], []], "2 is no number of a token: there are 2, from 0"),
+    ([[0], [1, 0], [0], []], "the tokens in [1, 0] are not in their order"),
+    (None, "returned nothing")])
+def test_dispatch_says_what_is_no_plan(boxes, words, check, capsys):
+    """Oracle: the words, for lists that are wrong by hand."""
+    assert not check.dispatch(lambda chosen, per_gpu, gpus: boxes)
+    assert words in capsys.readouterr().out

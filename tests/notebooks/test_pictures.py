@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from matplotlib.colors import to_rgba
 from matplotlib.patches import Wedge
 
 from tests.notebooks.conftest import imported
@@ -62,3 +63,16 @@ def test_clocks_show_the_time_and_wavelengths_what_is_too_slow(pictures):
     ax, = pictures.wavelengths(math.pi * torch.tensor([1 / 4, 1 / 64]), 100, 200).axes
     assert [line.get_ydata()[0] for line in ax.lines[:2]] == pytest.approx([8, 128])
     assert ax.get_title(loc="left") == "1 of 2 pairs never complete a turn in 100 tokens"
+
+
+def test_journeys_have_an_arrow_for_each_copy(pictures):
+    """Oracle: by hand; arrows and their colours: vermillion between nodes, blue inside, black."""
+    chosen = [[[1, 4], [2, 3]], [[4, 7]], [], [[2, 6], [0, 5]]]
+    found = {}
+    for hops in (1, 2):
+        ax, = pictures.journeys(chosen, per_gpu=2, gpus_per_node=2, hops=hops).axes
+        arrows = [text.arrow_patch.get_edgecolor() for text in ax.texts if hasattr(text, "xyann")]
+        found[hops] = [arrows.count(to_rgba(colour)) for colour in ("#D55E00", "#0072B2", "black")]
+        found[hops].append(ax.get_title(loc="left"))
+    assert found[1] == [5, 2, 2, "10 choices are 9 copies; 5 cross between nodes"]
+    assert found[2] == [4, 4, 9, "In two hops 4 copies cross between nodes"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from minidsv3.command import UserError
-from minidsv3.serve.dynamic import bound, level, optimum, pour, settle
+from minidsv3.serve.dynamic import bound, hosting, level, optimum, pour, settle
 
 
 def test_water_finds_its_level():
@@ -57,3 +57,13 @@ def test_with_a_limit_it_is_within_two_percent_of_the_optimum():
 def test_what_cannot_be_levelled(load, hosts, active, words):
     with pytest.raises(UserError, match=words):
         level(load, hosts, active)
+
+
+def test_hosting_always_leaves_a_place_for_all():
+    """Loads by Zipf's law, where the busiest expert would take most of the copies."""
+    load = 1000 / np.arange(1, 25) ** 1.5
+    hosts = hosting(load, gpus=8, hosted=6, active=4)
+    assert hosts.any(axis=0).all() and (hosts.sum(axis=1) == 6).all()
+    share = level(np.roll(load, 5), hosts, 4)                # the loads have moved since
+    assert ((share > 0).sum(axis=1) <= 4).all() and share.sum() == pytest.approx(load.sum())
+    assert hosting(np.zeros(4), 2, 4, 2).all()               # room for all everywhere
