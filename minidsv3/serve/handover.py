@@ -101,21 +101,22 @@ class Prefill:
         self.model, self.budget, self.speculative = model, budget, speculative
         self.queue, self.added = deque(), 0
 
-    def add(self, sequence):
-        """Queue a sequence; its handover is numbered by the order of these calls.
-
-        Raises UserError if the prompt is empty, or far too long together with its text.
-        """
+    def add(self, sequence, number=None):
+        """Queue a sequence of at least one token; without a number, the handover gets the next."""
         config = self.model.config
-        if not sequence.tokens:
-            raise UserError(f"request {self.added} has no token; give at least 1.")
-        config.check_length(len(sequence.tokens) + sequence.limit)
         width = config.kv_lora_rank + config.qk_rope_head_dim
         nothing = [torch.empty(config.num_hidden_layers, 0, width)]
         if self.speculative:
             nothing += [torch.empty(1, 0, width), torch.empty(1, config.hidden_size)]
-        self.queue.append(Handover(self.added, sequence, *nothing))
+        number = self.added if number is None else number
+        self.queue.append(Handover(number, sequence, *nothing))
         self.added += 1
+
+    def cancel(self, number):
+        """Forget a request that waits or is being read -> whether there was one."""
+        before = len(self.queue)
+        self.queue = deque(handover for handover in self.queue if handover.number != number)
+        return len(self.queue) < before
 
     @torch.inference_mode()
     def step(self, most):
@@ -202,6 +203,10 @@ class Decode:
             raise ValueError(f"handover {handover.number} has no latents of the MTP module, with "
                              f"which speculative={self.speculative} drafts; prefill with it too.")
         self.decoder.admit(sequence, handover.latents, handover.draft_latents, handover.state)
+
+    def cancel(self, sequence):
+        """Remove a sequence before its end, which frees its place."""
+        self.decoder.leave(self.decoder.sequences.index(sequence))
 
     def step(self):
         """One pass for all sequences -> those that have ended, which leave."""

@@ -6,271 +6,220 @@
 Both forms are timed from outside. The clock of a request starts when the request arrives; it is
 read when the parent hears of its first token, and again when it hears of its last.
 
-Back-pressure: a request that finds no free place waits as tokens, not as latents. So memory does
-not grow with the number of requests that wait.
+Back-pressure: a request that finds no free place waits as tokens, not as latents, and most wait
+outside, with the caller (`door.py`). So memory does not grow with the number of requests.
 
-    colocated    Prefill works on at most as many prompts as Decode has free places; each handover
-                 joins at once, and none ever waits.
-    separated    At most `places` handovers are under way: being read, sent, or waiting in the pipe.
-                 Decode takes one from the pipe only when it has a free place, and confirms it. With
-                 `places` handovers unconfirmed, Prefill waits for a confirmation. Until then it
-                 reads on while Decode decodes.
+    colocated    `places` requests are inside. Prefill works on at most as many prompts as Decode
+                 has free places; each handover joins at once, and none ever waits.
+    separated    3 * `places` requests are inside. Up to `places` of them are decoded, and up to
+                 `places` handovers are under way: being read, sent, or waiting in the pipe. The
+                 others are those that Prefill reads next. Decode takes a handover from the pipe
+                 only when it has a free place, and confirms it. With `places` handovers
+                 unconfirmed, Prefill waits; until then it reads on while Decode decodes.
 
 The two cannot wait for each other: Decode waits only while it is idle, and then takes whatever
-comes; Prefill waits only while `places` handovers are coming. A process that ends closes its pipes,
-so the others notice at once.
+comes; Prefill waits only while `places` handovers are coming, or while it has nothing to read.
+
+A request that its user gives up leaves wherever it is, between two passes, with the text it has. A
+handover that is under way is dropped when Decode takes it from the pipe. `processes.py` has what
+runs in the two processes.
 """
 
-import json
 import multiprocessing
-import signal
+import queue
 import time
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from multiprocessing import connection
 
 import torch
 
 from .. import hf
-from ..command import UserError
+from .door import Door, room_for
 from .handover import Decode, Handover, Prefill
+from .processes import Child, run_decode, run_prefill
 
-
-class Served:
-    """The text of each request, and the times from its arrival to its first and last token [s]."""
-
-    def __init__(self, requests, arrivals, progress):
-        self.arrivals = list(arrivals or [0.0] * len(requests))        # seconds after `begin`
-        if not requests or len(self.arrivals) != len(requests):
-            raise ValueError(f"{len(requests)} requests with {len(self.arrivals)} arrivals; give "
-                             "at least one request, and a time for each.")
-        self.progress, self.begin = progress, time.perf_counter()
-        self.first, self.last, self.new = {}, {}, {}
-        self.nbytes = self.expanded_nbytes = 0
-
-    @property
-    def unfinished(self):
-        """How many requests have no text yet."""
-        # The two pipes are not in step: an end may be heard before the first token of its request.
-        return len(self.arrivals) - min(len(self.first), len(self.new))
-
-    def has_begun(self, number, nbytes, expanded_nbytes):
-        """Note that the first token of a request is known; its handover has so many bytes."""
-        self.first[number] = time.perf_counter() - self.begin - self.arrivals[number]
-        self.nbytes += nbytes
-        self.expanded_nbytes += expanded_nbytes
-
-    def has_ended(self, number, new):
-        """Note that the text of a request is complete."""
-        self.last[number] = time.perf_counter() - self.begin - self.arrivals[number]
-        self.new[number] = new
-        if self.progress:
-            self.progress()
-
-    def figures(self):
-        """Medians and 95th percentiles [ms], tokens per second, bytes handed over."""
-        seconds = max(last + self.arrivals[i] for i, last in self.last.items())
-        waits = list(self.first.values())
-        paces = [(self.last[i] - self.first[i]) / (len(new) - 1)
-                 for i, new in self.new.items() if len(new) > 1]
-        figures = {}
-        for name, values in (("first_token", waits), ("per_token", paces or [0.0])):
-            for share, label in ((0.5, "median"), (0.95, "95")):
-                quantile = torch.tensor(values).quantile(share).item()
-                figures[f"{name}_ms_{label}"] = round(1000 * quantile, 1)
-        tokens = sum(map(len, self.new.values()))
-        return figures | {"seconds": round(seconds, 2), "tokens_per_s": round(tokens / seconds, 1),
-                          "handed_over_bytes": self.nbytes,
-                          "expanded_bytes": self.expanded_nbytes}
-
-
-def room_for(requests, speculative):
-    """Tokens of the longest prompt with its text, and with drafts that reach beyond its end."""
-    return max(len(request.tokens) + request.limit for request in requests) + speculative
-
-
-def add_arrived(prefill, coming, begin, may_sleep):
-    """Add the requests (arrival, sequence) that have arrived; may_sleep: wait for the next one."""
-    if coming and may_sleep:
-        time.sleep(max(0.0, coming[0][0] - (time.perf_counter() - begin)))
-    while coming and coming[0][0] <= time.perf_counter() - begin:
-        prefill.add(coming.popleft()[1])
+PATIENCE = 7.0                                   # a silent process is given up after this time [s]
+PATIENCE_AT_START = 120.0                        # before its first word: it imports torch
+LOOK = 0.5                                       # how often the parent looks whether all live [s]
 
 
 def serve_colocated(model, requests, places=16, budget=256, speculative=0, arrivals=None,
-                    progress=None):
+                    progress=None, cancel=None, max_len=None):
     """Serve Sequences, which it changes, with both engines in turn -> Served.
 
-    arrivals: when each arrives [s], ascending; None: all at once. progress: called after each text.
+    requests, arrivals and cancel: see Door. progress: called whenever a request has left. max_len:
+    tokens of the longest prompt with its text; by default the longest in a list of requests, and
+    the model's window if they come from an iterator.
     """
-    served = Served(requests, arrivals, progress)
+    room = max_len or room_for(requests, model.config)
+    door = Door(requests, arrivals, cancel, places, model.config, room, progress)
+    served, numbers = door.served, {}
     prefill = Prefill(model, budget, speculative)
-    places = min(places, len(requests))
-    decode = Decode(model, places, room_for(requests, speculative), speculative)
-    numbers = {request: number for number, request in enumerate(requests)}
-    coming = deque(zip(served.arrivals, requests))
-    while served.unfinished:
-        add_arrived(prefill, coming, served.begin, not prefill.queue and decode.is_idle)
+    # Drafts may reach beyond the end of the longest text.
+    decode = Decode(model, min(places, door.count or places), room + speculative, speculative)
+    while not door.is_done:
+        for number, sequence in door.let_in():
+            prefill.add(sequence, number)
+            numbers[sequence] = number
+        for number in door.given_up():
+            sequence = door.inside[number]
+            if not prefill.cancel(number):
+                decode.cancel(sequence)
+            door.leave(numbers.pop(sequence), sequence.new, is_cancelled=True)
+        if not door.inside and not door.is_done:
+            time.sleep(door.pause)
         for handover in prefill.step(decode.free):
             served.has_begun(handover.number, handover.nbytes,
                              handover.expanded_nbytes(model.config))
             decode.admit(handover)
         for sequence in decode.step():
-            served.has_ended(numbers[sequence], sequence.new)
+            door.leave(numbers.pop(sequence), sequence.new)
     return served
 
 
 def serve_separated(folder, requests, places=16, budget=256, speculative=0, arrivals=None,
-                    progress=None, dtype=None, device="cpu"):
+                    progress=None, dtype=None, device="cpu", cancel=None, max_len=None):
     """Serve Sequences with two processes, which load the checkpoint in `folder` -> Served.
 
-    dtype None keeps the file's. If one of the two dies this raises ChildProcessError, and does not
-    hang.
+    The settings are those of `serve_colocated`; dtype None keeps the file's. If one of the two
+    dies, is stopped or hangs, this raises ChildProcessError and ends both.
     """
     context = multiprocessing.get_context("spawn")         # the one method that every system has
-    served = Served(requests, arrivals, progress)
-    data = [Handover(i, request, torch.empty(0)).to_bytes() for i, request in enumerate(requests)]
-    wait_for_go, go = context.Pipe(duplex=False)
+    config = hf.stored_config(folder)
+    room = max_len or room_for(requests, config)
+    door = Door(requests, arrivals, cancel, 3 * places, config, room, progress)
+    shared = folder, dtype, device, speculative, min(places, door.count or places)
     handovers, hand_over = context.Pipe(duplex=False)
     confirmed, confirm = context.Pipe(duplex=False)
-    hear_prefill, prefill_says = context.Pipe(duplex=False)
-    hear_decode, decode_says = context.Pipe(duplex=False)
-    shared = (max(1, torch.get_num_threads() // 2), folder, dtype, device, speculative,
-              min(places, len(requests)))
-    prefill = context.Process(target=run_child, name="prefill", daemon=True, args=(
-        run_prefill, prefill_says, *shared, budget, wait_for_go, hand_over, confirmed, data,
-        served.arrivals))
-    decode = context.Process(target=run_child, name="decode", daemon=True, args=(
-        run_decode, decode_says, *shared, room_for(requests, speculative), handovers, confirm))
+    inbox = queue.SimpleQueue()
+    prefill = Child(context, inbox, "prefill", run_prefill, *shared, budget, hand_over, confirmed)
+    decode = Child(context, inbox, "decode", run_decode, *shared, room + speculative, handovers,
+                   confirm)
     try:
         prefill.start()
         decode.start()
-        # A pipe ends with the process that holds its other end only if we hold no copy of it.
-        for end in (wait_for_go, handovers, hand_over, confirmed, confirm, prefill_says,
-                    decode_says):
+        for end in (handovers, hand_over, confirmed, confirm):
             end.close()
-        listen({hear_prefill: prefill, hear_decode: decode}, go, served)
+        Supervisor(prefill, decode, door).run(inbox)
     finally:
-        for process in (prefill, decode):
-            if process.pid:
-                process.kill()
-                process.join()
-        for end in (go, hear_prefill, hear_decode):
-            end.close()
-    return served
+        prefill.end()
+        decode.end()
+    return door.served
 
 
-def listen(pipes, go, served):
-    """Note what the processes say, {pipe: process}, until all texts are complete.
+class Supervisor:
+    """The parent's part: hands requests and cancellations on, and notes what the two say."""
 
-    Messages are JSON objects: a process is ready, a request has begun or ended, or an error.
+    def __init__(self, prefill, decode, door):
+        self.prefill, self.decode, self.door, self.served = prefill, decode, door, door.served
+        self.loading = {prefill.name, decode.name}
+        self.cancelling = set()                  # numbers that prefill was told to cancel
+        self.early = {}                          # texts that were complete before we heard of them
+
+    def run(self, inbox):
+        """Until all requests have left. Raises ChildProcessError if a process fails."""
+        watch = Watch([self.prefill.name, self.decode.name])
+        while not self.door.is_done:
+            if not self.loading:
+                self.hand_on()
+            for name, message in news(inbox, min(LOOK, self.door.pause)):
+                watch.has_spoken(name)
+                self.note(name, message)
+            if silent := watch.too_silent():
+                raise ChildProcessError(
+                    f"the {silent} process has said nothing for {watch.silences[silent]:.0f} s, "
+                    f"{self.open_requests()}; it was stopped, or its machine is overloaded. Both "
+                    "processes were ended; start again.")
+
+    def hand_on(self):
+        """Send prefill what the door lets in; send cancellations to the process that can obey."""
+        for number, sequence in self.door.let_in():
+            data = Handover(number, sequence, torch.empty(0)).to_bytes()
+            self.prefill.tell(data, read=number)
+        for number in self.door.given_up():
+            if number in self.served.first:
+                self.decode.tell(cancel=number)
+            else:
+                self.prefill.tell(cancel=number)
+                self.cancelling.add(number)
+
+    def note(self, name, message):
+        """Note one message of a process; None: it has ended."""
+        if message is None:
+            raise ChildProcessError(self.describe_end(name))
+        if "error" in message:
+            raise ChildProcessError(f"the {name} process: {message['error']}")
+        if "ready" in message:
+            self.loading.remove(name)
+            self.served.begin = time.perf_counter()
+        elif "begun" in message:
+            self.has_begun(message["begun"], message["nbytes"], message["expanded"])
+        elif "cancelled" in message:
+            self.cancelling.discard(message["cancelled"])
+            self.door.leave(message["cancelled"], message["new"], is_cancelled=True)
+        elif "ended" in message:
+            self.early[message["ended"]] = message["new"]
+            self.let_out(message["ended"])
+
+    def has_begun(self, number, nbytes, expanded_nbytes):
+        """The handover of a request is under way; decode must hear that it was given up."""
+        self.served.has_begun(number, nbytes, expanded_nbytes)
+        if number in self.cancelling:
+            self.cancelling.remove(number)
+            self.decode.tell(cancel=number)
+        self.let_out(number)
+
+    def let_out(self, number):
+        """A request leaves when prefill has said that it has begun, and decode that it has ended.
+
+        The two are not in step, so the end may be heard first.
+        """
+        if number in self.early and number in self.served.first:
+            self.door.leave(number, self.early.pop(number))
+
+    def open_requests(self):
+        """How many requests have not left, in words."""
+        total = self.door.count or self.door.taken
+        return f"with {self.door.unfinished} of {total} requests unfinished"
+
+    def describe_end(self, name):
+        """One line about a process that has ended too early."""
+        process = {child.name: child.process for child in (self.prefill, self.decode)}[name]
+        process.join(timeout=5)
+        return (f"the {name} process ended (exit code {process.exitcode}) {self.open_requests()}; "
+                "see what it said above. If it said nothing, free some memory, or choose fewer "
+                "--places; start again.")
+
+
+def news(inbox, seconds):
+    """All that has been said and not heard; if there is nothing, wait for it so many seconds."""
+    with suppress(queue.Empty):
+        yield inbox.get(timeout=seconds)
+        while True:
+            yield inbox.get_nowait()
+
+
+class Watch:
+    """Adds up for how long each process has been silent.
+
+    A long time between two looks counts as a short one: then the parent itself was stopped, and has
+    not heard what the others said.
     """
-    ready = 0
-    while served.unfinished:
-        # Looked up before listening, so that what a process said before it died is heard first.
-        dead = [process for process in pipes.values() if process.exitcode is not None]
-        alive = [process.sentinel for process in pipes.values() if process not in dead]
-        heard = connection.wait([*pipes, *alive], timeout=1)
-        for pipe, process in list(pipes.items()):
-            message = hear(pipe) if pipe in heard else {}
-            if message is None or (not message and process in dead):
-                check_end(process, served)
-                del pipes[pipe]
-            elif "error" in message:
-                raise ChildProcessError(f"the {process.name} process: {message['error']}")
-            elif "ready" in message:
-                ready += 1
-                if ready == 2:
-                    served.begin = time.perf_counter()
-                    go.send_bytes(b"go")
-            elif "begun" in message:
-                served.has_begun(message["begun"], message["nbytes"], message["expanded"])
-            elif "ended" in message:
-                served.has_ended(message["ended"], message["new"])
 
+    def __init__(self, names):
+        self.silences = dict.fromkeys(names, 0.0)                      # [s]
+        self.known, self.looked = set(), time.monotonic()
 
-def check_end(process, served):
-    """Raise ChildProcessError, unless it is the prefill process, which may end before decode."""
-    process.join(timeout=5)
-    if process.name != "prefill" or process.exitcode != 0:
-        raise ChildProcessError(
-            f"the {process.name} process ended (exit code {process.exitcode}) with "
-            f"{served.unfinished} of {len(served.arrivals)} requests unfinished; see what it said "
-            "above. If it said nothing, free some memory, or choose fewer --places; start again.")
+    def has_spoken(self, name):
+        """A process is alive."""
+        self.silences[name] = 0.0
+        self.known.add(name)
 
-
-def hear(pipe):
-    """The next message; None if its process has ended."""
-    data = receive(pipe, may_wait=True)
-    return json.loads(data) if data else None
-
-
-def receive(pipe, may_wait):
-    """The next bytes in a pipe; b"" if there are none yet, None if its other end is closed.
-
-    may_wait: wait until there are some, or the other end is closed.
-    """
-    try:
-        return pipe.recv_bytes() if pipe.poll(None if may_wait else 0) else b""
-    except (EOFError, OSError):
+    def too_silent(self):
+        """The name of a process that has been silent for too long; None if there is none."""
+        now = time.monotonic()
+        passed, self.looked = min(now - self.looked, 2 * LOOK), now
+        for name in self.silences:
+            self.silences[name] += passed
+            if self.silences[name] > (PATIENCE if name in self.known else PATIENCE_AT_START):
+                return name
         return None
-
-
-def say(pipe, **message):
-    """Send a message to the parent."""
-    pipe.send_bytes(json.dumps(message).encode())
-
-
-def run_child(work, parent, threads, *arguments):
-    """Run either engine; what goes wrong is said to the parent, if there still is one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)                       # the parent handles Ctrl-C
-    torch.set_num_threads(threads)
-    try:
-        work(parent, *arguments)
-    except (UserError, EOFError, OSError) as error:
-        with suppress(OSError):
-            say(parent, error=str(error) or type(error).__name__)
-
-
-def run_prefill(parent, folder, dtype, device, speculative, places, budget, wait_for_go, hand_over,
-                confirmed, data, arrivals):
-    """The prefill process: adds requests as they arrive, reads them, and sends the handovers."""
-    prefill = Prefill(hf.load(folder, dtype, device), budget, speculative)
-    coming = deque(zip(arrivals, (Handover.from_bytes(each).sequence for each in data)))
-    say(parent, ready=True)
-    wait_for_go.recv_bytes()
-    begin, under_way = time.perf_counter(), 0
-    with ThreadPoolExecutor(1) as sender:        # so that the next pass need not wait for the pipe
-        while coming or prefill.queue:
-            while taken := receive(confirmed, may_wait=prefill.queue and under_way == places):
-                under_way -= 1
-            if taken is None:                    # decode has ended, which the parent notices
-                return
-            add_arrived(prefill, coming, begin, may_sleep=not prefill.queue)
-            for handover in prefill.step(places - under_way):
-                under_way += 1
-                say(parent, begun=handover.number, nbytes=handover.nbytes,
-                    expanded=handover.expanded_nbytes(prefill.model.config))
-                # An error here means that decode has ended, so the result is not needed.
-                sender.submit(hand_over.send_bytes, handover.to_bytes())
-
-
-def run_decode(parent, folder, dtype, device, speculative, places, max_len, handovers, confirm):
-    """The decode process: between two passes it takes as many handovers as it has free places."""
-    decode = Decode(hf.load(folder, dtype, device), places, max_len, speculative)
-    say(parent, ready=True)
-    numbers, is_open = {}, True
-    while is_open or not decode.is_idle:
-        while is_open and decode.free:
-            data = receive(handovers, may_wait=decode.is_idle)
-            if not data:
-                is_open = data is not None       # the pipe ends with the prefill process
-                break
-            handover = Handover.from_bytes(data)
-            numbers[handover.sequence] = handover.number
-            decode.admit(handover)
-            with suppress(OSError):              # prefill ends when all requests are handed over
-                confirm.send_bytes(b"taken")
-        for sequence in decode.step():
-            say(parent, ended=numbers.pop(sequence), new=sequence.new)

@@ -84,13 +84,16 @@ def test_the_death_of_a_process_ends_in_one_clear_line(folder, victim):
     assert not multiprocessing.active_children()
 
 
-def test_what_a_process_complains_of_is_passed_on(folder):
-    """Oracle: the message of the process, for a request that is too long and a missing folder."""
-    requests = requests_of([torch.full((4090,), 7)])
-    with pytest.raises(ChildProcessError, match="the prefill process: 4,102 tokens .*64 times"):
-        serve_separated(folder, requests)
-    with pytest.raises(ChildProcessError, match="process: .*nowhere"):
-        serve_separated(folder / "nowhere", requests)
+def test_what_a_process_complains_of_is_passed_on(folder, tmp_path):
+    """Oracle: the message of the process, for damaged weights; without a folder none is started."""
+    torch.manual_seed(0)
+    damaged = DeepSeekV3(SMALL)
+    damaged.lm_head.weight.data.fill_(torch.nan)
+    hf.save(damaged, tmp_path)
+    with pytest.raises(ChildProcessError, match="the prefill process: .* weights are damaged"):
+        serve_separated(tmp_path, requests_of(prompts_of(3)))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        serve_separated(folder / "nowhere", requests_of(prompts_of(3)))
     assert not multiprocessing.active_children()
 
 

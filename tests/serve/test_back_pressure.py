@@ -8,15 +8,16 @@ import json
 import multiprocessing
 import threading
 from collections import deque
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from minidsv3.infer import generate
 from minidsv3.infer.decoder import Sequence
+from minidsv3.serve import processes
 from minidsv3.serve.handover import Decode, Handover, Prefill
-from minidsv3.serve.serving import run_decode, run_prefill, serve_colocated
+from minidsv3.serve.processes import run_decode, run_prefill
+from minidsv3.serve.serving import serve_colocated
 
 COUNT, PLACES, MAX_LEN = 40, 4, 48
 
@@ -66,121 +67,134 @@ def test_colocated_latents_never_exceed_the_places(exact, alone, monkeypatch, bu
     assert served.new == alone
 
 
-def to_bytes(sequences):
-    """The requests as the parent gives them to the prefill process."""
-    return [Handover(i, each, torch.empty(0)).to_bytes() for i, each in enumerate(sequences)]
+class End:
+    """An end of a pipe that a test plays: the messages to read, in order; what is sent is kept."""
+
+    def __init__(self, *messages):
+        self.messages, self.sent = deque(messages), []
+
+    def recv_bytes(self):
+        """The next message; EOFError when there is none."""
+        if not self.messages:
+            raise EOFError
+        return self.messages.popleft()
+
+    def send_bytes(self, data):
+        """Keep a message."""
+        self.sent.append(data)
 
 
-def test_prefill_is_ahead_by_no_more_handovers_than_places(folder):
+def orders_of(sequences):
+    """The requests as the parent sends them to the prefill process: an object, then its bytes."""
+    pairs = [(json.dumps({"read": i}).encode(), Handover(i, each, torch.empty(0)).to_bytes())
+             for i, each in enumerate(sequences)]
+    return [message for pair in pairs for message in pair]
+
+
+def said(end, kind):
+    """The numbers of all messages of one kind."""
+    return [message[kind] for message in map(json.loads, end.sent) if kind in message]
+
+
+def test_prefill_is_ahead_by_no_more_handovers_than_places(folder, monkeypatch):
     """Oracle: handovers said minus confirmed ones. Decode confirms one when prefill waits for it,
-    and prefill waits only when it is ahead by 4.
+    and prefill waits only when it is ahead by 4, or has nothing to read.
     """
-    begun, confirmed, ahead, sent = [], [], [], []
+    parent, orders, sent, confirmed, waits = End(), End(*orders_of(requests())), End(), End(), []
 
-    def hear(data):
-        if "begun" in (message := json.loads(data)):
-            begun.append(message["begun"])
-            ahead.append(len(begun) - len(confirmed))
+    def wait(pipes, timeout):
+        assert pipes == [orders, confirmed]
+        if orders.messages:
+            return [orders]
+        begun = len(said(parent, "begun"))
+        ahead = begun - len(waits)
+        assert ahead <= PLACES and (timeout is None) == (ahead == PLACES or begun == COUNT)
+        if timeout is None and len(waits) < COUNT:
+            waits.append(ahead)
+            confirmed.messages.append(b"taken")
+            return [confirmed]
+        return [confirmed] if timeout is None else []
 
-    def poll(timeout):
-        assert timeout == 0 or len(begun) - len(confirmed) == PLACES
-        return timeout is None
-
-    def confirm():
-        confirmed.append(b"taken")
-        return confirmed[-1]
-
-    run_prefill(SimpleNamespace(send_bytes=hear), folder, None, "cpu", 0, PLACES, 40,
-                SimpleNamespace(recv_bytes=lambda: b"go"), SimpleNamespace(send_bytes=sent.append),
-                SimpleNamespace(poll=poll, recv_bytes=confirm), to_bytes(requests()), [0.0] * COUNT)
-    assert max(ahead) == PLACES and len(confirmed) == COUNT - PLACES
-    handovers = [Handover.from_bytes(data) for data in sent]
+    monkeypatch.setattr(processes.connection, "wait", wait)
+    run_prefill(parent, orders, folder, None, "cpu", 0, PLACES, 40, sent, confirmed)
+    assert waits[0] == PLACES and len(waits) == COUNT
+    handovers = [Handover.from_bytes(data) for data in sent.sent]
+    begun = said(parent, "begun")
     assert begun == [handover.number for handover in handovers] == list(range(COUNT))
     for handover, prompt in zip(handovers, prompts()):
         assert handover.latents.size(1) == len(prompt) and len(handover.sequence.new) == 1
 
 
-def test_prefill_ends_quietly_when_decode_has_ended(folder):
+def test_prefill_ends_quietly_when_decode_has_ended(folder, monkeypatch):
     """Oracle: no error said, since the parent reports the other process; no more than 4 read."""
-    said = []
-
-    def broken(*_):
-        raise BrokenPipeError
-
-    run_prefill(SimpleNamespace(send_bytes=lambda data: said.append(json.loads(data))), folder,
-                None, "cpu", 0, PLACES, 40, SimpleNamespace(recv_bytes=lambda: b"go"),
-                SimpleNamespace(send_bytes=broken),
-                SimpleNamespace(poll=lambda timeout: timeout is None, recv_bytes=broken),
-                to_bytes(requests()), [0.0] * COUNT)
-    assert [*said[0]] == ["ready"] and len(said) == 1 + PLACES
-    assert all("begun" in message for message in said[1:])
+    parent, orders, confirmed, broken = End(), End(*orders_of(requests())), End(), End()
+    monkeypatch.setattr(broken, "send_bytes", broken.recv_bytes)
+    monkeypatch.setattr(processes.connection, "wait", lambda _, timeout: (
+        [orders] if orders.messages else [] if timeout == 0 else [confirmed]))
+    run_prefill(parent, orders, folder, None, "cpu", 0, PLACES, 40, broken, confirmed)
+    assert said(parent, "ready") and len(parent.sent) == 1 + PLACES
+    assert said(parent, "begun") == list(range(PLACES))
 
 
-def test_decode_reads_its_pipe_only_while_it_has_a_free_place(exact, folder, alone):
+def test_decode_reads_its_pipe_only_while_it_has_a_free_place(exact, folder, alone, monkeypatch):
     """Oracle: handovers received minus texts that have ended; a pipe that is empty at every third
     look. Decode waits at the pipe only when it is idle. Nobody is left to confirm the last ones to.
     """
     prefill = Prefill(exact, 40)
     for request in requests():
         prefill.add(request)
-    waiting = deque()
+    parent, orders, handovers, confirm = End(), End(), End(), End()
     while prefill.queue:
-        waiting.extend(handover.to_bytes() for handover in prefill.step(COUNT))
-    received, confirmed, texts, held, looks = [], [], {}, [], itertools.count()
+        handovers.messages.extend(each.to_bytes() for each in prefill.step(COUNT))
+    held, looks = [], itertools.count()
 
-    def poll(timeout):
-        assert len(received) - len(texts) < PLACES
-        assert (timeout is None) == (len(received) == len(texts))
-        return timeout is None or next(looks) % 3 > 0
+    def wait(pipes, timeout):
+        held.append(COUNT - len(handovers.messages) - len(said(parent, "ended")))
+        assert (handovers in pipes) == (held[-1] < PLACES) and (timeout is None) == (held[-1] == 0)
+        may_read = handovers in pipes and (timeout is None or handovers.messages)
+        return [handovers] if may_read and (timeout is None or next(looks) % 3) else []
 
-    def receive():
-        if not waiting:
-            raise EOFError
-        received.append(waiting.popleft())
-        held.append(len(received) - len(texts))
-        return received[-1]
-
-    def confirm(data):
-        confirmed.append(data)
-        if len(confirmed) > COUNT - PLACES:
+    def refuse(data):
+        confirm.sent.append(data)
+        if len(confirm.sent) > COUNT - PLACES:
             raise BrokenPipeError
 
-    def hear(data):
-        if "ended" in (message := json.loads(data)):
-            texts[message["ended"]] = message["new"]
-
-    run_decode(SimpleNamespace(send_bytes=hear), folder, None, "cpu", 0, PLACES, MAX_LEN,
-               SimpleNamespace(poll=poll, recv_bytes=receive), SimpleNamespace(send_bytes=confirm))
-    assert max(held) == PLACES and len(confirmed) == len(received) == COUNT
-    assert texts == alone
+    monkeypatch.setattr(processes.connection, "wait", wait)
+    monkeypatch.setattr(confirm, "send_bytes", refuse)
+    run_decode(parent, orders, folder, None, "cpu", 0, PLACES, MAX_LEN, handovers, confirm)
+    assert max(held) == PLACES and len(confirm.sent) == COUNT
+    texts = [message for message in map(json.loads, parent.sent) if "ended" in message]
+    assert {message["ended"]: message["new"] for message in texts} == alone
 
 
 @pytest.mark.parametrize("places", [1, PLACES])
 def test_the_two_never_wait_for_each_other(folder, alone, places):
-    """Oracle: the texts, through real pipes, in a minute; half of the requests arrive later."""
-    (wait_for_go, go), (handovers, hand_over), (confirmed, confirm), (hear, say) = (
-        multiprocessing.Pipe(duplex=False) for _ in range(4))
-    arrivals = [0.0] * 20 + [0.2] * 20
+    """Oracle: the texts, through real pipes, in a minute; half of the requests come when the first
+    five texts are complete.
+    """
+    (to_prefill, orders), (to_decode, more), (handovers, hand_over), (confirmed, confirm), (
+        hear, say) = (multiprocessing.Pipe(duplex=False) for _ in range(5))
     texts = {}
-
-    def prefill():
-        run_prefill(SimpleNamespace(send_bytes=len), folder, None, "cpu", 0, places, 40,
-                    wait_for_go, hand_over, confirmed, to_bytes(requests()), arrivals)
-        for end in (hand_over, confirmed):       # as the end of its process does
-            end.close()
-
-    def decode():
-        run_decode(say, folder, None, "cpu", 0, places, MAX_LEN, handovers, confirm)
-        say.close()
-
-    threads = [threading.Thread(target=work, daemon=True) for work in (prefill, decode)]
-    for thread in threads:
+    engines = [
+        threading.Thread(daemon=True, target=run_prefill, args=(
+            End(), to_prefill, folder, None, "cpu", 0, places, 40, hand_over, confirmed)),
+        threading.Thread(daemon=True, target=run_decode, args=(
+            say, to_decode, folder, None, "cpu", 0, places, MAX_LEN, handovers, confirm))]
+    for thread in engines:
         thread.start()
-    go.send_bytes(b"go")
+    messages = orders_of(requests())
+    first, later = messages[:COUNT], messages[COUNT:]
+    threading.Thread(target=lambda: [orders.send_bytes(each) for each in first]).start()
     while len(texts) < COUNT and hear.poll(60):
         message = json.loads(hear.recv_bytes())
         texts |= {message["ended"]: message["new"]} if "ended" in message else {}
-    for thread in threads:
+        if len(texts) == 5 and later:
+            threading.Thread(target=lambda: [orders.send_bytes(each) for each in messages[COUNT:]]
+                             ).start()
+            later = None
+    for end in (orders, more):                   # as the end of the parent does
+        end.close()
+    for thread in engines:
         thread.join(timeout=60)
         assert not thread.is_alive()
     assert texts == alone

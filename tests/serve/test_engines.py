@@ -13,9 +13,10 @@ from minidsv3.infer import generate
 from minidsv3.infer.decoder import Sequence
 from minidsv3.infer.sampling import Sampler
 from minidsv3.infer.text import HealedSequence
-from minidsv3.serve import engines, serving
+from minidsv3.serve import door, engines, serving
+from minidsv3.serve.door import Served
 from minidsv3.serve.handover import Decode, Handover, Prefill
-from minidsv3.serve.serving import Served, serve_colocated
+from minidsv3.serve.serving import serve_colocated
 
 LENGTHS = [5, 17, 1, 30, 8, 2, 11]               # prompts [tokens]
 NEW = [9, 4, 12, 1, 7, 12, 3]                    # new tokens at most; STOP may end it earlier
@@ -184,20 +185,6 @@ def test_what_does_not_fit_is_refused(exact):
     assert full.free == 0 and len(write_all(full)) == 1
 
 
-def test_prefill_says_what_is_too_long(exact, capsys):
-    """Oracle: by hand, for a window of 64: a prompt and its text may fill it; then a notice."""
-    prefill = Prefill(exact)
-    with pytest.raises(ValueError, match="request 0 has no token; give at least 1"):
-        prefill.add(Sequence([], 5, [1]))
-    with pytest.raises(ValueError, match="4,097 tokens .* 64 times the 64 .*up to 4,096"):
-        prefill.add(Sequence([7] * 60, 4037, [1]))
-    prefill.add(Sequence([7] * 60, 4, [1]))
-    assert capsys.readouterr().err == ""
-    prefill.add(Sequence([7] * 60, 5, [1]))
-    line, = capsys.readouterr().err.splitlines()
-    assert line.startswith("65 tokens are more than the 64 that this model was trained on")
-
-
 @pytest.mark.parametrize("new, longest, said", [
     (10, 54, ""), (48, 16, ""), (60, 16, "76 tokens are more than the 64")])
 def test_the_prompts_of_the_command_fit_the_window(exact, monkeypatch, capsys, new, longest, said):
@@ -238,7 +225,8 @@ class Clock:
 def test_arrivals_are_waited_for(exact, alone, monkeypatch):
     """Oracle: the texts, and a simulated clock; the last two requests arrive an hour later."""
     clock = Clock()
-    monkeypatch.setattr(serving, "time", clock)
+    for module in (door, serving):
+        monkeypatch.setattr(module, "time", clock)
     served = serve_colocated(exact, sequences_of(exact), 2, 16,
                              arrivals=[0.0, 0.0, 0.0, 0.01, 0.01, 3600.0, 3600.0])
     assert [served.new[i] for i in range(7)] == alone()
@@ -251,9 +239,10 @@ def test_arrivals_are_waited_for(exact, alone, monkeypatch):
 def test_the_figures_by_hand(monkeypatch):
     """Oracle: three requests at 0, 1 and 2 s whose first tokens take 1, 2 and 4 s."""
     clock = Clock()
-    monkeypatch.setattr(serving, "time", clock)
-    served = Served([None] * 3, [0.0, 1.0, 2.0], None)
-    served.begin = 0.0
+    for module in (door, serving):
+        monkeypatch.setattr(module, "time", clock)
+    served = Served()
+    served.begin, served.arrivals = 0.0, {0: 0.0, 1: 1.0, 2: 2.0}
     for now, number, new in [(1, 0, None), (3, 1, None), (5, 0, 5), (6, 2, None), (7, 1, 3),
                              (10, 2, 1)]:
         clock.now = now - 0.001
@@ -266,4 +255,4 @@ def test_the_figures_by_hand(monkeypatch):
     assert figures["per_token_ms_median"] == 1500              # 4 s for 4, 4 s for 2, none for 0
     assert figures["seconds"] == 10 and figures["tokens_per_s"] == 0.9
     assert figures["handed_over_bytes"] == 300 and figures["expanded_bytes"] == 900
-    assert served.unfinished == 0
+    assert figures["cancelled"] == figures["refused"] == 0
