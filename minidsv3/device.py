@@ -107,6 +107,11 @@ def short_float(device):
     return torch.bfloat16 if has_fast_bf16(device) else torch.float32
 
 
+def shortened(x):
+    """x in the dtype of `short_float`; a float64 model stays float64 throughout."""
+    return x if x.dtype == torch.float64 else x.to(short_float(x.device))
+
+
 def loading_dtype(stored, device):
     """The dtype in which to hold weights stored as `stored`: the same, or float32 if that is slow.
 
@@ -186,6 +191,11 @@ def of_process(device, index):
                         "cpu.")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def backends(device):
+    """torch.distributed's backend for the processes of a run on such devices."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
 def send(tensor, device):

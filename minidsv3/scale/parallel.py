@@ -62,7 +62,7 @@ def divide(module, mesh, short=None):
     """Let FSDP, and where ep > 1 expert parallelism, divide a module; short: dtype of blocks."""
     everywhere, fsdp, ep = mesh.data, mesh.experts["fsdp"], mesh.experts["ep"]
     usual = MixedPrecisionPolicy(cast_forward_inputs=False)
-    policy = usual if short in (None, next(module.parameters()).dtype) else MixedPrecisionPolicy(
+    policy = usual if short is None else MixedPrecisionPolicy(
         param_dtype=short, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in [each for each in module.modules() if isinstance(each, MoE)]:
         if ep.size() > 1:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from ..command import UserError
-from ..device import of_process
+from ..device import backends, of_process
 from ..train.recipe import batch_sizes
 from .parallel import finish, make_mesh, parallelize
 
@@ -80,7 +80,7 @@ def join(text, device, command):
     device = of_process(device, int(os.environ["LOCAL_RANK"]))
     # It warns that stacks of experts take two gathers; they do, once, at the end of a run.
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group(backends(device))
     return Team(plan, device), device
 
 

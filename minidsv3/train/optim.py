@@ -9,7 +9,7 @@ from collections import defaultdict
 
 import torch
 
-from ..device import has_fused_adamw, local, short_float
+from ..device import has_fused_adamw, local, shortened
 
 # Coefficients of an odd quintic; applied repeatedly, it moves singular values to about 1.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -145,7 +145,7 @@ def orthogonalize(matrices, steps=5):
     """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.size(-2) > matrices.size(-1)
-    X = matrices if matrices.dtype == torch.float64 else matrices.to(short_float(matrices.device))
+    X = shortened(matrices)
     X = X.mT if tall else X                                            # the smaller Gram matrix
     X = X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)         # singular values at most 1
     for _ in range(steps):
