@@ -6,6 +6,8 @@ import torch.distributed as dist
 
 from minidsv3 import DeepSeekV3, fp8
 from minidsv3.device import whole
+from minidsv3.scale import parallel
+from minidsv3.scale.expert_parallel import two_hops
 from minidsv3.scale.parallel import finish, make_mesh, parallelize
 from minidsv3.scale.team import Plan
 from minidsv3.train.optim import make_optimizers
@@ -133,3 +135,20 @@ def test_fp8_on_two_processes():
     """Oracle: one process, to what the rounding of 8 bits moves. Tokens travel in FP8."""
     for losses in run_ranks(in_fp8, 2):
         assert losses == pytest.approx(in_fp8(None), rel=2e-2)
+
+
+def in_two_hops(rank, count, recipe):
+    """Steps of one of four processes in two nodes, whose tokens take two hops."""
+    groups = [dist.new_group([0, 2]), dist.new_group([1, 3]), dist.new_group([0, 1]),
+              dist.new_group([2, 3])]
+    parallel.one_hop = lambda group: two_hops(groups[rank % 2], groups[2 + rank // 2], 2)
+    return some_steps(count, recipe, torch.float64, plan=Plan(ep=4))
+
+
+def test_20_steps_in_two_hops_are_those_of_one_process():
+    """Oracle: one process with the whole batch; float64, relative 1e-9."""
+    expected, biases, weights = some_steps(20, RECIPE, torch.float64)
+    for got, its_biases, its_weights in run_ranks(in_two_hops, 4, 20, RECIPE):
+        assert its_biases == biases and its_weights == pytest.approx(weights, rel=1e-8)
+        for ours, theirs in zip(got, expected, strict=True):
+            assert ours[:5] == pytest.approx(theirs[:5], rel=1e-9) and ours[5] == theirs[5]
