@@ -8,7 +8,8 @@ In every MoE layer there are four parts: attention, dispatch, experts, combine. 
 
 and a transfer takes its bytes / bandwidth of the network, plus a latency (report, section 3.4). With
 two micro-batches, a transfer of one runs beside a computation of the other. Nothing here was
-fitted: every number is in `Assumptions`, with its source. `pools.py` runs many steps.
+fitted: every number is in `Assumptions`, with its source. A prompt is read by as many GPUs as
+share its heads; all else is divided evenly among the GPUs. `pools.py` runs many steps.
 """
 
 import math
@@ -58,16 +59,17 @@ class Layout(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What a step does, summed over the GPUs of a unit, which share it evenly.
+    """What a step does, summed over the GPUs of a unit.
 
     A chunk of n prompt tokens after c tokens of the same prompt is new=n, earlier=c and
-    pairs=n*c + n*n/2: of the earlier tokens only latents are there, so their keys and values are
-    expanded again.
+    pairs=n*c + n*n/2. Of the earlier tokens there are only latents: their keys and values are
+    expanded again, unless the absorbed form is faster (as `model/mla.py` decides).
     """
 
     new: int = 0                               # prompt tokens to compute
+    longest: int = 0                           # of them, those of the longest chunk
     earlier: int = 0
-    pairs: float = 0                           # (query, key) pairs that causal attention needs
+    pairs: float = 0                           # (query, key) pairs of causal attention
     sequences: int = 0                         # to decode by one token, or more with drafts
     context: float = 0                         # cached tokens of these sequences, summed
 
@@ -86,7 +88,7 @@ class Parts(NamedTuple):
 class StepCost:
     """The seconds of a step: StepCost(config, layout)(work).
 
-    `parts` gives those of one micro-batch and layer. `room` is how many tokens of cache fit into
+    `parts` gives those of a micro-batch in one layer. `room` is how many tokens of cache fit into
     the unit. Raises ValueError for a layout whose GPUs do not hold all experts.
     """
 
@@ -96,25 +98,30 @@ class StepCost:
                 f"gpus={layout.gpus} with routed={layout.routed} hold fewer experts than the "
                 f"model's {config.n_routed_experts}; choose more of either.")
         self.config, self.layout, self.assume = config, layout, assume
-        dense, sparse = (accounting.block_parameters(config, kind) for kind in (False, True))
-        self.attention_weights, self.dense_weights = dense["attention"], dense["dense_ffn"]
-        self.expert_weights = sparse["routed_experts"] // config.n_routed_experts
-        self.shared_weights = 0 if layout.shared_as_routed else sparse["shared_experts"]
-        self.head_weights = config.vocab_size * config.hidden_size
+        # Seconds of a multiply-add and of a byte, which is a weight in FP8.
+        share = assume.compute_share * (1 - assume.communication_sms * layout.two_hops)
+        self.fp8, self.bf16 = 2 / (share * assume.fp8), 2 / (share * assume.bf16)
+        self.byte = 1 / (assume.bandwidth_share * assume.bandwidth)
         # An MTP module is one more MoE layer, and one more use of the head.
         self.sparse_layers = config.num_moe_layers + layout.drafts
         self.dense_layers = config.num_hidden_layers - config.num_moe_layers
         self.tokens_per_sequence = 1 + layout.drafts
+        dense, sparse = (accounting.block_parameters(config, kind) for kind in (False, True))
+        self.attention, self.dense = dense["attention"], dense["dense_ffn"]
+        self.shared = 0 if layout.shared_as_routed else sparse["shared_experts"]
+        expert = sparse["routed_experts"] // config.n_routed_experts
+        self.copies = config.num_experts_per_tok + layout.shared_as_routed    # of a token
+        self.experts_held = layout.routed * expert + self.shared              # on a GPU, a layer
+        self.experts_used = assume.imbalance * self.copies * expert + self.shared    # by a token
+        self.head = config.vocab_size * config.hidden_size
+        self.expansion = cost.expansion(config)
+        self.expanded, self.absorbed = cost.expanded_width(config), cost.absorbed_width(config)
         self.latent_bytes = cost.cache_bytes(config)["mla"] / config.num_hidden_layers
-        share = assume.compute_share * (1 - assume.communication_sms * layout.two_hops)
-        self.fp8, self.bf16 = share * assume.fp8, share * assume.bf16
-        self.bandwidth = assume.bandwidth_share * assume.bandwidth
-        self.copies = config.num_experts_per_tok + layout.shared_as_routed
-        self.transfer_seconds = self.seconds_per_copied_byte()
+        self.row = config.hidden_size * self.copied_byte()
         self.room = self.cache_room()
 
-    def seconds_per_copied_byte(self):
-        """Seconds that one GPU needs per byte of a token's row, all copies included.
+    def copied_byte(self):
+        """Seconds in which a GPU sends one byte for each copy of a token.
 
         Directly, every copy for another node goes over InfiniBand. With two hops one copy goes to
         each of the token's nodes, and from there all copies go over NVLink at the same time.
@@ -127,15 +134,14 @@ class StepCost:
         return max(nodes * elsewhere / assume.infiniband, self.copies / assume.nvlink)
 
     def cache_room(self):
-        """Tokens of cache that fit into the unit, beside its weights (FP8; vocabulary bfloat16)."""
+        """Tokens of cache that fit into the unit beside its weights.
+
+        Weights are FP8, embedding and head bfloat16. GPUs that share heads all need the latents.
+        """
         layers = self.dense_layers + self.sparse_layers
-        weights = (layers * self.attention_weights / self.layout.tensor
-                   + self.dense_layers * self.dense_weights
-                   + self.sparse_layers * (self.layout.routed * self.expert_weights
-                                           + self.shared_weights)
-                   + 2 * 2 * self.head_weights)                        # embedding and head
+        weights = (layers * self.attention / self.layout.tensor + self.dense_layers * self.dense
+                   + self.sparse_layers * self.experts_held + 2 * 2 * self.head)
         free = (1 - self.assume.reserve) * self.assume.memory - weights
-        # Every GPU that shares the heads needs the latents of all their sequences.
         return int(free * self.layout.gpus / (layers * self.latent_bytes * self.layout.tensor))
 
     def __call__(self, work):
@@ -151,52 +157,46 @@ class StepCost:
         else:
             sparse = sum(max(pair) for pair in self.slots(parts))
         return (self.assume.gap + self.sparse_layers * sparse
-                + micro_batches * self.dense_layers * (attention + dense)
-                + micro_batches * self.tokens_per_sequence * head)
+                + micro_batches * (self.dense_layers * (attention + dense)
+                                   + self.tokens_per_sequence * head))
 
     @staticmethod
     def slots(parts):
-        """What runs at the same time in an MoE layer: (computation of one, transfer of the other).
+        """What runs at the same time in an MoE layer: (part of one micro-batch, of the other).
 
-        Each micro-batch goes through attention, dispatch, experts and combine; the second is one
-        part behind the first, and both change parts together.
+        Both go through attention, dispatch, experts and combine. The second is one part behind the
+        first, and both go on to their next parts together.
         """
         attention, dispatch, experts, combine, *_ = parts
-        return ((attention, combine), (attention, dispatch), (experts, dispatch),
-                (experts, combine))
+        return ((attention, combine), (dispatch, attention), (experts, dispatch),
+                (combine, experts))
 
     def parts(self, work, micro_batches):
-        """Parts of a micro-batch, which is an equal share of the step."""
-        config, assume, layout = self.config, self.assume, self.layout
-        share = 1 / (layout.gpus * micro_batches)                      # of a GPU, a micro-batch
-        decoded = work.sequences * self.tokens_per_sequence * share
-        tokens = work.new * share + decoded
-        launch = assume.launch
+        """Parts of a micro-batch that is an equal share of the step, on the busiest GPU."""
+        layout, launch, latency = self.layout, self.assume.launch, self.assume.latency
+        share = 1 / (layout.gpus * micro_batches)
+        # A chunk stays on the GPUs that share its heads: few long chunks do not divide evenly.
+        busiest = max(1, work.longest * layout.gpus / layout.tensor / work.new) if work.new else 1
+        read, decoded = work.new * share, work.sequences * self.tokens_per_sequence * share
+        tokens = busiest * read + decoded                              # of one GPU
 
-        projections = self.product(tokens, self.attention_weights, layout.tensor)
-        reading = 2 * share * (cost.expansion(config) * work.earlier / self.fp8
-                               + cost.expanded_width(config) * work.pairs / self.bf16)
+        projections = max(tokens * self.attention * self.fp8,
+                          self.attention / layout.tensor * self.byte)
+        reading = busiest * share * min(                               # expanded, or absorbed
+            work.earlier * self.expansion * self.fp8 + work.pairs * self.expanded * self.bf16,
+            work.pairs * self.absorbed * self.bf16)
         # Decoding is absorbed: each latent is read once for all heads and drafts.
-        latents = max(2 * share * cost.absorbed_width(config) * work.context
-                      * self.tokens_per_sequence / self.bf16,
-                      share * layout.tensor * work.context * self.latent_bytes / self.bandwidth)
-        # With shared heads the tokens of all those GPUs are gathered before, and summed after.
-        together = (2 * (layout.tensor - 1) * tokens * 2 * config.hidden_size / assume.nvlink)
-
-        experts = max(
-            2 * tokens * (assume.imbalance * self.copies * self.expert_weights
-                          + self.shared_weights) / self.fp8,
-            (layout.routed * self.expert_weights + self.shared_weights) / self.bandwidth)
-        row = tokens * config.hidden_size * self.transfer_seconds      # of one byte per number
+        decoding = share * work.context * max(
+            self.absorbed * self.tokens_per_sequence * self.bf16,
+            layout.tensor * self.latent_bytes * self.byte)
+        # With shared heads, tokens are gathered before attention and summed after it, in bfloat16.
+        gathering = (2 * (layout.tensor - 1) * tokens * 2 * self.config.hidden_size
+                     / self.assume.nvlink)
         return Parts(
-            attention=launch + projections + reading + latents + together,
-            dispatch=assume.latency + row * (1 + 4 / 128),             # FP8, a scale per 128
-            experts=launch + experts,
-            combine=assume.latency + row * 2,                          # bfloat16
-            dense=launch + self.product(tokens, self.dense_weights),
-            head=max(2 * decoded * self.head_weights / self.bf16,
-                     2 * self.head_weights / self.bandwidth))
-
-    def product(self, tokens, weights, ranks=1):
-        """Seconds of FP8 products with a weight of one byte each; `ranks` GPUs share the matrix."""
-        return max(2 * tokens * weights / self.fp8, weights / ranks / self.bandwidth)
+            attention=launch + projections + reading + decoding + gathering,
+            dispatch=latency + tokens * self.row * (1 + 4 / 128),      # FP8, one scale per 128
+            experts=launch + max((read + decoded) * self.experts_used * self.fp8,
+                                 self.experts_held * self.byte),
+            combine=latency + tokens * self.row * 2,                   # bfloat16
+            dense=launch + max(tokens * self.dense * self.fp8, self.dense * self.byte),
+            head=max(decoded * self.head * self.bf16, 2 * self.head * self.byte))
