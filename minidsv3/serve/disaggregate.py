@@ -23,13 +23,13 @@ from ..command import Parser, UserError, answer
 from ..config import ModelConfig
 from ..measure import cost
 from .pools import simulate
-from .requests import Target, poisson, read_trace, summarise
-from .step_cost import Assumptions, Layout, StepCost, Work
+from .requests import TARGET, poisson, read_trace, summarise
+from .step_cost import ASSUMED, Layout, StepCost, Work
 from .units import Unit
 
 DEPLOYMENTS = ("service", "report", "chunked", "whole")
 PREFILL_CHUNK = 2048                   # prompt tokens per GPU and step of a unit for prefill
-MIXED_CHUNK = 128                      # the same beside decoding; the study tries others
+MIXED_CHUNK = 64                       # the same beside decoding; the study tries others
 
 
 class Day(NamedTuple):
@@ -62,6 +62,9 @@ class Day(NamedTuple):
         return self.output_tokens / self.output / 86_400 / self.nodes
 
 
+DAY = Day()
+
+
 class Deployment(NamedTuple):
     """Units that serve together, and the seconds in which a GPU hands over so many tokens."""
 
@@ -74,7 +77,7 @@ class Deployment(NamedTuple):
         return sum(unit.gpus for unit in self.units)
 
 
-def deploy(name, drafts=0, chunk=None, cache="mla", assume=Assumptions()):
+def deploy(name, drafts=0, chunk=None, cache="mla", assume=ASSUMED):
     """A deployment by its name; "service:4" has 4 units for prefill instead of its usual number.
 
     drafts: 0, or 1 for MTP; chunk: prompt tokens per GPU and step; cache: what is handed over, a
@@ -122,7 +125,7 @@ def largest_batch(seconds, per_token, context):
     return low
 
 
-def calibrate(day=Day(), assume=Assumptions(), requests=30_000, seed=0):
+def calibrate(day=DAY, assume=ASSUMED, requests=30_000, seed=0):
     """The service's units under more load than they can bear, beside the published figures.
 
     Prefill reads as fast as it can. Decode holds as many sequences as leave each user the
@@ -158,7 +161,7 @@ def calibrate(day=Day(), assume=Assumptions(), requests=30_000, seed=0):
 
 def parse_arguments(arguments=None):
     """Parse the command line; UserError for a value out of range."""
-    day = Day()
+    day = DAY
     parser = Parser(prog="python -m minidsv3.serve.disaggregate", description=__doc__)
     what = parser.add_argument_group("what")
     what.add_argument("--deployment", choices=DEPLOYMENTS, help="one of them [all]")
@@ -205,7 +208,7 @@ def serve(options, name):
     if options.trace:
         requests = read_trace(options.trace)
     else:
-        rate = options.rate * deployed.gpus / Assumptions().gpus_per_node
+        rate = options.rate * deployed.gpus / ASSUMED.gpus_per_node
         requests = poisson(options.requests, rate, options.prompt, options.output, options.spread,
                            options.cached, options.seed)
     try:
@@ -226,9 +229,9 @@ def run(arguments):
     batch = round(beside["sequences_per_decode_gpu"][0] * decode.gpus)
     from ..measure.plots import save
     from .step_picture import draw
-    save(draw(decode.seconds, Work(sequences=batch, context=batch * Day().context)), options.out)
+    save(draw(decode.seconds, Work(sequences=batch, context=batch * DAY.context)), options.out)
     if options.json:
-        print(json.dumps({"assumptions": Assumptions()._asdict(), "target": Target()._asdict(),
+        print(json.dumps({"assumptions": ASSUMED._asdict(), "target": TARGET._asdict(),
                           "deployments": found, "published_day": beside,
                           "picture": str(options.out)}, indent=1))
     else:
@@ -239,7 +242,7 @@ def as_text(options, found, beside):
     """Both tables."""
     source = options.trace or (f"{options.rate:.3g} requests per second and node, prompts of "
                                f"{options.prompt:,.0f} and outputs of {options.output:,.0f} tokens")
-    target = Target()
+    target = TARGET
     lines = [source, "deployment   GPUs    TTFT, median, 95 %, 99 % [s]    TPOT, the same [ms]   "
              "output tokens/s per GPU   in time"]
     for name, each in found.items():

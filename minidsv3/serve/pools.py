@@ -1,8 +1,9 @@
 """Requests on their way through units that prefill, decode, or do both: an event simulation.
 
 A unit works in steps; Unit.seconds says how long one takes (`step_cost.py`). A prefill unit reads
-up to `budget` prompt tokens per step. The step that ends a prompt gives the first token. The latents
-then travel to a decode unit, and wait there until there is room. A unit for both decodes itself:
+up to `budget` prompt tokens per step. The step that ends a prompt gives the first token. Its
+latents then travel to a decode unit, and wait there until there is room. A unit for both decodes
+itself:
 
     whole prompts     a step reads waiting prompts while the decoding waits, or it decodes
     in chunks         a step decodes all its sequences and reads up to `budget` prompt tokens
@@ -249,8 +250,8 @@ def simulate(requests, units, handover=lambda tokens: 0.0, acceptance=None, seed
     """
     roles = {unit.role for unit in units}
     if not roles or roles - {"prefill", "decode", "both"} or len(roles) + ("both" in roles) != 2:
-        raise ValueError(f"units have the roles {sorted(roles)}; give either units of role both, or "
-                         "units of role prefill and units of role decode.")
+        raise ValueError(f"units have the roles {sorted(roles)}; give either units of role both, "
+                         "or units of role prefill and units of role decode.")
     longest = int((requests.prompt + requests.output).max())
     room = min(unit.room for unit in units)
     if longest > room:

@@ -49,6 +49,9 @@ class Target(NamedTuple):
     per_token: float = 0.05            # TPOT [s]; 20 tokens/s, as the real service gives its users
 
 
+TARGET = Target()
+
+
 def poisson(count, rate, prompt, output, spread=1.0, cached=0.0, seed=0):
     """Requests at random times, `rate` per second -> Requests.
 
@@ -110,7 +113,7 @@ def decode_steps(output, acceptance, seed):
     return np.array(steps)
 
 
-def summarise(requests, served, gpus, target=Target()):
+def summarise(requests, served, gpus, target=TARGET):
     """Figures of a simulation: percentiles of TTFT and TPOT [s], throughput, goodput.
 
     good is the share of requests within the target, goodput those per second and GPU.

@@ -6,8 +6,8 @@ In every MoE layer there are four parts: attention, dispatch, experts, combine. 
 
     max(FLOPs / speed, bytes of weights or latents / bandwidth of the memory)
 
-and a transfer takes its bytes / bandwidth of the network, plus a latency (report, section 3.4). With
-two micro-batches, a transfer of one runs beside a computation of the other. Nothing here was
+and a transfer takes its bytes / bandwidth of the network, plus a latency (report, section 3.4).
+With two micro-batches, a transfer of one runs beside a computation of the other. Nothing here was
 fitted: every number is in `Assumptions`, with its source. A prompt is read by as many GPUs as
 share its heads; all else is divided evenly among the GPUs. `pools.py` runs many steps.
 """
@@ -39,6 +39,9 @@ class Assumptions(NamedTuple):
     latency: float = 20e-6                     # fixed time of a dispatch, combine or handover [s]
     gap: float = 1e-3                          # between two steps: sampling, scheduling [s]
     reserve: float = 0.1                       # of the memory: activations, buffers
+
+
+ASSUMED = Assumptions()
 
 
 class Layout(NamedTuple):
@@ -92,7 +95,7 @@ class StepCost:
     the unit. Raises ValueError for a layout whose GPUs do not hold all experts.
     """
 
-    def __init__(self, config, layout, assume=Assumptions()):
+    def __init__(self, config, layout, assume=ASSUMED):
         if layout.gpus * layout.routed < config.n_routed_experts + layout.shared_as_routed:
             raise ValueError(
                 f"gpus={layout.gpus} with routed={layout.routed} hold fewer experts than the "

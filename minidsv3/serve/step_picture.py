@@ -2,9 +2,9 @@
 
     figure = draw(seconds, work)               seconds: a StepCost
 
-Time goes to the right. The upper row is the GPU's computation, the lower one the network. Colour and
-number say which micro-batch; the second is one part behind the first. Two neighbouring MoE layers
-are drawn, of which a step has some sixty.
+Time goes to the right. The upper row is the GPU's computation, the lower one the network. Colour
+and number say which micro-batch; the second is one part behind the first. Two neighbouring MoE
+layers are drawn, of which a step has some sixty.
 """
 
 LAYERS = 2
@@ -35,7 +35,7 @@ def draw(seconds, work, title=None, ax=None):
         found = boxes(seconds, work)
         total = max(end for *_, end in found)
         looks = {1: (plots.BLUE, "white"), 2: (plots.ORANGE, "black")}
-        for row, micro_batch, name, layer, start, end in found:
+        for row, micro_batch, name, _, start, end in found:
             colour, ink = looks[micro_batch]
             ax.barh(row, 1e6 * (end - start), left=1e6 * start, height=0.8, color=colour,
                     edgecolor="black")
