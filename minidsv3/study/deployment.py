@@ -8,7 +8,7 @@ Simulates the deployments of `serve/disaggregate.py` at equal numbers of GPUs, a
     load        TTFT and TPOT at many loads, separated and together
     mixes       the highest load at which nine of ten requests are in time, by lengths of prompt
                 and output; each deployment with the best division or chunk of those tried
-    handover    what it costs with MLA, and with the cache of plain attention (MHA)
+    handover    what it costs with MLA, and with keys and values of every head, as in MHA
     drafts      what one token drafted by MTP changes
     failure     what one failed GPU of the decode unit costs
     day         speed, nodes and dollars beside the published day
@@ -97,8 +97,8 @@ def by_mix(mixes, divisions, chunks, seconds, seed):
 def handover(loads, seconds, seed):
     """Bytes and seconds of a handover, and what users notice, by kind of cache."""
     sizes = cost.cache_bytes(ModelConfig.preset("v3-671b"))
-    found = {"ratio": sizes["mha"] / sizes["mla"]}
-    for cache in ("mla", "mha"):
+    found = {"ratio": sizes["expanded"] / sizes["mla"]}
+    for cache in ("mla", "expanded"):
         deployed = deploy("service", cache=cache)
         senders = sum(unit.gpus for unit in deployed.units if unit.role == "prefill")
         tokens = DAY.rate * deployed.gpus / ASSUMED.gpus_per_node * DAY.prompt / senders
