@@ -40,7 +40,7 @@ MIXES = {"the day's": (DAY.prompt, DAY.output, DAY.cached), "long answer": (500,
          "chat": (1000, 1000, 0.0),              # prompt, output [tokens], cached share
          "short answer": (4000, 250, 0.0)}
 DIVISIONS = ("service:1", "service:3", "service:8")
-CHUNKS = (32, 64, 128)
+CHUNKS = (32, 64, 96, 128)
 SHARE = 0.9                                      # of the requests that must be in time
 ACCEPTANCE = 0.85                                # of drafts; the report: 85 to 90 %
 DOWN = {"restart": 60.0, "replace": 5.0}         # seconds; round numbers of ours
