@@ -4,7 +4,7 @@ import pytest
 
 from minidsv3.config import ModelConfig
 from minidsv3.measure import accounting, cost
-from minidsv3.serve.step_cost import ASSUMED, Layout, StepCost, Work
+from minidsv3.serve.step_cost import ASSUMED, Layout, Parts, StepCost, Work
 from minidsv3.serve.step_picture import boxes, draw
 
 CONFIG = ModelConfig.preset("v3-671b")
@@ -103,6 +103,10 @@ def test_two_micro_batches_overlap_as_the_slots_say():
         chain = [times[layer, micro_batch, name] for layer, name in order
                  if (layer, micro_batch, name) in times]
         assert all(a[1] <= b[0] + 1e-12 for a, b in zip(chain, chain[1:]))
+    assert {(row, name) for row, _, name, *_ in found} == {
+        (1, "attention"), (1, "experts"), (0, "dispatch"), (0, "combine")}
+    by_hand = Parts(attention=3, dispatch=1, experts=2, combine=4, dense=9, head=9)
+    assert sum(max(pair) for pair in cost_of.slots(by_hand)) == 4 + 3 + 2 + 4
     parts = cost_of.parts(work, 2)
     assert max(end for *_, end in found) == pytest.approx(
         3 * sum(max(pair) for pair in cost_of.slots(parts)))
