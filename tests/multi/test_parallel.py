@@ -64,8 +64,8 @@ def compare(plan, count, recipe, dtype, tolerance, tie=True):
 
 
 PLANS = [Plan(fsdp=2), Plan(fsdp=4), Plan(ep=2), Plan(ep=4), Plan(ep=2, fsdp=2)]
-CASES = ([(plan, "muon", 8) for plan in PLANS] + [(plan, "adamw", 1) for plan in PLANS]
-         + [(PLANS[-1], "adamw", 8), (PLANS[-1], "muon", 1)])
+CASES = [(PLANS[0], "adamw", 1), (PLANS[1], "muon", 8), (PLANS[2], "muon", 1),
+         (PLANS[3], "adamw", 8), (PLANS[4], "muon", 8), (PLANS[4], "adamw", 1)]
 
 
 @pytest.mark.parametrize("plan, optimizer, micro_batch", CASES, ids=str)
@@ -83,8 +83,8 @@ def test_an_untied_head():
     compare(Plan(ep=2, fsdp=2), 5, RECIPE, torch.float64, 1e-9, tie=False)
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-@pytest.mark.parametrize("plan", [Plan(fsdp=2), Plan(ep=2, fsdp=2)], ids=str)
+@pytest.mark.parametrize("plan, optimizer", [(Plan(fsdp=2), "adamw"),
+                                             (Plan(ep=2, fsdp=2), "muon")], ids=str)
 def test_5_steps_in_float32(plan, optimizer):
     """Oracle: one process. Relative 1e-4."""
     compare(plan, 5, RECIPE.replace(optimizer=optimizer), torch.float32, 1e-4)
