@@ -45,16 +45,13 @@ def test_a_measurement_counts_what_was_asked_for():
 
 
 @pytest.mark.slow
-def test_the_study_writes_its_results_and_repeats_them(tmp_path, capsys):
-    """Oracle: a second run, byte for byte; the pictures."""
-    options = ["--reduced", "--seconds", "5", "--out"]
-    assert study.main([*options, str(tmp_path / "a")]) == 0
-    assert study.main([*options, str(tmp_path / "b")]) == 0
-    names = {"results.json", "load.png", "mixes.png", "decode_step.png"}
-    for folder in ("a", "b"):
-        assert {path.name for path in (tmp_path / folder).iterdir()} == names
-    first, second = (json.loads((tmp_path / each / "results.json").read_text()) for each in "ab")
-    assert first == second and first["failure"]["none"]["read_again"] == 0
+def test_the_study_writes_its_results(tmp_path, capsys):
+    """Oracle: the names of its files, and a table with the published figures."""
+    assert study.main(["--reduced", "--seconds", "5", "--out", str(tmp_path / "a")]) == 0
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    assert names == {"results.json", "load.png", "mixes.png", "decode_step.png"}
+    results = json.loads((tmp_path / "a/results.json").read_text("utf-8"))
+    assert results["failure"]["none"]["read_again"] == 0
     assert "| published |" in capsys.readouterr().out
 
 
