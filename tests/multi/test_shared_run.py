@@ -92,9 +92,9 @@ def test_a_killed_worker_ends_the_whole_run(killed):
     assert 2 <= len(lines(folder)) < 10 and not (folder / "summary.json").exists()
 
 
-@pytest.mark.parametrize("processes", [4, 2, 1])
+@pytest.mark.parametrize("processes", [2, 1])
 def test_it_goes_on_from_its_last_checkpoint(killed, alone, arguments, tmp_path, processes):
-    """Oracle: the run in one process, step by step; on as many processes as before, or fewer."""
+    """Oracle: the run in one process, step by step; on fewer processes than before."""
     folder = tmp_path / "run"
     shutil.copytree(killed[0], folder)
     command = torchrun(processes, *arguments, "--out", folder, "--resume")
