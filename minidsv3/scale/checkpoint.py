@@ -7,7 +7,7 @@
 While a checkpoint is written, training goes on. The one before is removed only when the new one is
 complete, so that a kill at any moment leaves one. The first process alone writes everything else.
 At the end of a run the weights are gathered and written in the released format, as by a single
-process; only the first process holds more than its own part then.
+process. Beside its own part, a process then holds one whole tensor, and the first one all of them.
 """
 
 import json
@@ -125,7 +125,8 @@ class SharedFolder(RunFolder):
 
     def open_metrics(self, steps):
         """metrics.jsonl to append to; in all processes but the first a file that keeps nothing."""
-        return super().open_metrics(steps) if self.first else open(os.devnull, "w")
+        return super().open_metrics(steps) if self.first else open(
+            os.devnull, "w", encoding="utf-8")
 
     # ---- reading ----
 

@@ -6,8 +6,8 @@ the M updates of one shape change hands twice:
     M bands of R/P rows  ->  M/P matrices of R rows  ->  orthogonalize  ->  M bands of R/P rows
 
 Each is an all-to-all in which a process sends less than its own shard of the M matrices. That is
-little: FSDP gathers the other P - 1 shards twice a step. No process computes what another does, if
-M is a multiple of P. Experts cost nothing, because a process holds whole experts.
+little: FSDP gathers the other P - 1 shards twice a step. No process computes what another does; if
+M is no multiple of P, some have less to do. Experts cost nothing, since they are held whole.
 """
 
 import torch

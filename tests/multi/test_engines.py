@@ -18,21 +18,6 @@ pytestmark = pytest.mark.multi
 SAMPLED = Sampler(temperature=1.0, top_p=0.95)
 
 
-@pytest.fixture(scope="module")
-def model():
-    """A random model in float64: two layers, one MTP module, a vocabulary of 300."""
-    torch.manual_seed(0)
-    return DeepSeekV3(SMALL).double().eval()
-
-
-@pytest.fixture(scope="module")
-def folder(model, tmp_path_factory):
-    """The same model as a checkpoint."""
-    folder = tmp_path_factory.mktemp("model")
-    hf.save(model, folder)
-    return folder
-
-
 def prompts_of(count):
     generator = torch.Generator().manual_seed(8)
     return [torch.randint(5, 300, (1 + 7 * i % 30,), generator=generator) for i in range(count)]

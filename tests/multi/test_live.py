@@ -8,29 +8,12 @@ import time
 import pytest
 import torch
 
-from minidsv3 import DeepSeekV3, hf
 from minidsv3.infer import generate
 from minidsv3.infer.decoder import Sequence
 from minidsv3.serve import serving
 from minidsv3.serve.serving import serve_separated
-from tests.infer.conftest import SMALL
 
 pytestmark = pytest.mark.multi
-
-
-@pytest.fixture(scope="module")
-def model():
-    """A random model in float64: two layers, one MTP module, a vocabulary of 300."""
-    torch.manual_seed(0)
-    return DeepSeekV3(SMALL).double().eval()
-
-
-@pytest.fixture(scope="module")
-def folder(model, tmp_path_factory):
-    """The same model as a checkpoint."""
-    folder = tmp_path_factory.mktemp("model")
-    hf.save(model, folder)
-    return folder
 
 
 def text_of(model, tokens, new):

@@ -1,5 +1,7 @@
 """The small random model and the tokenizer of tests/infer, and the model as a checkpoint."""
 
+from collections import deque
+
 import pytest
 
 from minidsv3 import hf
@@ -14,3 +16,20 @@ def folder(exact, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     hf.save(exact, folder)
     return folder
+
+
+class End:
+    """An end of a pipe that a test plays: the messages to read, in order; what is sent is kept."""
+
+    def __init__(self, *messages):
+        self.messages, self.sent = deque(messages), []
+
+    def recv_bytes(self):
+        """The next message; EOFError when there is none."""
+        if not self.messages:
+            raise EOFError
+        return self.messages.popleft()
+
+    def send_bytes(self, data):
+        """Keep a message."""
+        self.sent.append(data)

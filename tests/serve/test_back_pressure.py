@@ -7,7 +7,6 @@ import itertools
 import json
 import multiprocessing
 import threading
-from collections import deque
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from minidsv3.serve import processes
 from minidsv3.serve.handover import Decode, Handover, Prefill
 from minidsv3.serve.processes import run_decode, run_prefill
 from minidsv3.serve.serving import serve_colocated
+from tests.serve.conftest import End
 
 COUNT, PLACES, MAX_LEN = 40, 4, 48
 
@@ -65,23 +65,6 @@ def test_colocated_latents_never_exceed_the_places(exact, alone, monkeypatch, bu
     served = serve_colocated(exact, requests(), PLACES, budget, progress=lambda: ended.append(1))
     assert max(latents) == PLACES and len(made) == len(taken) == len(ended) == COUNT
     assert served.new == alone
-
-
-class End:
-    """An end of a pipe that a test plays: the messages to read, in order; what is sent is kept."""
-
-    def __init__(self, *messages):
-        self.messages, self.sent = deque(messages), []
-
-    def recv_bytes(self):
-        """The next message; EOFError when there is none."""
-        if not self.messages:
-            raise EOFError
-        return self.messages.popleft()
-
-    def send_bytes(self, data):
-        """Keep a message."""
-        self.sent.append(data)
 
 
 def orders_of(sequences):

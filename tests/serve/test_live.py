@@ -17,6 +17,7 @@ from minidsv3.serve import processes, serving
 from minidsv3.serve.door import Door
 from minidsv3.serve.handover import Decode, Handover, Prefill
 from minidsv3.serve.serving import Supervisor, Watch, serve_colocated
+from tests.serve.conftest import End
 
 LENGTHS = [9, 4, 30, 12, 7, 3]                   # prompts [tokens]
 NEW = 8
@@ -224,23 +225,6 @@ def test_a_cancellation_follows_the_handover(exact):
     parent.note("decode", {"ended": 1, "new": [9, 8]})                 # too late to be cancelled
     assert door.served.cancelled == {0} and door.served.new == {0: [9], 1: [9, 8]}
     assert door.unfinished == 4
-
-
-class End:
-    """An end of a pipe that a test plays."""
-
-    def __init__(self, *messages):
-        self.messages, self.sent = deque(messages), []
-
-    def recv_bytes(self):
-        """The next message; EOFError when there is none."""
-        if not self.messages:
-            raise EOFError
-        return self.messages.popleft()
-
-    def send_bytes(self, data):
-        """Keep a message."""
-        self.sent.append(data)
 
 
 def test_prefill_and_decode_obey_a_cancellation(exact, alone, folder, monkeypatch):
