@@ -3,19 +3,20 @@
     python -m minidsv3.study.redundancy          studies/redundancy, from the traces stored there
 
 A stream of steps moves from code to prose, to tables and back to code, and the loads of the experts
-move with it. Five ways to serve 256 experts on 32 GPUs are compared, by the load of the busiest GPU
+move with it. Six ways to serve 256 experts on 32 GPUs are compared, by the load of the busiest GPU
 over the mean:
 
     plain       8 experts on each GPU, in their order
+    packed      the same number, placed anew every few steps by the loads since then; no copies
     static      32 redundant experts, placed once, by the loads of the first steps
-    periodic    the same, placed anew every few steps by the loads since then
+    periodic    the same, placed anew every few steps
     grouped     as `periodic`, but all experts of a group stay on one node
     dynamic     7 more experts on each GPU, chosen when `periodic` places its 9; each step activates
                 9 of these 16 (`serve/dynamic.py`)
 
-The loads on which a placement is made are always those of steps before it. With them comes a table
-on loads that follow Zipf's law, and copies of tokens between nodes for placements that keep groups
-on a node and for those that do not.
+The loads on which a placement is made are always those of steps before it. With them come a table
+on loads that follow Zipf's law, one on more GPUs, where loads are known, and copies of tokens
+between nodes for placements that keep groups on a node and for those that do not.
 """
 
 import json
@@ -33,10 +34,10 @@ from ..files import write_text
 from ..measure import plots
 from ..scale import traffic
 from ..serve.dynamic import hosting, level
-from ..serve.placement import gpu_loads, imbalance, rebalance
+from ..serve.placement import gpu_loads, imbalance, inverse, rebalance
 from ..serve.traces import loads, read_trace
 
-WAYS = ("plain", "static", "periodic", "grouped", "dynamic")
+WAYS = ("plain", "packed", "static", "periodic", "grouped", "dynamic")
 ORDER = ("code", "prose", "tables", "code")      # the stream's kinds of text
 ZIPF = (0.0, 0.3, 0.6, 0.9)                      # exponents
 
@@ -44,6 +45,11 @@ ZIPF = (0.0, 0.3, 0.6, 0.9)                      # exponents
 def busiest(load, placement, gpus):
     """The busiest GPU's load over the mean, by layer: load (layers, E) -> (layers,)."""
     return imbalance(gpu_loads(placement, torch.from_numpy(load), gpus)).numpy()
+
+
+def in_order(layers, experts):
+    """The placement without copies where the first GPU has the first experts, and so on."""
+    return inverse(torch.arange(experts).repeat(layers, 1), experts)
 
 
 def levelled(load, hosts, active):
@@ -60,21 +66,55 @@ def follow(stream, every, groups, nodes, gpus, hosted, active, bar):
         return rebalance(torch.from_numpy(past), replicas, together, on, gpus)
 
     begin = stream[:every].sum(axis=0)
-    plain = placed(np.ones_like(begin), experts)
+    plain = in_order(*begin.shape)
     static = placed(begin, experts + gpus)
     found = {way: [] for way in WAYS}
     for step, load in enumerate(stream):
         if step % every == 0:
             past = stream[max(0, step - every):step].sum(axis=0) if step else begin
-            periodic = placed(past, experts + gpus)
+            packed, periodic = placed(past, experts), placed(past, experts + gpus)
             grouped = placed(past, experts + gpus, groups, nodes)
             hosts = [hosting(row, gpus, hosted, active) for row in past]
-        for way, placement in (("plain", plain), ("static", static), ("periodic", periodic),
-                               ("grouped", grouped)):
+        for way, placement in (("plain", plain), ("packed", packed), ("static", static),
+                               ("periodic", periodic), ("grouped", grouped)):
             found[way].append(busiest(load, placement, gpus).mean())
         found["dynamic"].append(levelled(load, hosts, active).mean())
         bar.update()
     return {way: [round(float(x), 4) for x in values] for way, values in found.items()}
+
+
+def before_and_after(stream, every, gpus):
+    """Load of every GPU, plain and with copies placed by these very loads -> (gpus,), (gpus,).
+
+    Of the first layer, in those `every` steps of the stream where plain is the least balanced.
+    """
+    windows = torch.from_numpy(np.stack([stream[start:start + every, :1].sum(axis=0)
+                                         for start in range(0, len(stream), every)]))
+    experts = windows.shape[2]
+    plain = in_order(1, experts)
+    before = [gpu_loads(plain, window, gpus)[0] for window in windows]
+    worst = int(imbalance(torch.stack(before)).argmax())
+    copied = rebalance(windows[worst], experts + gpus, 1, 1, gpus)
+    return before[worst].numpy(), gpu_loads(copied, windows[worst], gpus)[0].numpy()
+
+
+def on_more_gpus(steps, every, gpus):
+    """Imbalance of known loads on 1, 2 and 4 times the GPUs -> {kind: {GPUs: {way: mean}}}.
+
+    steps: {kind: (S, layers, E)}. Ways: `packed`, and `copied` with one redundant expert per GPU;
+    both are placed by the very loads on which they are measured.
+    """
+    found = {}
+    for kind, stream in steps.items():
+        past = [torch.from_numpy(stream[start:start + every].sum(axis=0))
+                for start in range(0, len(stream), every)]
+        experts = stream.shape[2]
+        found[kind] = {str(many): {
+            way: round(float(np.mean([busiest(load.numpy(), rebalance(load, slots, 1, 1, many),
+                                              many).mean() for load in past])), 3)
+            for way, slots in (("packed", experts), ("copied", experts + many))}
+            for many in (gpus, 2 * gpus, 4 * gpus) if experts % many == 0}
+    return found
 
 
 def zipf_loads(experts, exponent, tokens, seed):
@@ -122,7 +162,7 @@ def copies_between_nodes(trace, experts, groups, nodes, gpus):
 def over_time(found, every, kinds_every, ax=None):
     """Imbalance of each way over the steps of the stream."""
     figure, ax = (ax.figure, ax) if ax else plots.canvas(size=(11, 5))
-    looks = {"plain": (plots.BLACK, ":"), "static": (plots.PURPLE, "--"),
+    looks = {"plain": (plots.BLACK, ":"), "packed": ("#777777", "-"), "static": (plots.PURPLE, "--"),
              "periodic": (plots.BLUE, "-."), "grouped": (plots.GREEN, "--"),
              "dynamic": (plots.VERMILLION, "-")}
     for way, (colour, line) in looks.items():
@@ -140,7 +180,7 @@ def over_time(found, every, kinds_every, ax=None):
 
 @plots.style()
 def gpu_bars(before, after, ax=None):
-    """Load of every GPU before and after redundancy, over the mean: (gpus,) each."""
+    """Load of every GPU without and with redundancy, over the mean: (gpus,) each."""
     figure, ax = (ax.figure, ax) if ax else plots.canvas(size=(11, 5))
     places = np.arange(len(before))
     ax.bar(places - 0.2, before / before.mean(), 0.4, color=plots.BLACK, label="plain")
@@ -148,9 +188,10 @@ def gpu_bars(before, after, ax=None):
            edgecolor="white", label="with redundant experts")
     ax.axhline(1, color=plots.BLACK, linewidth=0.8)
     ax.set(xlabel="GPU", ylabel="load over the mean")
-    ax.legend(frameon=False)
-    ax.set_title(f"Redundant experts: busiest GPU {before.max() / before.mean():.2f} → "
-                 f"{after.max() / after.mean():.2f} times the mean", loc="left")
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2,
+                  frameon=False)
+    ax.set_title(f"If the loads are known, the busiest GPU has {after.max() / after.mean():.2f} in "
+                 f"place of {before.max() / before.mean():.2f} times the mean", loc="left")
     return figure
 
 
@@ -201,6 +242,7 @@ def run(arguments):
                "redundant": gpus, "hosted": arguments.hosted, "active": arguments.active,
                "tokens_per_step": arguments.tokens, "every": arguments.every,
                "steps": len(stream), "mean_imbalance": later, "imbalance": found, "zipf": zipf,
+               "known_loads": on_more_gpus(steps, arguments.every, gpus),
                "copies_between_nodes": copies_between_nodes(traces["prose"], experts, groups,
                                                             nodes, gpus),
                "seconds": round(time.perf_counter() - begin, 1), "torch": torch.__version__,
@@ -208,11 +250,8 @@ def run(arguments):
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_text(arguments.out / "results.json", json.dumps(results, indent=1) + "\n")
     plots.save(over_time(found, arguments.every, count), arguments.out / "time.png")
-    first = torch.from_numpy(stream[:arguments.every].sum(axis=0)[:1])
-    uniform = rebalance(torch.ones_like(first), experts, 1, 1, gpus)
-    redundant = rebalance(first, experts + gpus, 1, 1, gpus)
-    plots.save(gpu_bars(gpu_loads(uniform, first, gpus)[0].numpy(),
-                        gpu_loads(redundant, first, gpus)[0].numpy()), arguments.out / "gpus.png")
+    plots.save(gpu_bars(*before_and_after(stream, arguments.every, gpus)),
+               arguments.out / "gpus.png")
     for name, row in (("traces", later), *((f"Zipf {x}", row) for x, row in zipf.items())):
         print(f"{name:10}" + "".join(f"{way:>10} {row[way]:.3f}" for way in WAYS))
     print(f"wrote {arguments.out}: results.json, time.png, gpus.png")

@@ -50,6 +50,11 @@ from .prediction import mtp_loss as mtp_loss
 from .prediction import replacement as replacement
 from .prediction import tokens_per_step as tokens_per_step
 from .prediction import verify_greedy as verify_greedy
+from .service import pour as pour
+from .service import puzzle as puzzle
+from .service import replicate as replicate
+from .service import slots_of as slots_of
+from .service import waits as waits
 from .travel import combine as combine
 from .travel import copies_between_nodes as copies_between_nodes
 from .travel import dispatch as dispatch

@@ -45,6 +45,11 @@ from .prediction import outcome as outcome
 from .prediction import replacement as replacement
 from .prediction import tokens_per_step as tokens_per_step
 from .prediction import verify_greedy as verify_greedy
+from .service import loads_of_gpus as loads_of_gpus
+from .service import pour as pour
+from .service import replicate as replicate
+from .service import slots_of as slots_of
+from .service import waits as waits
 from .travel import combine as combine
 from .travel import copies_between_nodes as copies_between_nodes
 from .travel import copies_table as copies_table

@@ -8,6 +8,10 @@ The style is that of the package (`minidsv3/measure/plots.py`). Each notebook ha
 from .pipeline import bubbles_over_weight as bubbles_over_weight
 from .position import clocks as clocks
 from .position import wavelengths as wavelengths
+from .service import by_kind as by_kind
+from .service import one_user as one_user
+from .service import queues as queues
+from .service import stacks as stacks
 from .travel import journeys as journeys
 from .window import dials as dials
 from .window import four_maps as four_maps

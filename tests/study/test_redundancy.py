@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 from minidsv3.serve.traces import KINDS
 from minidsv3.study import redundancy
@@ -41,13 +40,28 @@ def test_all_ways_are_compared(trace, tmp_path, capsys):
     assert "dynamic" in capsys.readouterr().out
 
 
+def test_copies_are_needed_where_one_expert_is_too_much_for_a_gpu():
+    """By hand: 6 of 12 tokens for one of 4 experts. Two GPUs have 6 + 2 and 2 + 2, four 6 2 2 2.
+
+    With four more slots it has four copies of 1.5, and another one two copies of 1: all have 3.
+    """
+    stream = np.array([[[6, 2, 2, 2]]])
+    found = redundancy.on_more_gpus({"code": stream}, 1, 2)["code"]
+    assert list(found) == ["2", "4"]
+    assert found["2"]["packed"] == 1.333 and found["4"] == {"packed": 2, "copied": 1}
+
+
+def test_the_picture_shows_the_worst_steps():
+    """By hand: plain has experts 0, 1 on GPU 0; the second step is the worse one, 8 over 5."""
+    stream = np.array([[[3, 3, 2, 2]], [[4, 4, 1, 1]]])
+    before, after = redundancy.before_and_after(stream, 1, 2)
+    assert sorted(before.tolist()) == [2, 8] and after.tolist() == [5, 5]
+
+
 def test_the_busiest_gpu_by_hand():
     """Two GPUs of two experts with loads 3 1 and 0 0: 4 over the mean of 2."""
-    placement = redundancy.rebalance(torch.ones(1, 4), 4, 1, 1, 2)
-    load = np.zeros((1, 4), dtype=int)
-    first = placement.physical_to_logical[0, :2].tolist()
-    load[0, first] = [3, 1]
-    assert redundancy.busiest(load, placement, 2).tolist() == [2.0]
+    load = np.array([[3, 1, 0, 0]])
+    assert redundancy.busiest(load, redundancy.in_order(1, 4), 2).tolist() == [2.0]
 
 
 def test_bad_input_ends_in_one_line(trace, tmp_path, capsys):
