@@ -160,19 +160,20 @@ def copies_between_nodes(trace, experts, groups, nodes, gpus):
 
 @plots.style()
 def over_time(found, every, kinds_every, ax=None):
-    """Imbalance of each way over the steps of the stream."""
+    """Imbalance over the steps of the stream, of some or all WAYS."""
     figure, ax = (ax.figure, ax) if ax else plots.canvas(size=(11, 5))
     looks = {"plain": (plots.BLACK, ":"), "packed": ("#777777", "-"), "static": (plots.PURPLE, "--"),
              "periodic": (plots.BLUE, "-."), "grouped": (plots.GREEN, "--"),
              "dynamic": (plots.VERMILLION, "-")}
-    for way, (colour, line) in looks.items():
-        ax.plot(found[way], line, color=colour, label=way)
+    for way, values in found.items():
+        colour, line = looks[way]
+        ax.plot(values, line, color=colour, label=way)
     top = max(map(max, found.values()))
     for index, kind in enumerate(ORDER):
         ax.axvline(index * kinds_every - 0.5, color=plots.BLACK, linewidth=0.8)
         ax.text(index * kinds_every, top * 1.04, kind)
     ax.set(xlabel="step", ylabel="busiest GPU over the mean", ylim=(1, top * 1.12))
-    plots.label_ends(ax, ax.get_lines()[:len(looks)])
+    plots.label_ends(ax, ax.get_lines()[:len(found)])
     ax.set_title(f"Activating other experts in each step levels what placing every {every} steps "
                  "cannot", loc="left", pad=12)
     return figure

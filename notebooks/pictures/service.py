@@ -26,10 +26,10 @@ def stacks(places, load, ax=None):
         heights.append(bottom)
         ax.text(gpu, bottom, f"{bottom:g}", ha="center", va="bottom", fontweight="bold")
     mean = sum(heights) / len(heights)
-    ax.axhline(mean, color=plots.VERMILLION, linestyle="--")
-    ax.text(len(places) - 0.55, mean, " mean", color=plots.VERMILLION, va="center")
+    ax.plot([-0.5, len(places) - 0.5], [mean, mean], "--", color=plots.VERMILLION)
+    ax.text(len(places) - 0.45, mean, "mean", color=plots.VERMILLION, va="center")
     ax.set(xticks=range(len(places)), xticklabels=[f"GPU {gpu}" for gpu in range(len(places))],
-           ylabel="tokens", ylim=(0, 1.12 * max(heights)), xlim=(-0.5, len(places) - 0.3))
+           ylabel="tokens", ylim=(0, 1.12 * max(heights)), xlim=(-0.5, len(places) - 0.1))
     ax.grid(axis="x", visible=False)
     ax.set_title(f"The busiest GPU has {max(heights) / mean:.2f} times the mean to do", loc="left")
     return figure

@@ -76,3 +76,25 @@ def test_journeys_have_an_arrow_for_each_copy(pictures):
         found[hops].append(ax.get_title(loc="left"))
     assert found[1] == [5, 2, 2, "10 choices are 9 copies; 5 cross between nodes"]
     assert found[2] == [4, 4, 9, "In two hops 4 copies cross between nodes"]
+
+
+def test_stacks_divide_the_load_of_copies(pictures):
+    """Oracle: by hand; three copies of an expert with 12 tokens have 4 each."""
+    ax, = pictures.stacks([[0, 1], [0, 2], [0]], [12, 2, 3]).axes
+    assert [bar.get_height() for bar in ax.patches] == [4, 2, 4, 3, 4]
+    assert [bar.get_y() for bar in ax.patches] == [0, 4, 0, 4, 0]
+    assert ax.get_title(loc="left") == f"The busiest GPU has {7 / (17 / 3):.2f} times the mean to do"
+
+
+def test_kinds_users_and_queues_show_what_they_are_given(pictures):
+    """Oracle: the numbers that went in, over their mean; the longest time between two tokens."""
+    import numpy as np
+    ax = pictures.by_kind({"code": np.array([1, 3]), "prose": np.array([6, 2])}).axes[0]
+    assert ax.images[0].get_array().tolist() == [[0.5, 1.5], [1.5, 0.5]]
+    assert ax.get_title(loc="left") == "2 kinds of text have 2 different busiest experts"
+    ax, = pictures.one_user({"apart": [0.1, 0.2], "whole": [0.1, 0.5, 0.6]}).axes
+    assert [list(line.get_xdata()) for line in ax.lines] == [[0.1, 0.2], [0.1, 0.5, 0.6]]
+    assert [text.get_text() for text in ax.texts] == ["longest wait\n100 ms",
+                                                      "longest wait\n400 ms"]
+    ax, = pictures.queues([0.5], {0.1: 0.06, 0.9: 4.5}, [0.51]).axes
+    assert [list(line.get_ydata()) for line in ax.lines] == [[0.06, 4.5], [0.51]]

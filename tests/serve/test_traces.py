@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from minidsv3 import DeepSeekV3
+from minidsv3.infer.generation import generate
 from minidsv3.serve import traces
 from tests.infer.conftest import SMALL
 
@@ -59,3 +60,13 @@ def test_the_command_records_three_kinds_of_text(tmp_path, capsys):
     assert "tables" in capsys.readouterr().out
     assert traces.main([str(TINY), "--tokens", "5", "--out", str(out)]) == 2
     assert "--tokens 5 is less than one window of 256" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("speculative", [0, 1])
+def test_generation_is_recorded_token_by_token(model, speculative):
+    """Oracle: prompt + new - 1 tokens pass a layer of the main model; with drafts at least those."""
+    with traces.record(model) as trace:
+        new = generate(model, torch.tensor([[1, 2, 3]]), 9, speculative=speculative)
+    passed = len(torch.cat(trace.chosen[0]))
+    least = 3 + new.tokens.size(1) - 1
+    assert passed == least if not speculative else passed >= least
