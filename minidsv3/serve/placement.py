@@ -16,8 +16,10 @@ of few groups still visits few nodes. Otherwise all GPUs are treated as one node
 Ties go to the lowest index, so the result depends on the loads alone.
 """
 
+from numbers import Integral
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from ..command import UserError
@@ -37,23 +39,41 @@ def rebalance(load, replicas, groups, nodes, gpus):
     replicas: R, slots on all GPUs together. X is the largest number of copies of an expert. Raises
     UserError if the experts, slots or GPUs cannot be divided evenly.
     """
-    load = torch.as_tensor(load)
+    load = in_float64(load)
     check(load, replicas, groups, nodes, gpus)
     if groups % nodes:                           # no way to keep groups on nodes
         groups = nodes = 1
     slots = torch.tensor([place(row, replicas, groups, nodes, gpus)
-                          for row in load.double().tolist()])          # (layers, R)
+                          for row in load.tolist()])          # (layers, R)
     return inverse(slots, load.size(1))
+
+
+def in_float64(load):
+    """Real numbers of any kind, in any order of memory, as a tensor; UserError for others."""
+    if isinstance(load, torch.Tensor):
+        load = load.detach().cpu()
+        load = (load.double() if load.is_floating_point() else load).numpy()
+    try:
+        found = np.asarray(load)
+    except ValueError:                           # rows of different lengths
+        found = np.array(None)
+    if found.dtype.kind not in "biuf":
+        raise UserError("the load is no table of real numbers; give (layers, experts).")
+    return torch.from_numpy(found.astype(np.float64, order="C"))
 
 
 def check(load, replicas, groups, nodes, gpus):
     """UserError if these numbers do not fit together."""
     if load.dim() != 2 or not load.numel():
         raise UserError(f"the load has shape {tuple(load.shape)}; give (layers, experts).")
-    if not (load.double().isfinite().all() and (load >= 0).all()):
+    if not (load.isfinite().all() and (load >= 0).all()):
         raise UserError("the load holds a number that is negative or not finite; give counts of "
                         "tokens.")
     experts = load.size(1)
+    for name, value in (("replicas", replicas), ("groups", groups), ("nodes", nodes),
+                        ("gpus", gpus)):
+        if not isinstance(value, Integral):
+            raise UserError(f"{name}={value!r} is no whole number; give how many there are.")
     for name, value in (("groups", groups), ("nodes", nodes), ("gpus", gpus)):
         if value < 1:
             raise UserError(f"{name}={value} must be at least 1.")
