@@ -59,3 +59,12 @@ def test_the_command_records_three_kinds_of_text(tmp_path, capsys):
     assert "tables" in capsys.readouterr().out
     assert traces.main([str(TINY), "--tokens", "5", "--out", str(out)]) == 2
     assert "--tokens 5 is less than one window of 256" in capsys.readouterr().err
+
+
+def test_other_files_are_no_traces(tmp_path):
+    np.savez(tmp_path / "other.npz", a=1)
+    (tmp_path / "junk.npz").write_text("junk")
+    (tmp_path / "half.npz").write_bytes((tmp_path / "other.npz").read_bytes()[:60])
+    for name in ("other.npz", "junk.npz", "half.npz"):
+        with pytest.raises(traces.UserError, match="holds no traces"):
+            traces.read_trace(tmp_path / name)
