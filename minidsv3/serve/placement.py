@@ -16,8 +16,10 @@ of few groups still visits few nodes. Otherwise all GPUs are treated as one node
 Ties go to the lowest index, so the result depends on the loads alone.
 """
 
+from numbers import Integral
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from ..command import UserError
@@ -27,33 +29,51 @@ class Placement(NamedTuple):
     """Where the copies of all experts are; slot s of R belongs to GPU s // (R / gpus)."""
 
     physical_to_logical: torch.Tensor            # (layers, R)  the expert in each slot
-    logical_to_physical: torch.Tensor            # (layers, E, X)  slots of each expert, then -1
+    logical_to_physical: torch.Tensor            # (layers, E, X)  slots of its copies, then -1
     replica_count: torch.Tensor                  # (layers, E)  copies of each expert
 
 
 def rebalance(load, replicas, groups, nodes, gpus):
     """Choose and place the copies of experts for loads (layers, E) -> Placement.
 
-    replicas: R, slots on all GPUs together. X is the largest number of copies of an expert. Raises
-    UserError if the experts, slots or GPUs cannot be divided evenly.
+    replicas: R, slots on all GPUs together. X is the largest number of copies of an expert; they are
+    in the order in which they were made, as in the released balancer. Raises UserError if the experts, slots or GPUs cannot be divided evenly.
     """
-    load = torch.as_tensor(load)
+    load = in_float64(load)
     check(load, replicas, groups, nodes, gpus)
     if groups % nodes:                           # no way to keep groups on nodes
         groups = nodes = 1
-    slots = torch.tensor([place(row, replicas, groups, nodes, gpus)
-                          for row in load.double().tolist()])          # (layers, R)
-    return inverse(slots, load.size(1))
+    placed = torch.tensor([place(row, replicas, groups, nodes, gpus)
+                           for row in load.tolist()])                  # (layers, R, 2)
+    return inverse(*placed.unbind(2), load.size(1))
+
+
+def in_float64(load):
+    """Real numbers of any kind, in any order of memory, as a tensor; UserError for others."""
+    if isinstance(load, torch.Tensor):
+        load = load.detach().cpu()
+        load = (load.double() if load.is_floating_point() else load).numpy()
+    try:
+        found = np.asarray(load)
+    except ValueError:                           # rows of different lengths
+        found = np.array(None)
+    if found.dtype.kind not in "biuf":
+        raise UserError("the load is no table of real numbers; give (layers, experts).")
+    return torch.from_numpy(found.astype(np.float64, order="C"))
 
 
 def check(load, replicas, groups, nodes, gpus):
     """UserError if these numbers do not fit together."""
     if load.dim() != 2 or not load.numel():
         raise UserError(f"the load has shape {tuple(load.shape)}; give (layers, experts).")
-    if not (load.double().isfinite().all() and (load >= 0).all()):
+    if not (load.isfinite().all() and (load >= 0).all()):
         raise UserError("the load holds a number that is negative or not finite; give counts of "
                         "tokens.")
     experts = load.size(1)
+    for name, value in (("replicas", replicas), ("groups", groups), ("nodes", nodes),
+                        ("gpus", gpus)):
+        if not isinstance(value, Integral):
+            raise UserError(f"{name}={value!r} is no whole number; give how many there are.")
     for name, value in (("groups", groups), ("nodes", nodes), ("gpus", gpus)):
         if value < 1:
             raise UserError(f"{name}={value} must be at least 1.")
@@ -69,7 +89,7 @@ def check(load, replicas, groups, nodes, gpus):
 
 
 def place(load, replicas, groups, nodes, gpus):
-    """The expert in each of the R slots, for the loads of one layer."""
+    """(expert, when its node made this copy) of each of the R slots, for the loads of one layer."""
     size = len(load) // groups                   # experts of a group
     of_groups = [sum(load[g * size:(g + 1) * size]) for g in range(groups)]
     slots = []
@@ -79,7 +99,7 @@ def place(load, replicas, groups, nodes, gpus):
         copies = replicate(loads, replicas // nodes)                   # indices into experts
         shares = [loads[i] / copies.count(i) for i in copies]
         for hosted in pack(shares, gpus // nodes):
-            slots += [experts[copies[i]] for i in hosted]
+            slots += [(experts[copies[i]], i) for i in hosted]
     return slots
 
 
@@ -106,14 +126,18 @@ def pack(weights, packs):
     return packed
 
 
-def inverse(slots, experts):
-    """The Placement with these experts in the slots, (layers, R)."""
+def inverse(slots, made, experts):
+    """The Placement with these experts in the slots, (layers, R).
+
+    made (layers, R): numbers that grow from copy to copy of an expert.
+    """
     counts = torch.zeros(len(slots), experts, dtype=torch.long)
     counts.scatter_add_(1, slots, torch.ones_like(slots))              # (layers, E)
     found = torch.full((len(slots), experts, int(counts.max())), -1)
     for layer, row in enumerate(slots.tolist()):
         seen = [0] * experts
-        for slot, expert in enumerate(row):
+        for slot in made[layer].argsort().tolist():
+            expert = row[slot]
             found[layer, expert, seen[expert]] = slot
             seen[expert] += 1
     return Placement(slots, found, counts)

@@ -19,7 +19,7 @@ import math
 
 import numpy as np
 
-from .requests import Served, decode_steps
+from .requests import Served, check, decode_steps
 from .step_cost import Work
 from .units import Engine
 
@@ -221,7 +221,8 @@ class Simulation:
         """A decode unit stops: its step is lost, and some of its sequences must be read again."""
         engine = self.engines[failure.unit]
         engine.busy, engine.serial = True, engine.serial + 1
-        self.at(now + failure.down, self.repaired, (engine, engine.serial))
+        engine.down = max(engine.down, now + failure.down)     # two failures may overlap
+        self.at(engine.down, self.repaired, (engine, engine.serial))
         sequences = sorted(request for ended in engine.ends.values() for request in ended)
         for request in sequences[::round(1 / failure.share)]:
             engine.ends[self.joined[request] + self.left[request]].remove(request)
@@ -236,9 +237,11 @@ class Simulation:
             self.send_to_reader(now, request)
 
     def repaired(self, now, what):
-        """The unit works again."""
-        what[0].busy = False
-        self.start(now, what[0])
+        """The unit works again, unless it has failed once more."""
+        engine, serial = what
+        if serial == engine.serial:
+            engine.busy = False
+            self.start(now, engine)
 
 
 def simulate(requests, units, handover=lambda tokens: 0.0, acceptance=None, seed=0, failures=()):
@@ -246,12 +249,21 @@ def simulate(requests, units, handover=lambda tokens: 0.0, acceptance=None, seed
 
     handover: seconds in which one GPU sends the latents of so many tokens. acceptance: see
     `decode_steps`; seed: of the accepted drafts. failures: of units for decoding alone. Raises
-    ValueError if no unit can read, none can decode, or a request fits into no unit.
+    ValueError if no unit can read, none can decode, a request fits into no unit, or a number is
+    such that some request would never end.
     """
+    check(requests)
     roles = {unit.role for unit in units}
     if not roles or roles - {"prefill", "decode", "both"} or len(roles) + ("both" in roles) != 2:
         raise ValueError(f"units have the roles {sorted(roles)}; give either units of role both, "
                          "or units of role prefill and units of role decode.")
+    for number, unit in enumerate(units):
+        needed = {"places": unit.places}
+        if unit.role != "decode":
+            needed |= {"budget": unit.budget, "chunk": unit.chunk}
+        for name, value in needed.items():
+            if not value >= 1:
+                raise ValueError(f"unit {number} has {name}={value}; give at least 1.")
     longest = int((requests.prompt + requests.output).max())
     room = min(unit.room for unit in units)
     if longest > room:
@@ -259,4 +271,8 @@ def simulate(requests, units, handover=lambda tokens: 0.0, acceptance=None, seed
                          "choose shorter requests, or units of more GPUs.")
     if any(units[failure.unit].role != "decode" for failure in failures):
         raise ValueError("a failure names a unit that reads prompts; choose a decode unit.")
+    for failure in failures:
+        if not (0 < failure.share <= 1 and 0 <= failure.down < math.inf):
+            raise ValueError(f"a failure has share={failure.share} and down={failure.down}; give a "
+                             "share above 0 and up to 1, and finite seconds.")
     return Simulation(requests, units, handover, acceptance, seed, failures).run()

@@ -17,6 +17,7 @@ import numpy as np
 from ..command import UserError
 
 PERCENTILES = (50, 90, 95, 99)
+LONGEST = 10**9                        # tokens of a prompt or an output in a file
 
 
 class Requests(NamedTuple):
@@ -58,6 +59,8 @@ def poisson(count, rate, prompt, output, spread=1.0, cached=0.0, seed=0):
     prompt, output: mean lengths; spread: standard deviation / mean of these log-normal lengths (0:
     all are equal); cached: share of every prompt whose latents are there already.
     """
+    if not (count >= 1 and rate > 0):
+        raise ValueError(f"count={count} and rate={rate} must both be above 0.")
     generator = np.random.default_rng(seed)
     arrival = np.cumsum(generator.exponential(1 / rate, count))
     sigma = math.sqrt(math.log(1 + spread**2))
@@ -77,13 +80,15 @@ def read_trace(path):
     Raises UserError, with the number of the line, for what cannot be.
     """
     rows = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:       # such a line is no JSON
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
                 arrival, prompt, output = (row[name] for name in ("arrival", "prompt", "output"))
                 cached = row.get("cached", 0)
-                possible = 0 <= arrival < math.inf and 0 <= cached < prompt and output >= 1
+                lengths = prompt, cached, output
+                possible = (0 <= arrival < math.inf and all(type(each) is int for each in lengths)
+                            and 0 <= cached < prompt <= LONGEST and 1 <= output <= LONGEST)
             except (ValueError, KeyError, TypeError, AttributeError):
                 possible = False
             if not possible:
@@ -95,6 +100,20 @@ def read_trace(path):
         raise UserError(f"{path} has no requests; write one JSON object per line.")
     arrival, *lengths = zip(*sorted(rows))
     return Requests(np.array(arrival, float), *(np.array(each, np.int64) for each in lengths))
+
+
+def check(requests):
+    """ValueError for Requests that cannot be."""
+    arrival, prompt, cached, output = requests
+    if not len(arrival):
+        raise ValueError("there are 0 requests; give at least 1.")
+    if not np.isfinite(arrival).all() or (np.diff(arrival) < 0).any():
+        raise ValueError("the arrivals are not ascending and finite; sort them.")
+    wrong = np.flatnonzero((cached < 0) | (cached >= prompt) | (output < 1))
+    if len(wrong):
+        first = wrong[0]
+        raise ValueError(f"request {first} has prompt={prompt[first]}, cached={cached[first]} and "
+                         f"output={output[first]}; give 0 <= cached < prompt, and output >= 1.")
 
 
 def decode_steps(output, acceptance, seed):
@@ -116,10 +135,15 @@ def decode_steps(output, acceptance, seed):
 def summarise(requests, served, gpus, target=TARGET):
     """Figures of a simulation: percentiles of TTFT and TPOT [s], throughput, goodput.
 
-    good is the share of requests within the target, goodput those per second and GPU.
+    good is the share of requests within the target, goodput those per second and GPU. Raises
+    UserError if the middle half of arrivals lasts no time.
     """
     begin, end = served.window
     seconds = end - begin
+    if not seconds > 0:
+        raise UserError(f"the middle half of the {len(requests.arrival)} requests arrives at "
+                        f"{begin:g} s, so there is no time to measure; give more requests, at "
+                        "different times.")
     counted = (requests.arrival >= begin) & (requests.arrival < end)
     first = (served.first - requests.arrival)[counted]
     further = np.maximum(1, requests.output[counted] - 1)

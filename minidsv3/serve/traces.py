@@ -16,6 +16,7 @@ import sys
 import sysconfig
 from contextlib import contextmanager
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -84,8 +85,12 @@ def loads(trace, experts, tokens=None):
 
 def read_trace(path):
     """What the command has written -> {kind: (N, layers, K)}, number of experts."""
-    with np.load(path, allow_pickle=False) as stored:
-        return {kind: stored[kind] for kind in KINDS}, int(stored["experts"])
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {kind: stored[kind] for kind in KINDS}, int(stored["experts"])
+    except (ValueError, TypeError, KeyError, EOFError, BadZipFile):    # another file, or half of it
+        raise UserError(f"{path} holds no traces; make it with python -m minidsv3.serve.traces "
+                        "DIR --out FILE.") from None
 
 
 # ---- three kinds of text ----

@@ -46,6 +46,7 @@ class Engine:
         self.ends, self.step = {}, 0
         self.sequences, self.context, self.growth = 0, 0.0, 0.0
         self.busy, self.serial = False, 0                  # serial: of a step that counts
+        self.down = 0.0                                    # until when it has failed [s]
         self.chunks, self.decodes = [], False              # of the step under way
         self.links = [0.0] * unit.gpus                     # when each GPU has sent its handovers
 

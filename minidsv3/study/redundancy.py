@@ -49,7 +49,8 @@ def busiest(load, placement, gpus):
 
 def in_order(layers, experts):
     """The placement without copies where the first GPU has the first experts, and so on."""
-    return inverse(torch.arange(experts).repeat(layers, 1), experts)
+    slots = torch.arange(experts).repeat(layers, 1)
+    return inverse(slots, slots, experts)
 
 
 def levelled(load, hosts, active):
@@ -214,6 +215,10 @@ def parse_arguments(arguments=None):
     for name in ("tokens", "every", "hosted", "active"):
         if getattr(parsed, name) < 1:
             raise UserError(f"--{name} {getattr(parsed, name)} must be at least 1.")
+    if parsed.hosted < parsed.active:
+        raise UserError(f"--hosted {parsed.hosted} must be at least --active {parsed.active}.")
+    if parsed.out.exists() and not parsed.out.is_dir():
+        raise UserError(f"{parsed.out} is a file; name a folder.")
     if not parsed.traces.is_file():
         raise UserError(f"{parsed.traces} does not exist; make it with python -m "
                         "minidsv3.serve.traces DIR --out FILE.")
@@ -225,11 +230,12 @@ def run(arguments):
     begin = time.perf_counter()
     traces, experts = read_trace(arguments.traces)
     groups, nodes, gpus = arguments.groups, arguments.nodes, arguments.gpus
-    steps = {kind: loads(trace, experts, arguments.tokens) for kind, trace in traces.items()}
-    count = min(map(len, steps.values())) // 2   # code comes twice, the second half the second time
+    # Code comes twice, the second half of it the second time.
+    count = min(map(len, traces.values())) // arguments.tokens // 2
     if count < arguments.every:
         raise UserError(f"{arguments.traces} has {2 * count} steps of {arguments.tokens} tokens of "
                         f"each kind, fewer than 2 * --every {arguments.every}; give fewer tokens.")
+    steps = {kind: loads(trace, experts, arguments.tokens) for kind, trace in traces.items()}
     stream = np.concatenate([steps["code"][:count], steps["prose"][:count],
                              steps["tables"][:count], steps["code"][count:2 * count]])
     with tqdm(total=len(stream) + 2 * 3 * len(ZIPF), unit="step") as bar:

@@ -67,3 +67,19 @@ def test_hosting_always_leaves_a_place_for_all():
     share = level(np.roll(load, 5), hosts, 4)                # the loads have moved since
     assert ((share > 0).sum(axis=1) <= 4).all() and share.sum() == pytest.approx(load.sum())
     assert hosting(np.zeros(4), 2, 4, 2).all()               # room for all everywhere
+
+
+@pytest.mark.parametrize("load, rows, active", [
+    ([1, 0, 3, 1], ["1111"] * 4, 1),             # an expert without tokens needs no place
+    ([3, 1, 1, 3, 1, 7, 1], ["0001110", "0100011", "1000101", "0011001"], 2),
+    ([82, 87, 92, 50, 97, 75, 20], ["0100110", "1100100", "1011000", "0011001"], 2),
+    ([0.1, 3, 21, 0.01, 0.001], ["10111", "01111", "11101"], 2)])
+def test_where_one_search_gets_stuck(load, rows, active):
+    """Oracle: all activations. From the heaviest first alone, up to twice the optimum is found."""
+    hosts = np.array([[digit == "1" for digit in row] for row in rows])
+    for unit in (1, 1e-9):                       # tokens, or shares of very many
+        part = unit * np.array(load, dtype=float)
+        share = level(part, hosts, active)
+        assert share.sum(axis=0) == pytest.approx(part)
+        assert ((share > 0).sum(axis=1) <= active).all()
+        assert share.sum(axis=1).max() <= 1.02 * optimum(part, hosts, active)

@@ -1,5 +1,6 @@
 """Placement of redundant experts. Oracles: the vector of the released balancer; its invariants."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -65,7 +66,7 @@ def test_what_holds_for_every_placement(case):
         for expert in range(experts):
             found = [slot for slot in placement.logical_to_physical[layer, expert].tolist()
                      if slot >= 0]
-            assert found == [slot for slot in range(replicas) if slots[slot] == expert]
+            assert sorted(found) == [slot for slot in range(replicas) if slots[slot] == expert]
             assert len(found) == placement.replica_count[layer, expert]
             of_nodes = {slot // (replicas // nodes) for slot in found}
             assert len(of_nodes) == 1                                  # copies within one node
@@ -90,3 +91,38 @@ def test_what_holds_for_every_placement(case):
 def test_what_does_not_fit_is_one_line(arguments, words):
     with pytest.raises(UserError, match=words):
         rebalance(*arguments)
+
+
+@pytest.mark.parametrize("load", [
+    LOAD.tolist(), LOAD.numpy().astype(np.uint16), LOAD.numpy()[:, ::-1].copy()[:, ::-1],
+    LOAD.numpy().astype(">f8"), LOAD.T.contiguous().T, LOAD.to(torch.bfloat16)])
+def test_loads_of_any_kind(load):
+    """All of these are whole numbers up to 256, which bfloat16 holds exactly."""
+    assert torch.equal(rebalance(load, 16, 4, 2, 8).physical_to_logical,
+                       rebalance(LOAD, 16, 4, 2, 8).physical_to_logical)
+
+
+def test_a_list_is_not_rounded_to_float32():
+    """2^24 + 1 is more than 2^24, which comes first."""
+    assert rebalance([[2.0**24, 2.0**24 + 1]], 3, 1, 1, 1).replica_count.tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize("load, numbers, words", [
+    (LOAD, (16.0, 4, 2, 8), "replicas=16.0 is no whole number"),
+    (LOAD, (16, 4, "2", 8), "nodes='2' is no whole number"),
+    (LOAD, (16, 5, 2, 8), "experts=12 is no multiple of groups=5"),
+    (LOAD, (8, 4, 2, 8), "replicas=8 are fewer than the 12 experts"),
+    (-LOAD, (16, 4, 2, 8), "negative"),
+    ([[1, 2], [3]], (2, 1, 1, 1), "no table of real numbers"),
+    (LOAD * 1j, (16, 4, 2, 8), "no table of real numbers"),
+    (None, (16, 4, 2, 8), "no table of real numbers")])
+def test_what_cannot_be_placed(load, numbers, words):
+    with pytest.raises(UserError, match=words):
+        rebalance(load, *numbers)
+
+
+def test_copies_are_in_the_order_in_which_they_were_made():
+    """By hand: loads 4 and 1; expert 0 is copied twice. Its first and third copy go to GPU 0."""
+    placement = rebalance([[4, 1]], replicas=4, groups=1, nodes=1, gpus=2)
+    assert placement.physical_to_logical.tolist() == [[0, 0, 0, 1]]
+    assert placement.logical_to_physical.tolist() == [[[0, 2, 1], [3, -1, -1]]]

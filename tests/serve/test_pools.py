@@ -252,3 +252,51 @@ def test_a_trace_is_read_and_its_mistakes_are_named(tmp_path):
     with pytest.raises(UserError, match="has no requests"):
         read_trace(path)
     assert math.isinf(Unit("both", 1, seconds).room)
+
+
+def made(arrival=(1.0,), prompt=5, cached=0, output=2):
+    """Equal requests at these times."""
+    arrival = np.array(arrival, dtype=float)
+    return Requests(arrival, *(np.full(len(arrival), each) for each in (prompt, cached, output)))
+
+
+@pytest.mark.parametrize("requests, change, words", [
+    (made(()), {}, "0 requests"), (made((2, 1)), {}, "not ascending"),
+    (made(prompt=0), {}, "prompt=0"), (made(cached=5), {}, "cached=5"),
+    (made(output=0), {}, "output=0"), (made(), {"budget": 0}, "unit 0 has budget=0"),
+    (made(), {"chunk": 0}, "unit 0 has chunk=0"), (made(), {"places": 0}, "unit 0 has places=0")])
+def test_what_would_never_end_is_refused(requests, change, words):
+    with pytest.raises(ValueError, match=words):
+        simulate(requests, [POOLS["chunked"][0]._replace(**change)])
+
+
+def test_a_share_of_nothing_and_a_rate_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="share=0.0"):
+        simulate(some_requests(), SEPARATED, failures=[Failure(1, 2, 1, 0.0)])
+    with pytest.raises(ValueError, match="rate=0"):
+        poisson(5, 0, 10, 10)
+
+
+def test_two_failures_may_overlap():
+    """A request alone, with two tokens to decode from 3.5 s on, whatever the second one says."""
+    units = [Unit("prefill", 1, lambda work: 0.1, budget=10), Unit("decode", 1, lambda work: 0.1)]
+    failures = [Failure(1.25, 1, 2.25, 1.0), Failure(2.0, 1, 0.1, 1.0)]
+    served = simulate(made(output=5), units, failures=failures)
+    assert served.end == pytest.approx([3.7])
+
+
+def test_no_time_to_measure_is_named():
+    """One request, or all at once."""
+    for requests in (made(), made((1, 1, 1, 1, 1))):
+        with pytest.raises(UserError, match="no time to measure"):
+            summarise(requests, simulate(requests, SEPARATED), 16)
+
+
+@pytest.mark.parametrize("line", [
+    b'{"arrival": 1, "prompt": 9e30, "output": 80}', b'{"arrival": 1, "prompt": 9.5, "output": 8}',
+    b'{"arrival": 1, "prompt": true, "output": true}', b"\xff\xfe"])
+def test_lengths_of_a_trace_are_whole_numbers(line, tmp_path):
+    path = tmp_path / "trace.jsonl"
+    path.write_bytes(line + b"\n")
+    with pytest.raises(UserError, match="line 1"):
+        read_trace(path)

@@ -70,3 +70,12 @@ def test_generation_is_recorded_token_by_token(model, speculative):
     passed = len(torch.cat(trace.chosen[0]))
     least = 3 + new.tokens.size(1) - 1
     assert passed == least if not speculative else passed >= least
+
+
+def test_other_files_are_no_traces(tmp_path):
+    np.savez(tmp_path / "other.npz", a=1)
+    (tmp_path / "junk.npz").write_text("junk")
+    (tmp_path / "half.npz").write_bytes((tmp_path / "other.npz").read_bytes()[:60])
+    for name in ("other.npz", "junk.npz", "half.npz"):
+        with pytest.raises(traces.UserError, match="holds no traces"):
+            traces.read_trace(tmp_path / name)

@@ -67,6 +67,10 @@ def test_the_busiest_gpu_by_hand():
 def test_bad_input_ends_in_one_line(trace, tmp_path, capsys):
     for arguments, words in ((["--traces", str(tmp_path / "none")], "does not exist; make it with"),
                              (["--traces", str(trace), *SIZES, "--tokens", "200"], "fewer than"),
+                             (["--traces", str(trace), *SIZES, "--tokens", "99999"], "has 0 steps"),
+                             (["--traces", str(trace), *SIZES, "--active", "5"],
+                              "--hosted 4 must be at least --active 5"),
+                             (["--traces", str(trace), "--out", str(trace)], "name a folder"),
                              (["--every", "0"], "--every 0 must be at least 1")):
         assert redundancy.main(arguments) == 2
         said = capsys.readouterr().err.strip().splitlines()
