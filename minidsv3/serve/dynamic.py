@@ -61,6 +61,9 @@ def level(load, hosts, active):
     Raises UserError if an expert has no host, or if no place is found for some expert.
     """
     load, hosts = np.asarray(load, dtype=float), np.asarray(hosts, dtype=bool)
+    if not (np.isfinite(load).all() and (load >= 0).all()):
+        raise UserError("the load holds a number that is negative or not finite; give counts of "
+                        "tokens.")
     if not hosts.any(axis=0).all():
         raise UserError(f"expert {int((~hosts.any(axis=0)).argmax())} has no host; each needs one.")
     if active < 1 or active * len(hosts) < hosts.shape[1]:

@@ -238,6 +238,7 @@ def run(arguments):
     steps = {kind: loads(trace, experts, arguments.tokens) for kind, trace in traces.items()}
     stream = np.concatenate([steps["code"][:count], steps["prose"][:count],
                              steps["tables"][:count], steps["code"][count:2 * count]])
+    rebalance(torch.ones(1, experts), experts + gpus, groups, nodes, gpus)     # do sizes fit?
     with tqdm(total=len(stream) + 2 * 3 * len(ZIPF), unit="step") as bar:
         found = follow(stream, arguments.every, groups, nodes, gpus, arguments.hosted,
                        arguments.active, bar)

@@ -53,6 +53,7 @@ def test_with_a_limit_it_is_within_two_percent_of_the_optimum():
 @pytest.mark.parametrize("load, hosts, active, words", [
     ([1, 1], [[True, False], [True, False]], 1, "expert 1 has no host"),
     ([1, 1, 1], [[True, True, True]], 2, "active=2 on 1 GPUs leaves no place"),
+    ([1, np.nan], [[True, True]], 2, "negative or not finite"),
     ([1, 1, 1], [[True, True, False], [False, False, True]], 0, "active=0")])
 def test_what_cannot_be_levelled(load, hosts, active, words):
     with pytest.raises(UserError, match=words):
