@@ -51,15 +51,11 @@ def rebalance(load, replicas, groups, nodes, gpus):
 def in_float64(load):
     """Real numbers of any kind, in any order of memory, as a tensor; UserError for others."""
     if isinstance(load, torch.Tensor):
-        load = load.detach().cpu()
-        load = (load.double() if load.is_floating_point() else load).numpy()
+        load = load.detach().cpu().double().numpy()
     try:
-        found = np.asarray(load)
-    except ValueError:                           # rows of different lengths
-        found = np.array(None)
-    if found.dtype.kind not in "biuf":
-        raise UserError("the load is no table of real numbers; give (layers, experts).")
-    return torch.from_numpy(found.astype(np.float64, order="C"))
+        return torch.from_numpy(np.array(load, dtype=np.float64, order="C"))
+    except (TypeError, ValueError):              # of other things, or rows of different lengths
+        raise UserError("the load is no table of real numbers; give (layers, experts).") from None
 
 
 def check(load, replicas, groups, nodes, gpus):
