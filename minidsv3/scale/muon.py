@@ -13,7 +13,8 @@ M is no multiple of P, some have less to do. Experts cost nothing, since they ar
 import torch
 import torch.distributed as dist
 
-from ..train.optim import directions, orthogonalize
+from ..kernels.orthogonal import orthogonalize
+from ..train.optim import directions
 
 
 def sharded_directions(updates, rows, columns, parameters):

@@ -9,10 +9,8 @@ from collections import defaultdict
 
 import torch
 
-from ..device import has_fused_adamw, local, shortened
-
-# Coefficients of an odd quintic; applied repeatedly, it moves singular values to about 1.
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+from ..device import has_fused_adamw, local
+from ..kernels.orthogonal import orthogonalize
 
 
 def make_optimizers(model, config):
@@ -85,7 +83,7 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised; parameters (R, C), or (E, R, C) for E stacked matrices.
 
     A group's `halves` is the number of matrices stacked along R: 2 for gate_up_proj.
-    On single matrices this equals torch.optim.Muon.
+    On single matrices this is torch.optim.Muon with a closer orthogonal form (`kernels/orthogonal`).
     """
 
     def __init__(self, params, lr, momentum=0.95, weight_decay=0.1):
@@ -134,22 +132,3 @@ def directions(updates, rows, columns, parameters):
     matrices = torch.cat([update.reshape(-1, rows, columns) for update in updates])
     parts = orthogonalize(matrices).split([u.numel() // (rows * columns) for u in updates])
     return [part.reshape(update.shape) for part, update in zip(parts, updates, strict=True)]
-
-
-def orthogonalize(matrices, steps=5):
-    """Approximately the nearest semi-orthogonal matrices: (M, R, C) -> (M, R, C).
-
-    Newton-Schulz: an odd polynomial of X changes only its singular values. Rounding does little
-    harm here, so it computes in bfloat16 where that is fast, else in float32; a float64 model stays
-    float64. The result has the dtype of the computation.
-    """
-    a, b, c = NEWTON_SCHULZ
-    tall = matrices.size(-2) > matrices.size(-1)
-    X = shortened(matrices)
-    X = X.mT if tall else X                                            # the smaller Gram matrix
-    X = X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)         # singular values at most 1
-    for _ in range(steps):
-        gram = X @ X.mT                                                # (M, R, R)
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b G + c G^2
-        X = torch.baddbmm(X, polynomial, X, beta=a)                    # a X + (b G + c G^2) X
-    return X.mT if tall else X
