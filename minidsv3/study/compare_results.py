@@ -107,19 +107,14 @@ def as_text(results):
 def picture(results):
     """Validation bits per byte over the steps, beside the paired differences of all seeds."""
     names = list(results)
-    figure, (left, right) = plots.canvas(1, 2, size=(13, 5.5), width_ratios=[6, 5])
+    figure, (left, right) = plots.canvas(1, 2, size=(14, 5.5), width_ratios=[6, 5])
     lines = [draw_curve(left, number, name, results[name]["runs"])
              for number, name in enumerate(names)]
     lines = [line for line in lines if line is not None]
-    # The first fall is so deep that nothing else would be seen beside it.
-    late = [y for line in lines for y in line.get_ydata()[len(line.get_ydata()) // 3:]]
-    if late:
-        room = 0.1 * (max(late) - min(late)) or 0.01
-        left.set_ylim(min(late) - room, max(late) + room)
     several = len(results[BASE]["runs"]) > 1
     left.set_title("Mean of the seeds, and the band from\nthe best to the worst" if several
                    else "One seed", loc="left")
-    left.set_xlabel("training progress [steps]")
+    left.set_xlabel("training progress [steps], without the first third")
     left.set_ylabel("validation [bits per byte]")
     plots.label_ends(left, lines)
     draw_differences(right, names[1:], [results[name]["difference"] for name in names[1:]])
@@ -136,9 +131,13 @@ def look(number):
 
 
 def draw_curve(ax, number, name, runs):
-    """The mean over the seeds that did not diverge, with a band -> the line, None without any."""
+    """The mean over the seeds that did not diverge, with a band -> the line, None without any.
+
+    The first third is left out: its fall is so deep that nothing else would be seen beside it.
+    """
     curves = [dict(run["curve"]) for run in runs if run]
     steps = sorted(set.intersection(*map(set, curves))) if curves else []
+    steps = steps[len(steps) // 3:]
     if not steps:
         return None
     colour, marker, style = look(number)
@@ -160,14 +159,17 @@ def draw_differences(ax, names, differences):
     for place, difference in enumerate(differences):
         colour, marker, _ = look(place + 1)
         points = [each for each in difference["by_seed"] if each is not None]
-        ax.plot(points, [place + 0.15] * len(points), marker, color=colour, markerfacecolor="none")
-        if difference["mean"] is not None:
-            ax.errorbar(difference["mean"], place - 0.15, xerr=difference["standard_error"],
+        ax.plot(points, [place - 0.15] * len(points), marker, color=colour, markerfacecolor="none")
+        if difference["standard_error"] is not None:
+            ax.errorbar(difference["mean"], place + 0.15, xerr=difference["standard_error"],
                         color=colour, marker=marker, capsize=6)
     ax.axvline(0, color=plots.BASELINE)
-    ax.set_yticks(range(len(names)), [in_lines(name) for name in names])
+    ax.set_yticks(range(len(names)), [
+        in_lines(name) + ("\n(diverged)" if difference["mean"] is None else "")
+        for name, difference in zip(names, differences)])
     ax.set_ylim(len(names) - 0.5, -0.5)          # the first on top, as in the table
     ax.locator_params(axis="x", nbins=5)
     ax.margins(x=0.1)
-    ax.set_xlabel("difference from the default [bits per byte]\n← better          worse →")
-    ax.set_title("Above: each seed. Below:\ntheir mean ± its standard error", loc="left")
+    ax.set_xlabel("difference from the default [bits per byte]\nbelow 0: fewer bits, better")
+    ax.set_title("One seed: no error is known" if len(differences[0]["by_seed"]) == 1 else
+                 "Above: each seed. Below:\ntheir mean ± its standard error", loc="left")
