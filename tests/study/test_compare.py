@@ -198,7 +198,8 @@ def miniature_study(small_text, monkeypatch, tmp_path):
     for presets, fields in ((config.PRESETS, shape),
                             (recipe.PRESETS, {**training, "precision": "fp32"})):
         monkeypatch.setitem(presets, "tiny", {**presets["tiny"], **fields})
-    monkeypatch.setattr(report, "draw", lambda metrics, folder: None)      # two seconds a run
+    for name in ("draw", "sample"):              # which take most of the time of so small a run
+        monkeypatch.setattr(report, name, lambda *_: "")
     monkeypatch.setattr(pool, "run_all",
                         lambda function, tasks, jobs: [function(*task) for task in tasks])
     threads = torch.get_num_threads()
@@ -216,6 +217,7 @@ def scores(folder):
 
 def test_a_stopped_study_goes_on_where_it_stopped(miniature_study, tmp_path, monkeypatch, capsys):
     """Oracle: the figures of a study that was never stopped; finished runs are not touched."""
+    monkeypatch.setattr(plots, "save", lambda figure, path: None)
     whole = [*miniature_study, "--seeds", "1", "--out", str(tmp_path / "whole")]
     assert study.main(whole) == 0
     made, step = [], Trainer.train_step
