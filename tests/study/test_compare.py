@@ -1,4 +1,4 @@
-"""The comparison: differences and errors by hand; one miniature study, run, stopped, gone on with."""
+"""Differences and their errors against sums by hand; a miniature study, stopped and gone on with."""
 
 import json
 import math
@@ -76,7 +76,8 @@ def test_the_table_has_each_run_and_the_means():
                                "x=1": [a_run(0, 1.5), None]})
     lines = results.as_text(found).splitlines()
     assert lines[2:] == [
-        "| default | 0 | 1.0000 | - | 1,000 | 0.50 |", "| default | 1 | 2.0000 | - | 2,000 | 1.50 |",
+        "| default | 0 | 1.0000 | - | 1,000 | 0.50 |",
+        "| default | 1 | 2.0000 | - | 2,000 | 1.50 |",
         "| **default** | mean of 2 | 1.5000 | - | 1,500 | 1.00 |",
         "| gamma=0 | 0 | 1.2500 | +0.2500 | 1,000 | 0.50 |",
         "| gamma=0 | 1 | 2.7500 | +0.7500 | 2,000 | 1.50 |",
