@@ -1,4 +1,4 @@
-"""Differences and their errors against sums by hand; a miniature study, stopped and gone on with."""
+"""Differences and errors against sums by hand; a miniature study, stopped and gone on with."""
 
 import json
 import math
