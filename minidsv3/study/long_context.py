@@ -44,26 +44,14 @@ from ..device import choose_threads
 from ..files import write_text
 from ..measure.evaluate import bits_per_byte
 from ..model.transformer import DeepSeekV3
-from ..train.checkpoint import RunFolder
-from ..train.prepare import make_trainer
 from ..train.recipe import TrainConfig
 from .long_context_results import ABLATIONS, HARD, MAIN, as_markdown, draw, summarise
-from .pool import run_all
+from .pool import run_all, train
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 # ---- training ----
-
-def train(config, recipe, folder):
-    """Train a model in a run folder, unless it is finished; an unfinished one goes on."""
-    if (folder / "summary.json").exists():
-        return
-    resume = (folder / "state.pt").exists()
-    run_folder = RunFolder(folder, resume)
-    saved = run_folder.load_state() if resume else None
-    make_trainer(config, recipe, run_folder, torch.device("cpu"), saved).run()
-
 
 def train_phases(start, folders, growths, steps, scaled=yarn, **changes):
     """Extend the model in `start`, one folder for each growth of its window.

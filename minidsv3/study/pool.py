@@ -1,4 +1,7 @@
-"""Many runs of a study in parallel, one thread each, that survive Ctrl-C and a killed process."""
+"""The runs of a study: one in its folder, and many in parallel, in processes of their own.
+
+They survive Ctrl-C and a killed process.
+"""
 
 import multiprocessing
 import os
@@ -6,9 +9,28 @@ import signal
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
+import torch
 from tqdm import tqdm
 
 from ..command import UserError
+from ..train.checkpoint import RunFolder
+from ..train.prepare import make_trainer
+
+CPU = torch.device("cpu")
+
+
+def train(config, recipe, folder, device=CPU):
+    """Train a model in a run folder, unless it is finished; an unfinished one goes on.
+
+    After Ctrl-C the run is saved, and this process ends as Ctrl-C ends any other.
+    """
+    if (folder / "summary.json").exists():
+        return
+    resume = (folder / "state.pt").exists()
+    run_folder = RunFolder(folder, resume)
+    saved = run_folder.load_state() if resume else None
+    if make_trainer(config, recipe, run_folder, device, saved).run() is None:
+        signal.raise_signal(signal.SIGINT)       # else it would begin the next run of the study
 
 
 def run_all(function, tasks, jobs):

@@ -112,11 +112,12 @@ class Trainer:
         return None if self.interrupted else finish(self)
 
     def bar(self):
-        """The progress bar, counting tokens."""
+        """The progress bar, counting tokens; TQDM_DISABLE, which a study sets, hides it."""
+        hidden = {} if self.team.first else {"disable": True}
         total, done = sum(self.sizes), sum(self.sizes[:self.step])
         return tqdm(total=total * self.config.window, initial=done * self.config.window,
                     unit="tok", unit_scale=True, dynamic_ncols=True, mininterval=0.5,
-                    file=sys.stderr, disable=not self.team.first)
+                    file=sys.stderr, **hidden)
 
     def show(self, bar, line):
         """Put the step's figures beside the bar, lightly smoothed."""
