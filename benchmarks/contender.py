@@ -27,7 +27,7 @@ class Contender:
         size = self.recipe.batch_size
         tokens = batches.take(self.taken * size, size).to(self.device)  # (B, T+1)
         begin = clock(self.device)
-        loss = self.update.read(self.update(tokens, progress)).total
+        loss = self.update.read(self.update(tokens, progress, self.taken)).total
         self.seconds += clock(self.device) - begin
         self.taken += 1
         return loss

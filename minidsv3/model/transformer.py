@@ -131,12 +131,12 @@ class DeepSeekV3(nn.Module):
     def loss(self, tokens, mtp_weight=0.3, balance_weight=1e-4, balance_over="affinity"):
         """tokens (B, T+1): T inputs and, one place later, T targets -> LossTerms.
 
-        balance_over: what the balance loss counts; see `objective.balance_losses`.
+        mtp_weight 0 leaves the MTP modules out. balance_over: see `objective.balance_losses`.
         """
         inputs, targets, head = tokens[:, :-1], tokens[:, 1:], self.lm_head.weight     # (B, T)
         hidden, routings = self.hidden_states(inputs)
         next_token = next_token_loss(hidden, head, targets)
-        states, mtp_routings = self.mtp_states(hidden, inputs)
+        states, mtp_routings = self.mtp_states(hidden, inputs) if mtp_weight else ([], [])
         self.count(routings + mtp_routings)
         return combine(next_token, mtp_losses(states, head, targets),
                        balance_losses(routings + mtp_routings, balance_over),
@@ -145,7 +145,7 @@ class DeepSeekV3(nn.Module):
     def count(self, routings):
         """In training, add the routings of all sparse blocks to their routers' loads."""
         if self.training:                # outside the blocks, so recomputation cannot count twice
-            for router, routing in zip(self.routers(), routings, strict=True):
+            for router, routing in zip(self.routers(), routings):      # perhaps without MTP's
                 router.load += routing.load
 
     def routers(self):

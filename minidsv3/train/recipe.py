@@ -47,6 +47,7 @@ class TrainConfig:
     mtp_weight: float = 0.3                      # lambda, until mtp_drop_at ...
     mtp_weight_late: float = 0.1                 # ... and after it
     mtp_drop_at: float = 10 / 14.8
+    mtp_every: int = 1                           # MTP is trained in one of so many steps
     balance_weight: float = 1e-4                 # alpha of eq. 17; the released file says 0.001
     balance_over: str = "affinity"               # what eq. 18 counts: affinity (report) or routed
     gamma: float = 1e-3                          # speed of the router bias ...
@@ -60,8 +61,8 @@ class TrainConfig:
 
     def __post_init__(self):
         check_types(self)
-        for name in ("window", "steps", "batch_size", "micro_batch", "batch_start", "eval_every",
-                     "save_every"):
+        for name in ("window", "steps", "batch_size", "micro_batch", "batch_start", "mtp_every",
+                     "eval_every", "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
         if not 0 <= self.seed < 2**63:
@@ -145,9 +146,15 @@ def learning_rate_factor(config, progress):
     return config.low_rate if progress <= config.last_from else config.last_rate
 
 
-def mtp_weight_at(config, progress):
-    """lambda of eq. 25: 0.3, then 0.1."""
-    return config.mtp_weight if progress <= config.mtp_drop_at else config.mtp_weight_late
+def mtp_weight_at(config, progress, number=0):
+    """lambda of eq. 25 in step `number`, from 0 on: 0.3, then 0.1.
+
+    With mtp_every = n it is n times that in every n-th step, and 0 in the others.
+    """
+    if (number + 1) % config.mtp_every:
+        return 0.0
+    weight = config.mtp_weight if progress <= config.mtp_drop_at else config.mtp_weight_late
+    return config.mtp_every * weight
 
 
 def gamma_at(config, progress):

@@ -48,10 +48,13 @@ class Step:
         self.model, self.optimizers, self.recipe, self.group = model, optimizers, recipe, group
         self.loss = model.loss                   # or a compiled form of it
 
-    def __call__(self, tokens, progress):
-        """One step from tokens (B, T+1), at a share of the run -> (5 + layers*E,), not read."""
+    def __call__(self, tokens, progress, number=0):
+        """Step `number`, from 0 on, at a share of the run, from tokens (B, T+1).
+
+        -> (5 + layers*E,), not read.
+        """
         self.set_rates(progress)
-        terms = self.gradients(tokens, mtp_weight_at(self.recipe, progress))   # (4,)
+        terms = self.gradients(tokens, mtp_weight_at(self.recipe, progress, number))   # (4,)
         norm = self.clip_gradients()
         for optimizer in self.optimizers:
             optimizer.step()
@@ -131,10 +134,10 @@ def all_steps(step, batches):
     For studies: nothing is saved, and a loss that is not finite raises Diverged.
     """
     sizes, done = batch_sizes(step.recipe), 0
-    for size in sizes:
+    for number, size in enumerate(sizes):
         tokens = send(batches.take(done, size), step.model.norm.weight.device)     # (B, T+1)
         done += size
-        yield step.read(step(tokens, done / sum(sizes)))
+        yield step.read(step(tokens, done / sum(sizes), number))
 
 
 def several():

@@ -54,7 +54,7 @@ class Trainer:
         tokens = self.data.batches.take(done, size)                    # (B, T+1)
         try:
             own = send(self.team.own(tokens), self.device)
-            figures = self.update(own, (done + size) / sum(self.sizes))
+            figures = self.update(own, (done + size) / sum(self.sizes), self.step)
             figures = self.update.read(figures)
         except FloatingPointError as error:      # this step is not saved
             raise Diverged(f"{error}, at step {self.step + 1} of seed {config.seed}; {ADVICE}"
@@ -64,13 +64,14 @@ class Trainer:
         targets = tokens[:, 1:]                                        # (B, T)
         size_in_bytes = self.data.token_bytes[targets].sum().item()
         loads = figures.loads                                          # (layers, E)
+        used = loads[loads.any(dim=1)]           # without MTP modules that rest in this step
         return {"step": self.step, "tokens": (done + size) * config.window,
                 "loss": figures.next_token, "mtp_loss": figures.mtp,
                 "balance_loss": figures.balance,
                 "bits_per_byte": (figures.next_token / math.log(2) * targets.numel()
                                   / size_in_bytes),
                 "lr": self.optimizers[0].param_groups[0]["lr"],
-                "max_vio": max_violation(loads).mean().item() if len(loads) else 0.0}, loads
+                "max_vio": max_violation(used).mean().item() if len(used) else 0.0}, loads
 
     @torch.no_grad()
     def update_average(self):
@@ -94,7 +95,7 @@ class Trainer:
                 if self.step % self.config.eval_every == 0 and not last:
                     line["val_bits_per_byte"] = bits_per_byte(self.model, *quick)
                 if self.step % max(1, self.config.steps // 100) == 0 and len(loads):
-                    share = loads / loads.double().mean(dim=1, keepdim=True)  # (layers, E)
+                    share = loads / loads.double().mean(dim=1, keepdim=True).clamp(min=1)
                     line["expert_load"] = [[round(x, 3) for x in row] for row in share.tolist()]
                 seconds = time.perf_counter() - begin
                 self.seconds += seconds

@@ -70,6 +70,23 @@ def test_dropping_the_modules_changes_no_main_logit(model):
     assert terms.mtp == 0
 
 
+def test_without_weight_the_modules_rest(model):
+    """Oracle: the terms of a model without modules; no gradient, no load, no step of the bias."""
+    model.requires_grad_(True).train()
+    tokens, routers = torch.randint(31, (2, 9)), model.routers()
+    terms = model.loss(tokens, mtp_weight=0.0, balance_weight=0.01)
+    terms.total.backward()
+    assert all(parameter.grad is None for parameter in model.mtp.parameters())
+    main, modules = len(routers) - len(model.mtp), model.mtp
+    model.mtp = torch.nn.ModuleList()
+    expected = model.eval().loss(tokens, balance_weight=0.01)
+    assert [term.item() for term in terms] == [term.item() for term in expected]
+    model.mtp = modules
+    loads = model.update_router_bias(0.01)
+    assert loads[:main].any(dim=1).all() and not loads[main:].any()
+    assert not any(router.e_score_correction_bias.any() for router in routers[main:])
+
+
 def test_embedding_and_head_are_shared_physically(model):
     """The MTP loss alone has gradients in the embedding and the head; the modules own neither."""
     model.requires_grad_(True)

@@ -38,6 +38,13 @@ def test_mtp_weight_and_bias_speed_change_where_the_report_says(tokens, mtp_weig
     assert gamma_at(REPORT, tokens / TOTAL) == gamma
 
 
+def test_mtp_may_rest_and_keeps_its_mean_weight():
+    """By hand: in every second of six steps twice the weight, and nothing between."""
+    config = TrainConfig(mtp_every=2, mtp_weight=0.3, mtp_weight_late=0.1, mtp_drop_at=0.5)
+    weights = [mtp_weight_at(config, (number + 1) / 6, number) for number in range(6)]
+    assert weights == pytest.approx([0, 0.6, 0, 0.2, 0, 0.2])
+
+
 def test_the_batch_grows_from_3072_to_15360():
     """Oracle: both ends, the middle of a straight line, and never a step down."""
     ramp = round(REPORT.batch_ramp * REPORT.steps)
@@ -57,7 +64,7 @@ def test_a_small_ramp_by_hand():
 
 @pytest.mark.parametrize("field, value, remedy", [
     ("steps", 0, "at least 1"), ("window", -3, "at least 1"), ("batch_size", 0, "at least 1"),
-    ("micro_batch", 0, "at least 1"), ("save_every", 0, "at least 1"),
+    ("micro_batch", 0, "at least 1"), ("mtp_every", 0, "at least 1"), ("save_every", 0, "at least 1"),
     ("steps", "many", "give int"), ("learning_rate", "fast", "give float"),
     ("recompute", 1, "give bool"), ("seed", -1, "between 0 and"), ("seed", 2**63, "between 0 and"),
     ("batch_start", 9999, "choose 1 to"), ("optimizer", "sgd", "adamw or muon"),

@@ -218,6 +218,18 @@ def test_a_step_uses_all_its_schedules(miniature, tmp_path):
         torch.testing.assert_close(average, 0.1 * old.detach() + 0.9 * new.detach())
 
 
+def test_mtp_rests_in_every_second_step(miniature, tmp_path):
+    """Oracle: the log; a rest leaves MTP's weights as they are, decay included."""
+    run = make([*miniature, "--set", "mtp_every=2"], tmp_path / "run")
+    for step in range(4):
+        before = [parameter.detach().clone() for parameter in run.model.mtp.parameters()]
+        line, loads = run.train_step()
+        same = all(map(torch.equal, before, run.model.mtp.parameters()))
+        rests = step % 2 == 0
+        assert same == rests and (line["mtp_loss"] == 0) == rests
+        assert loads[-1].any() != rests and line["max_vio"] >= 0
+
+
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
 def test_a_loss_that_is_no_number_stops_the_run(miniature, tmp_path, monkeypatch, capsys, broken):
     """One line names step and remedy; the state of the step before is kept, with finite weights."""
