@@ -114,7 +114,9 @@ def tables(runs):
         lines.append(f"| {minutes:g} | {' | '.join(cells)} |")
     for model, values in found.items():
         if values:
-            lines += ["", f"{model} is {in_words(mean_differences(runs, model))}."]
+            last = max(values)                   # its error says whether to believe the crossing
+            lines += ["", f"{model} is {in_words(mean_differences(runs, model))}; at {last:g} "
+                          f"minutes the difference is {with_error(values[last], '+')}."]
     return "\n".join(lines)
 
 
@@ -123,7 +125,8 @@ def tables(runs):
 def lead(runs, axis):
     """Ours minus dense at the largest place that both reach -> (place, difference), or None.
 
-    Between two runs a mean lies on a straight line over the logarithm of the place.
+    Between two runs the mean is taken from a straight line over the logarithm of the place. The
+    true curve sags below it, so the longer the gap, the worse the dense GPT seems.
     """
     curves = [{place: statistics.fmean(seeds.values()) for place, seeds in
                by_place(runs, model, axis).items()} for model in (WITH_MTP, DENSE)]
@@ -147,16 +150,16 @@ def title(runs, axis):
     if found is None:
         return f"{name}: runs of ours and of the dense GPT do not overlap"
     place, difference = found
-    place = f"{place:,} steps" if axis == "steps" else f"{short(place)}FLOP"
+    place = f"{place:,} steps" if axis == "steps" else f"{EngFormatter(places=1)(place)}FLOP"
     return (f"{name}: at {place} ours is {abs(difference):.3f} bits per byte "
             f"{'better' if difference < 0 else 'worse'}")
 
 
 def band(values):
-    """{place: its seeds' values} -> places, lowest, highest: from the first with several seeds on.
+    """{place: its seeds' values} -> places, lowest, highest, between the places of several seeds.
 
-    Places of one seed in between get the distances from the mean of their neighbours, by straight
-    lines over log(place).
+    One seed has no spread. There the band takes the distances from the mean from its neighbours, by
+    straight lines over log(place).
     """
     several = {place: seeds for place, seeds in values.items() if len(seeds) > 1}
     places = [place for place in values if several and min(several) <= place <= max(several)]
@@ -171,7 +174,7 @@ def band(values):
 def panel(ax, runs, axis, label):
     """Bits per byte against minutes, steps or FLOPs: a line through the means, a band, the seeds.
 
-    Without a marker's edge, small points are single seeds.
+    Small points are the seeds, where there are several.
     """
     ends = []
     for model, (color, marker, line) in LOOKS.items():
@@ -206,4 +209,5 @@ def figure(runs):
     panel(axes[0], runs, "minutes", "training time at the measured speed [minutes, log scale]")
     panel(axes[1], runs, "steps", "training [optimiser steps, log scale]")
     panel(axes[2], runs, "flops", "training [FLOPs of parameters at work, log scale]")
+    picture.supxlabel("points: means over seeds; bands: lowest to highest seed")
     return picture

@@ -144,8 +144,8 @@ def test_the_tables_hold_means_errors_and_sentences():
     assert "| 4 | ours | 3 | 400 | 17,600 | 4.00e+06 | 1.200 ± 0.058 |" in text
     assert "| 4 | +0.100 ± 0.058 | +0.150 ± 0.076 |" in text
     assert "| 16 | -0.100 | +0.100 |" in text
-    assert "ours is ahead from about 8 minutes on." in text
-    assert "ours without MTP is not ahead within 16 minutes." in text
+    assert "ours is ahead from about 8 minutes on; at 16 minutes the difference is -0.100." in text
+    assert "ours without MTP is not ahead within 16 minutes; at 16 minutes" in text
 
 
 # ---- the picture ----
