@@ -79,7 +79,10 @@ def read_data(*what):
 
 
 def learn(planned, config, recipe, device):
-    """Train one model from new weights through the whole schedule -> its figures."""
+    """Train one model from new weights through the whole schedule -> its figures.
+
+    Raises FloatingPointError that names the run, if its loss is no longer finite.
+    """
     torch.set_num_threads(1)
     name, steps, recipe = planned["model"], planned["steps"], recipe.replace(seed=planned["seed"])
     data = read_data(recipe.data, config.vocab_size, recipe.window, recipe.fim_rate, recipe.seed)
@@ -87,7 +90,10 @@ def learn(planned, config, recipe, device):
     label = f"{name}, {planned['minutes']:g} min, seed {recipe.seed}"
     with tqdm(total=steps, unit="step", desc=label, dynamic_ncols=True, leave=False) as bar:
         for step in range(steps):
-            loss = contender.step(data.batches, (step + 1) / steps)
+            try:
+                loss = contender.step(data.batches, (step + 1) / steps)
+            except FloatingPointError as error:
+                raise FloatingPointError(f"{label}, step {step + 1}: {error}") from None
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             bar.update()
     return planned | {"val_bits_per_byte": round(contender.bits_per_byte(data), 4),
