@@ -1,15 +1,26 @@
-"""A model in training as the benchmarks drive it: whole optimiser steps, and a clock beside them.
+"""The models of train.py, and a model in training: whole optimiser steps, a clock beside them.
 
 The step is the one of minidsv3/train/step.py, for our model and for the dense GPT alike.
 """
 
 import torch
+from dense_gpt import DenseGPT, matched_to
 
 from minidsv3.device import choose_precision, clock
 from minidsv3.measure.evaluate import bits_per_byte
 from minidsv3.model.transformer import DeepSeekV3
 from minidsv3.train.optim import make_optimizers
 from minidsv3.train.step import Step
+
+WITH_MTP, WITHOUT_MTP, DENSE = "ours", "ours without MTP", "dense GPT"
+MODELS = WITH_MTP, WITHOUT_MTP, DENSE            # in the order in which they run
+
+
+def make_model(name, config):
+    """One of MODELS with new weights; config is that of ours with MTP."""
+    if name == DENSE:
+        return DenseGPT(matched_to(config))
+    return DeepSeekV3(config if name == WITH_MTP else config.replace(num_nextn_predict_layers=0))
 
 
 class Contender:

@@ -1,41 +1,47 @@
 """Training speed, and learning for a given time: our model beside a dense GPT of equal work.
 
-    python benchmarks/train.py                     both parts; about 25 minutes on a laptop
+    python benchmarks/train.py                     both parts; 27 minutes of training
     python benchmarks/train.py --speed-only        the first part; two minutes
+    python benchmarks/train.py --minutes 1 3 5:3 8 15:3 --jobs 2        three seeds for 5 and for 15
 
 Speed: whole optimiser steps on real batches (loss, backward, clipping, optimisers, router bias;
 making the batch is not timed). The models take turns, round after round, so that a machine that
-slows down slows all of them. Figures are medians over rounds; ratios are taken within a round.
+slows down slows all of them. Figures are medians over rounds; ratios are taken within a round. Let
+no other program run beside this part: the second part is planned with its figures.
 
-Learning, ours with MTP and the dense GPT: each number of minutes is a separate run, from new
-weights and through the whole learning-rate schedule. Its number of steps is planned from the speed
-just measured. Both models see the same tokens in the same order; the slower one sees fewer. Bits
-per byte are those of the whole validation text; evaluation is not timed.
+Learning, ours with MTP, ours without, and the dense GPT: each number of minutes is a separate run,
+from new weights and through the whole learning-rate schedule. It has as many steps as fill these
+minutes at the speed just measured, so its result does not depend on how long it really takes. With
+--jobs runs are made at once, each on one thread. All models see the same tokens in the same order;
+a slower one sees fewer. Bits per byte are those of the whole validation text.
+
+Each finished run is stored. The same command started again keeps the speeds and makes only the runs
+that are not there; more minutes and more seeds may be added.
 
 The dense GPT has as many matrix FLOPs per token as ours *without* MTP; with MTP ours has more.
 """
 
-import json
-import math
 import os
 import platform
 import re
 import statistics
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
-from contender import Contender
-from dense_gpt import DenseGPT, matched_to
+from contender import DENSE, MODELS, WITH_MTP, WITHOUT_MTP, Contender, make_model
+from dense_gpt import matched_to
+from learning import plan, read_minutes, read_stored, run_missing, store
+from learning_results import figure, tables
 from tqdm import tqdm
 
 from minidsv3 import ModelConfig
 from minidsv3.command import Parser, UserError, answer
+from minidsv3.data import corpus
 from minidsv3.data.dataset import Dataset
-from minidsv3.device import choose_device, choose_precision
-from minidsv3.files import write_text
+from minidsv3.device import choose_device, choose_precision, has_fast_bf16
 from minidsv3.measure import plots
-from minidsv3.model.transformer import DeepSeekV3
 from minidsv3.train.recipe import TrainConfig
 
 # The best settings found for the dense model; ours are in minidsv3/train/recipe.py. Everything else
@@ -44,7 +50,6 @@ DENSE_OPTIMIZER = "muon"
 DENSE_MUON_LR = 2e-2
 DENSE_ADAMW_LR = 3e-3
 
-WITH_MTP, WITHOUT_MTP, DENSE = "ours", "ours without MTP", "dense GPT"
 WARM_UP = 2                                      # rounds of the speed part that are not measured
 
 
@@ -55,39 +60,37 @@ def parse_arguments(arguments=None):
     what.add_argument("--preset", default="tiny", help="tiny, or small on a GPU [tiny]")
     what.add_argument("--speed-only", action="store_true", help="leave out the second part")
     long = parser.add_argument_group("how long")
-    long.add_argument("--minutes", type=float, nargs="+", default=[1, 3, 5], metavar="M",
-                      help="minutes of training; each number is one run per model [1 3 5]")
+    long.add_argument("--minutes", nargs="+", default=["1", "3", "5"], metavar="M",
+                      help="minutes of training, one run per model, or minutes:seeds, as many "
+                           "runs per model as seeds, for instance 5:3 [1 3 5]")
+    long.add_argument("--jobs", type=int, default=1,
+                      help="runs of the second part at once, one thread each [1]")
     long.add_argument("--rounds", type=int, default=7,
                       help="measured rounds of the speed part [7]")
     long.add_argument("--steps", type=int, default=20,
                       help="optimiser steps per model and round [20]; fewer on a slow machine")
     where = parser.add_argument_group("where")
-    where.add_argument("--out", default="benchmarks/results", metavar="DIR",
-                       help="folder for train.json and train.png [benchmarks/results]")
+    where.add_argument("--out", type=Path, default="benchmarks/results/learning", metavar="DIR",
+                       help="folder for train.json and train.png [benchmarks/results/learning]")
     where.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
     how = parser.add_argument_group("how (two values each: our models, dense GPT)")
     pair = {"nargs": 2, "metavar": ("OURS", "DENSE")}
     how.add_argument("--optimizers", help="muon (adamw for all but matrices) or adamw", **pair)
     how.add_argument("--learning-rates", type=float, help="highest rate of Muon", **pair)
     how.add_argument("--adamw-learning-rates", type=float, help="highest rate of AdamW", **pair)
-    how.add_argument("--seed", type=int, default=0, help="seed of weights and batches [0]")
-    return parser.parse_args(arguments)
-
-
-def check(arguments):
-    """Raise UserError now for settings that would fail only after minutes."""
-    for name in ("rounds", "steps"):
+    how.add_argument("--seed", type=int, default=0, help="first seed of weights and batches [0]")
+    arguments = parser.parse_args(arguments)
+    for name in ("rounds", "steps", "jobs"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(arguments, name)}.")
-    for minutes in arguments.minutes:
-        if not 0 < minutes < math.inf:
-            raise UserError(f"--minutes must be above 0, got {minutes:g}; give for instance 5.")
-    if Path(arguments.out).exists() and not Path(arguments.out).is_dir():
+    arguments.minutes = read_minutes(arguments.minutes)
+    if arguments.out.exists() and not arguments.out.is_dir():
         raise UserError(f"--out {arguments.out} is a file; name a folder.")
+    return arguments
 
 
-def recipes(arguments):
-    """The recipes of our models and of the dense one; only optimiser and learning rates differ."""
+def make_recipes(arguments):
+    """{model: its recipe}; only optimiser and learning rates of the dense one differ."""
     ours = TrainConfig.preset(arguments.preset)
     ours = ours.replace(seed=arguments.seed, batch_start=ours.batch_size)  # all steps of equal size
     dense = ours.replace(optimizer=DENSE_OPTIMIZER, muon_learning_rate=DENSE_MUON_LR,
@@ -97,19 +100,24 @@ def recipes(arguments):
                           ("learning_rate", arguments.adamw_learning_rates)):
         if values:
             ours, dense = ours.replace(**{field: values[0]}), dense.replace(**{field: values[1]})
-    return ours, dense
+    return {WITH_MTP: ours, WITHOUT_MTP: ours, DENSE: dense}
 
 
-def contenders(config, ours, dense):
-    """{name: (function that makes the model, its recipe)}, in the order in which they run."""
-    plain = config.replace(num_nextn_predict_layers=0)
-    peer = matched_to(config)
-    return {WITH_MTP: (lambda: DeepSeekV3(config), ours),
-            WITHOUT_MTP: (lambda: DeepSeekV3(plain), ours),
-            DENSE: (lambda: DenseGPT(peer), dense)}
+def settings(arguments, config, recipes, device):
+    """{name: value} of all that figures depend on; one file holds runs of the same settings."""
+    here = machine(device)
+    chosen = {name: here[name] for name in ("cpu", "gpu", "device", "torch") if name in here}
+    chosen |= {name: getattr(arguments, name) for name in ("preset", "seed", "rounds", "steps")}
+    chosen["activations"] = str(choose_precision(recipes[DENSE].precision, device))
+    chosen["corpus_sha256"] = corpus.load(recipes[DENSE].data).sha256
+    chosen |= {f"model: {name}": value for name, value in config.to_dict().items()}
+    for name in (WITH_MTP, DENSE):
+        chosen |= {f"recipe of {name}: {field}": value
+                   for field, value in recipes[name].to_dict().items()}
+    return chosen
 
 
-# ---- the two parts ----
+# ---- speed ----
 
 def alternate(names, rounds, measure):
     """Call measure(name) in turns, A B C A B C ... -> {name: its results in order}."""
@@ -120,9 +128,10 @@ def alternate(names, rounds, measure):
     return results
 
 
-def measure_speed(entries, data, device, rounds, steps):
+def measure_speed(config, recipes, data, device, rounds, steps):
     """Tokens per second of each model in each measured round -> {name: figures}."""
-    running = {name: Contender(*entry, device) for name, entry in entries.items()}
+    running = {name: Contender(partial(make_model, name, config), recipes[name], device)
+               for name in MODELS}
     total = (WARM_UP + rounds) * steps
     with tqdm(total=total * len(running), unit="step", desc="speed", dynamic_ncols=True) as bar:
         def one_round(name):
@@ -149,28 +158,6 @@ def paired_ratio(speeds, reference):
     return statistics.median(a / b for a, b in zip(speeds, reference, strict=True))
 
 
-def plan_steps(minutes, tokens_per_s, recipe):
-    """The number of optimiser steps that take this many minutes at the measured speed."""
-    return max(1, round(minutes * 60 * tokens_per_s / (recipe.batch_size * recipe.window)))
-
-
-def learn(name, entry, data, device, minutes, tokens_per_s):
-    """Train one model from new weights through the whole schedule -> its figures."""
-    contender = Contender(*entry, device)
-    steps = plan_steps(minutes, tokens_per_s, contender.recipe)
-    with tqdm(total=steps, unit="step", desc=f"{name}, {minutes:g} min", dynamic_ncols=True) as bar:
-        for step in range(steps):
-            loss = contender.step(data.batches, (step + 1) / steps)
-            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-            bar.update()
-    recipe = contender.recipe
-    return {"model": name, "minutes": minutes,
-            "steps": steps, "seconds": round(contender.seconds, 1),
-            "val_bits_per_byte": round(contender.bits_per_byte(data), 4),
-            "optimizer": recipe.optimizer, "muon_learning_rate": recipe.muon_learning_rate,
-            "learning_rate": recipe.learning_rate}
-
-
 # ---- reporting the results ----
 
 def machine(device):
@@ -182,75 +169,51 @@ def machine(device):
         name = found[1] if found else name
     gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
     return {"cpu": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), **gpu,
-            "device": str(device), "torch": torch.__version__, "python": platform.python_version()}
+            "device": str(device), "bfloat16_instructions": has_fast_bf16(device),
+            "torch": torch.__version__, "python": platform.python_version()}
 
 
-def tables(results):
-    """The results of both parts as Markdown tables."""
+def speed_table(speed):
+    """The results of the first part as a Markdown table."""
     lines = ["| model | parameters | activated per token in training | tokens/s | to dense GPT |",
              "|---|---|---|---|---|"]
-    for name, row in results["speed"].items():
+    for name, row in speed.items():
         lines.append(f"| {name} | {row['parameters'] / 1e6:.2f}M | {row['at_work'] / 1e6:.2f}M "
                      f"| {row['tokens_per_s']:,.0f} | {row['ratio']:.2f} |")
-    if results["learning"]:
-        lines += ["", "| minutes | model | optimiser | steps | seconds | bits per byte |",
-                  "|---|---|---|---|---|---|"]
-    for run in results["learning"]:
-        lines.append(f"| {run['minutes']:g} | {run['model']} | {run['optimizer']} "
-                     f"| {run['steps']:,} | {run['seconds']:.0f} "
-                     f"| {run['val_bits_per_byte']:.3f} |")
     return "\n".join(lines)
-
-
-def figure(runs):
-    """Bits per byte against minutes of training, one line per model."""
-    looks = {WITH_MTP: (plots.OURS, "o", "-"),
-             DENSE: (plots.BASELINE, "^", ":")}
-    picture, ax = plots.canvas()
-    ends = []
-    for name, (color, marker, line) in looks.items():
-        mine = [run for run in runs if run["model"] == name]
-        ends += ax.plot([run["minutes"] for run in mine],
-                        [run["val_bits_per_byte"] for run in mine], color=color,
-                        marker=marker, linestyle=line, label=name)
-    last = {run["model"]: run["val_bits_per_byte"] for run in runs}
-    ax.set_title(f"After {runs[-1]['minutes']:g} minutes: ours {last[WITH_MTP]:.3f}, "
-                 f"dense {last[DENSE]:.3f} bits per byte", loc="left")
-    ax.set_xlabel("training time [minutes]")
-    ax.set_ylabel("validation [bits per byte]")
-    plots.label_ends(ax, ends)
-    return picture
 
 
 def run(arguments):
     """Measure both parts, print and write them -> exit code."""
-    check(arguments)
     device, config = choose_device(arguments.device), ModelConfig.preset(arguments.preset)
-    ours, dense = recipes(arguments)
-    entries, out = contenders(config, ours, dense), Path(arguments.out)
-    out.mkdir(parents=True, exist_ok=True)
-    dtype = str(choose_precision(ours.precision, device)).removeprefix("torch.")
-    print(f"device {device}, activations {dtype}, {ours.batch_size * ours.window:,} tokens "
-          f"per step, results in {out}", flush=True)
-    data = Dataset(ours.data, config.vocab_size, ours.window, ours.fim_rate, ours.seed)
-    results = {"machine": machine(device), "command": " ".join(sys.argv),
-               "preset": arguments.preset, "dtype": dtype, "seed": arguments.seed,
-               "corpus_sha256": data.sha256,
-               "speed": measure_speed(entries, data, device, arguments.rounds, arguments.steps),
-               "learning": []}
-    write_text(out / "train.json", json.dumps(results, indent=2) + "\n")
-    for minutes in [] if arguments.speed_only else sorted(set(arguments.minutes)):
-        for name in (WITH_MTP, DENSE):
-            entry = entries[name]
-            speed = results["speed"][name]["tokens_per_s"]
-            results["learning"].append(learn(name, entry, data, device, minutes, speed))
-            # Written after each run, so that stopping the benchmark loses only the current one.
-            write_text(out / "train.json", json.dumps(results, indent=2) + "\n")
-    print(f"\n{tables(results)}\n\nwrote {out / 'train.json'}", end="")
+    recipes, path = make_recipes(arguments), arguments.out / "train.json"
+    matched_to(config)                           # raises for a model without a dense partner
+    wanted = settings(arguments, config, recipes, device)
+    results, ours = read_stored(path, wanted), recipes[WITH_MTP]
+    instructions = "with" if has_fast_bf16(device) else "without"
+    print(f"{wanted.get('gpu', wanted['cpu'])}, {instructions} bfloat16 instructions; device "
+          f"{device}, {wanted['activations']}, {ours.batch_size * ours.window:,} tokens per step, "
+          f"results in {arguments.out}", flush=True)
+    if results:
+        print(f"the speeds are those in {path}; to measure them anew, name another --out",
+              flush=True)
+    else:
+        data = Dataset(ours.data, config.vocab_size, ours.window, ours.fim_rate, ours.seed)
+        speed = measure_speed(config, recipes, data, device, arguments.rounds, arguments.steps)
+        results = {"machine": machine(device), "settings": wanted, "speed": speed, "learning": []}
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    results["command"] = " ".join(sys.argv)      # the last one, which may have added minutes
+    store(path, results)
+    if not arguments.speed_only:
+        planned = plan(arguments.minutes, results["speed"], recipes)
+        run_missing(planned, results, path, config, recipes, device, arguments.jobs)
+    print(f"\n{speed_table(results['speed'])}")
+    written = [path]
     if results["learning"]:
-        plots.save(figure(results["learning"]), out / "train.png")
-        print(f" and {out / 'train.png'}", end="")
-    print()
+        print(f"\n{tables(results['learning'])}")
+        written.append(arguments.out / "train.png")
+        plots.save(figure(results["learning"]), written[-1])
+    print(f"\nwrote {' and '.join(map(str, written))}")
     return 0
 
 

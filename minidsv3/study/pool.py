@@ -33,11 +33,12 @@ def train(config, recipe, folder, device=CPU):
         signal.raise_signal(signal.SIGINT)       # else it would begin the next run of the study
 
 
-def run_all(function, tasks, jobs):
+def run_all(function, tasks, jobs, keep=lambda result: None):
     """Call function(*task) for each of the tasks, `jobs` at once, in processes of their own.
 
-    The function stores its own result, so that it is kept if another one fails. Raises UserError if
-    a process was killed.
+    The function stores its own result, so that it is kept if another one fails. Or keep(result)
+    does, which is called in this process, one at a time, so that all results can share a file.
+    Raises UserError if a process was killed.
     """
     spawn, at_once = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_DFL)
     if jobs > 1:
@@ -47,7 +48,7 @@ def run_all(function, tasks, jobs):
         under_way = [pool.submit(function, *task) for task in tasks]
         try:
             for done in as_completed(under_way):
-                done.result()
+                keep(done.result())
                 bar.update()
         except BrokenProcessPool:
             raise UserError("the process of a run was killed; if memory ran out, take fewer "
