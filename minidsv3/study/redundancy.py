@@ -163,7 +163,8 @@ def copies_between_nodes(trace, experts, groups, nodes, gpus):
 def over_time(found, every, kinds_every, ax=None):
     """Imbalance over the steps of the stream, of some or all WAYS."""
     figure, ax = (ax.figure, ax) if ax else plots.canvas(size=(11, 5))
-    looks = {"plain": (plots.BLACK, ":"), "packed": ("#777777", "-"), "static": (plots.PURPLE, "--"),
+    looks = {"plain": (plots.BLACK, ":"), "packed": ("#777777", "-"),
+             "static": (plots.PURPLE, "--"),
              "periodic": (plots.BLUE, "-."), "grouped": (plots.GREEN, "--"),
              "dynamic": (plots.VERMILLION, "-")}
     for way, values in found.items():
