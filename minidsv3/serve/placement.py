@@ -36,8 +36,9 @@ class Placement(NamedTuple):
 def rebalance(load, replicas, groups, nodes, gpus):
     """Choose and place the copies of experts for loads (layers, E) -> Placement.
 
-    replicas: R, slots on all GPUs together. X is the largest number of copies of an expert; they are
-    in the order in which they were made, as in the released balancer. Raises UserError if the experts, slots or GPUs cannot be divided evenly.
+    replicas: R, slots on all GPUs together. X is the largest number of copies of an expert; they
+    are in the order in which they were made, as in the released balancer. Raises UserError if the
+    experts, slots or GPUs cannot be divided evenly.
     """
     load = in_float64(load)
     check(load, replicas, groups, nodes, gpus)

@@ -83,7 +83,7 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised; parameters (R, C), or (E, R, C) for E stacked matrices.
 
     A group's `halves` is the number of matrices stacked along R: 2 for gate_up_proj.
-    On single matrices this is torch.optim.Muon with a closer orthogonal form (`kernels/orthogonal`).
+    On single matrices this is torch.optim.Muon, but for a closer form (`kernels/orthogonal.py`).
     """
 
     def __init__(self, params, lr, momentum=0.95, weight_decay=0.1):

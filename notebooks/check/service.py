@@ -42,8 +42,8 @@ def slots_of(student, hint=1):
         cases.append((normal(11, 8, seed=seed).topk(3).indices, slots, count))
     return compare(student, cases, oracles.slots_of, (
         "Which slot is -1 in Python?",
-        "Take the remainder by the number of copies that each expert has, count[chosen], and not by "
-        "the width of the table."), hint)
+        "Take the remainder by the number of copies that each expert has, count[chosen], and not "
+        "by the width of the table."), hint)
 
 
 def pour(student, hint=1):
@@ -53,9 +53,9 @@ def pour(student, hint=1):
         cases.append((3 * (1 + seed), normal(6, seed=seed).abs().mul(4).tolist()))
     return compare(student, cases, oracles.pour, (
         "Does a vessel that is above the surface give water back?",
-        "Sort the levels. If the lowest k get the water, they end at (amount + their sum) / k. Take "
-        "the first k for which this is not above the next level; a vessel gets what is missing to "
-        "this surface, and at least 0."), hint)
+        "Sort the levels. If the lowest k get the water, they end at (amount + their sum) / k. "
+        "Take the first k for which this is not above the next level; a vessel gets what is "
+        "missing to this surface, and at least 0."), hint)
 
 
 def waits(student, hint=1):

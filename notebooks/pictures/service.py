@@ -59,7 +59,7 @@ def one_user(times):
     """When one user gets tokens: {name: seconds of each token}; a prompt of another one comes."""
     figure, ax = plots.canvas(size=(10, 3.4))
     looks = zip((plots.BLUE, plots.BLACK, plots.VERMILLION), times.items())
-    for row, (colour, (name, seconds)) in enumerate(looks):
+    for row, (colour, (_, seconds)) in enumerate(looks):
         ax.plot(seconds, [-row] * len(seconds), "|", color=colour, markersize=26,
                 markeredgewidth=2.5)
         gap = max(b - a for a, b in zip(seconds, seconds[1:]))

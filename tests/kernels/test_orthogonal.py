@@ -6,7 +6,7 @@ import torch
 
 from minidsv3.kernels.orthogonal import POLAR_EXPRESS, orthogonalize, through
 
-LEAST, LOW, HIGH = 3e-3, 0.79, 1.21              # singular values from LEAST to 1 end in LOW to HIGH
+LEAST, LOW, HIGH = 3e-3, 0.79, 1.21              # values from LEAST to 1 end in LOW to HIGH
 
 SHAPES = {"tiny": [(96, 192), (192, 96), (256, 96), (192, 192), (512, 192), (16, 192)],
           "small": [(384, 1024), (1024, 384), (1024, 1024)]}

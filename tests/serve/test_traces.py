@@ -64,7 +64,7 @@ def test_the_command_records_three_kinds_of_text(tmp_path, capsys):
 
 @pytest.mark.parametrize("speculative", [0, 1])
 def test_generation_is_recorded_token_by_token(model, speculative):
-    """Oracle: prompt + new - 1 tokens pass a layer of the main model; with drafts at least those."""
+    """Oracle: prompt + new - 1 tokens pass a layer of the main model; with drafts no fewer."""
     with traces.record(model) as trace:
         new = generate(model, torch.tensor([[1, 2, 3]]), 9, speculative=speculative)
     passed = len(torch.cat(trace.chosen[0]))
