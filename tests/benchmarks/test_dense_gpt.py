@@ -13,19 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from minidsv3 import ModelConfig
 from minidsv3.measure.evaluate import evaluate
 from minidsv3.model.transformer import DeepSeekV3
-from minidsv3.train.recipe import TrainConfig
+from tests.benchmarks.conftest import OURS, RECIPE
 
 SMALL = GPTConfig(vocab_size=37, hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
                   intermediate_size=40, tie_word_embeddings=True, rope_theta=10000.0,
                   rms_norm_eps=1e-6, initializer_range=0.02)
-OURS = ModelConfig(vocab_size=37, hidden_size=24, num_hidden_layers=2, intermediate_size=40,
-                   tie_word_embeddings=True, num_attention_heads=3, q_lora_rank=12,
-                   kv_lora_rank=16, qk_nope_head_dim=4, qk_rope_head_dim=6, v_head_dim=8,
-                   n_routed_experts=8, num_experts_per_tok=2, moe_intermediate_size=16,
-                   first_k_dense_replace=1, n_group=2, topk_group=1, rope_scaling=None,
-                   max_position_embeddings=64)
-RECIPE = TrainConfig(window=11, steps=20, batch_size=4, micro_batch=3, batch_start=4,
-                     optimizer="muon", precision="fp32")
 
 
 class OneBatch:
