@@ -27,8 +27,9 @@ def make_optimizers(model, config):
             (stacked_pairs if name.endswith("gate_up_proj") else stacks).append(parameter)
     optimizers, decayed, experts = [], embeddings, []
     if config.optimizer == "muon":
-        groups = [{"params": matrices + stacks, "halves": 1},
-                  {"params": stacked_pairs, "halves": 2}]
+        groups = [{"params": matrices},
+                  {"params": stacks, "every": config.expert_every},
+                  {"params": stacked_pairs, "every": config.expert_every, "halves": 2}]
         groups = [group for group in groups if group["params"]]
         optimizers.append(Muon(groups, config.muon_learning_rate, weight_decay=config.weight_decay))
     else:
@@ -82,13 +83,14 @@ class ShortAdamW(torch.optim.Optimizer):
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised; parameters (R, C), or (E, R, C) for E stacked matrices.
 
-    A group's `halves` is the number of matrices stacked along R: 2 for gate_up_proj.
+    A group's `halves` is the number of matrices stacked along R: 2 for gate_up_proj. Where its rate
+    is 0, only the momentum changes, and nothing is orthogonalised. Its `every` is for `step.py`.
     On single matrices this is torch.optim.Muon, but for a closer form (`kernels/orthogonal.py`).
     """
 
     def __init__(self, params, lr, momentum=0.95, weight_decay=0.1):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay,
-                                  "halves": 1})
+                                  "halves": 1, "every": 1})
         self.directions = directions             # scale/muon.py replaces it, for shards
 
     @torch.no_grad()
@@ -107,6 +109,8 @@ class Muon(torch.optim.Optimizer):
         gradients = [local(parameter.grad) for parameter in parameters]
         buffers = [local(self.buffer_of(parameter)) for parameter in parameters]
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+        if not group["lr"]:
+            return
         updates = torch._foreach_lerp(gradients, buffers, group["momentum"])
         rows, columns = parameters[0].size(-2) // group["halves"], parameters[0].size(-1)
         directions = self.directions(updates, rows, columns, parameters)

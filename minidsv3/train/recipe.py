@@ -32,6 +32,7 @@ class TrainConfig:
     optimizer: str = "adamw"                     # adamw, or muon (adamw for all but matrices)
     learning_rate: float = 3e-3                  # AdamW's highest
     muon_learning_rate: float = 1e-2             # Muon's highest
+    expert_every: int = 1                        # Muon moves the experts in one of so many steps
     warmup: float = 0.04                         # share of linear warm-up; the report: 2,000 steps
     constant_until: float = 10 / 14.8            # share at the highest rate
     cosine_until: float = 14.3 / 14.8            # end of the fall to low_rate
@@ -61,8 +62,8 @@ class TrainConfig:
 
     def __post_init__(self):
         check_types(self)
-        for name in ("window", "steps", "batch_size", "micro_batch", "batch_start", "mtp_every",
-                     "eval_every", "save_every"):
+        for name in ("window", "steps", "batch_size", "micro_batch", "batch_start", "expert_every",
+                     "mtp_every", "eval_every", "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
         if not 0 <= self.seed < 2**63:
@@ -76,6 +77,9 @@ class TrainConfig:
             if getattr(self, name) not in choices:
                 raise UserError(f"{name}={getattr(self, name)!r} is unknown; "
                                 f"choose {' or '.join(choices)}.")
+        if self.expert_every > 1 and self.optimizer != "muon":
+            raise UserError(f"expert_every={self.expert_every} saves Muon's work; with optimizer="
+                            f"{self.optimizer} choose 1.")
         for name in ("learning_rate", "muon_learning_rate", "clip_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{name}={getattr(self, name)} must be a number above 0.")

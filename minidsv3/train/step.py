@@ -53,7 +53,7 @@ class Step:
 
         -> (5 + layers*E,), not read.
         """
-        self.set_rates(progress)
+        self.set_rates(progress, number)
         terms = self.gradients(tokens, mtp_weight_at(self.recipe, progress, number))   # (4,)
         norm = self.clip_gradients()
         for optimizer in self.optimizers:
@@ -68,12 +68,18 @@ class Step:
         # All in one tensor, which takes one read; float32 counts exactly up to 16 million.
         return torch.cat([terms, norm[None], loads.flatten().to(terms.dtype)])
 
-    def set_rates(self, progress):
-        """The schedule's learning rate, for every group of every optimiser."""
+    def set_rates(self, progress, number):
+        """The schedule's learning rate, for every group of every optimiser.
+
+        A group that moves in every n-th step only has sqrt(n) times the rate there: the mean of n
+        gradients is less noisy, so it is worth more than one step and less than n.
+        """
         factor = learning_rate_factor(self.recipe, progress)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * factor
+                every = group.get("every", 1)
+                moves = (number + 1) % every == 0
+                group["lr"] = group["peak"] * factor * every**0.5 if moves else 0.0
 
     def gradients(self, tokens, mtp_weight):
         """Accumulate over all micro-batches -> mean (total, next_token, mtp, balance), (4,)."""

@@ -230,6 +230,21 @@ def test_mtp_rests_in_every_second_step(miniature, tmp_path):
         assert loads[-1].any() != rests and line["max_vio"] >= 0
 
 
+def test_experts_move_in_every_second_step(miniature, tmp_path):
+    """Oracle: which weights change; in their step experts have sqrt(2) times the usual rate."""
+    options = ["--set", "optimizer=muon", "--set", "expert_every=2"]
+    run = make([*miniature, *options], tmp_path / "run")
+    experts = dict(run.model.layers[-1].mlp.experts.named_parameters())
+    others = dict(run.model.layers[-1].self_attn.named_parameters())
+    for step in range(4):
+        before = {name: p.detach().clone() for name, p in (experts | others).items()}
+        run.train_step()
+        assert all(torch.equal(before[name], p) == (step % 2 == 0) for name, p in experts.items())
+        assert not any(torch.equal(before[name], p) for name, p in others.items())
+    matrices, stacks = run.optimizers[0].param_groups[:2]
+    assert stacks["lr"] == pytest.approx(2**0.5 * matrices["lr"])
+
+
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
 def test_a_loss_that_is_no_number_stops_the_run(miniature, tmp_path, monkeypatch, capsys, broken):
     """One line names step and remedy; the state of the step before is kept, with finite weights."""
