@@ -29,6 +29,7 @@ from ..device import BEGIN, choose_device, choose_threads
 from ..files import write_text
 from ..train.checkpoint import RunFolder
 from ..train.options import check_minutes
+from ..train.owner import owned
 from ..train.pace import TooFewMinutes, plan_steps
 from ..train.prepare import make_trainer
 from ..train.recipe import TrainConfig
@@ -189,7 +190,7 @@ def run_phase(plan, number, folder, start, device, resume, begin):
 
 
 def run(arguments, begin):
-    """Both phases, the second from the first -> exit code."""
+    """Both phases, the second from the first, in folders that no other run uses -> exit code."""
     device = choose_device(arguments.device)
     choose_threads(arguments.threads)
     source = Path(arguments.folder)
@@ -197,6 +198,12 @@ def run(arguments, begin):
     folders = [out / "phase1", out]
     if source.resolve() in [folder.resolve() for folder in folders]:
         raise UserError(f"--out {out} would replace the run itself; name another folder.")
+    with owned(out), owned(folders[0]):
+        return run_phases(arguments, out, folders, device, begin)
+
+
+def run_phases(arguments, out, folders, device, begin):
+    """Train phase 1 in the first folder and phase 2 in the second, or on -> exit code."""
     if arguments.resume:
         plan = read_plan(arguments, out)
     else:

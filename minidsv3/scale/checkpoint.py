@@ -21,8 +21,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from .. import hf
 from ..command import UserError
-from ..files import first_line, write_text
-from ..train.checkpoint import SHARED, STATE, RunFolder
+from ..files import SHARED, first_line, write_text
+from ..train.checkpoint import STATE, RunFolder
 
 TENSORS = ("model", "average", "optimizers", "rng")                    # of a Trainer's state
 

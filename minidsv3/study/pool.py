@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..command import UserError
 from ..train.checkpoint import RunFolder
+from ..train.owner import owned
 from ..train.prepare import make_trainer
 
 CPU = torch.device("cpu")
@@ -26,10 +27,12 @@ def train(config, recipe, folder, device=CPU):
     """
     if (folder / "summary.json").exists():
         return
-    resume = (folder / "state.pt").exists()
-    run_folder = RunFolder(folder, resume)
-    saved = run_folder.load_state() if resume else None
-    if make_trainer(config, recipe, run_folder, device, saved).run() is None:
+    with owned(folder):
+        resume = (folder / "state.pt").exists()
+        run_folder = RunFolder(folder, resume)
+        saved = run_folder.load_state() if resume else None
+        summary = make_trainer(config, recipe, run_folder, device, saved).run()
+    if summary is None:
         signal.raise_signal(signal.SIGINT)       # else it would begin the next run of the study
 
 

@@ -23,12 +23,8 @@ import torch
 
 from .. import hf
 from ..command import UserError
-from ..files import first_line, replacing, write_text
+from ..files import EXPORTS, SHARED, STATE_FILE, first_line, replacing, write_text
 
-EXPORTS = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-           "ema.safetensors", "train.json", "metrics.jsonl", "summary.json", "loss.png",
-           "expert_load.png", "sample.txt")
-SHARED = "state"                                 # the state of a run of several processes
 STATE = {"step", "seconds", "config", "model_config", "corpus_sha256", "model", "average",
          "optimizers", "rng"}                    # what a state.pt holds
 
@@ -54,6 +50,23 @@ class Watched:
         """Nothing: `save_state` flushes the file itself."""
 
 
+def refuse_files(path):
+    """UserError if a file stands where this folder or one above it should be."""
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise UserError(f"--out {path}: {place} is a file; name a folder.")
+
+
+def make_folder(path):
+    """Make a folder and those above it. OSError of one line if that cannot be."""
+    refuse_files(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot make folder {path} ({first_line(error)}); name another with "
+                      "--out.") from error
+
+
 class RunFolder:
     """The files of one run.
 
@@ -62,10 +75,8 @@ class RunFolder:
 
     def __init__(self, path, resume=False, overwrite=False):
         self.path = Path(path)
-        self.state_path = self.path / "state.pt"
-        for place in (self.path, *self.path.parents):
-            if place.exists() and not place.is_dir():
-                raise UserError(f"--out {self.path}: {place} is a file; name a folder.")
+        self.state_path = self.path / STATE_FILE
+        refuse_files(self.path)
         finished = (self.path / "summary.json").exists()
         if resume:
             self.require_state()
@@ -103,12 +114,8 @@ class RunFolder:
         A new run gives its first state. An older run is removed only when that state is on disk.
         """
         made = not self.path.exists()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OSError(f"cannot make folder {self.path} ({first_line(error)}); "
-                          "name another with --out.") from error
-        for name in ("state.pt", *EXPORTS):
+        make_folder(self.path)
+        for name in (STATE_FILE, *EXPORTS):
             (self.path / (name + ".tmp")).unlink(missing_ok=True)
         if first_state is None:
             return
