@@ -1,4 +1,4 @@
-"""The run: its loop, its progress bar, Ctrl-C, and what it saves.
+"""The run: its loop, its progress bar, and what it saves.
 
 What a step does (`step.py`) depends on (recipe, step) and the weights alone, so a resumed run
 repeats an uninterrupted one bit for bit.
@@ -6,7 +6,6 @@ repeats an uninterrupted one bit for bit.
 
 import json
 import math
-import signal
 import sys
 import time
 
@@ -20,6 +19,7 @@ from .pace import Pace
 from .recipe import batch_sizes
 from .report import finish
 from .step import Diverged, Step
+from .stop import Stop
 from .team import ALONE
 
 ADVICE = ("the last checkpoint is kept: try a lower learning_rate, or --precision fp32 --device "
@@ -83,11 +83,11 @@ class Trainer:
     # ---- the run ----
 
     def run(self):
-        """Train to the end, or until Ctrl-C -> the summary, or None if interrupted."""
+        """Train to the end, or until a signal asks to stop -> the summary, or None if stopped."""
         self.write_recipe()
-        quick, pace = self.data.quick_sample(), Pace(self)
-        with self.folder.open_metrics(self.step) as log, CatchInterrupt(self), self.bar() as bar:
-            while self.step < self.config.steps and not self.interrupted:
+        quick, pace, stopped = self.data.quick_sample(), Pace(self), False
+        with self.folder.open_metrics(self.step) as log, Stop(self), self.bar() as bar:
+            while self.step < self.config.steps and not stopped:
                 begin = time.perf_counter()
                 line, loads = self.train_step()
                 alone = time.perf_counter() - begin
@@ -107,10 +107,10 @@ class Trainer:
                     bar.write(said, file=sys.stderr)
                 if self.step % self.config.save_every == 0 and not last:
                     self.save()
-                self.interrupted = self.team.any(self.interrupted)
-        self.save()
-        self.folder.close(self.model)
-        return None if self.interrupted else finish(self)
+                stopped = self.team.any(self.interrupted)    # all processes agree on this step
+            self.save()
+            self.folder.close(self.model)
+        return None if stopped else finish(self)
 
     def bar(self):
         """The progress bar, counting tokens; TQDM_DISABLE, which a study sets, hides it."""
@@ -167,21 +167,3 @@ class Trainer:
             average.copy_(saved)
         self.step, self.seconds = state["step"], state["seconds"]
         torch.set_rng_state(state["rng"])
-
-
-class CatchInterrupt:
-    """Ctrl-C ends the run after the current step; a second one ends it at once."""
-
-    def __init__(self, trainer):
-        self.trainer = trainer
-
-    def __enter__(self):
-        self.previous = signal.signal(signal.SIGINT, self.note)
-
-    def note(self, *_):
-        """Remember the first Ctrl-C and restore the usual handler for the next one."""
-        self.trainer.interrupted = True
-        signal.signal(signal.SIGINT, self.previous)
-
-    def __exit__(self, *_):
-        signal.signal(signal.SIGINT, self.previous)
