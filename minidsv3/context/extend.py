@@ -26,7 +26,7 @@ from ..command import Parser, UserError, answer
 from ..config import ModelConfig, RopeScaling
 from ..data.foreign import read_tokenizer
 from ..device import BEGIN, choose_device, choose_threads
-from ..files import write_text
+from ..files import replacing
 from ..train.checkpoint import RunFolder
 from ..train.options import check_minutes
 from ..train.owner import owned
@@ -149,11 +149,11 @@ def begin_extension(plan, out):
 
     Otherwise, after a kill, --resume would take an old phase for one of this plan.
     """
-    for folder in (out, out / "phase1"):
-        for name in ("summary.json", "state.pt"):
-            (folder / name).unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "lineage.json", json.dumps(plan, indent=2) + "\n")
+    path = out / "lineage.json"
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8", newline="\n")
+        for old in (path, out / "summary.json", out / "state.pt"):
+            old.unlink(missing_ok=True)
 
 
 def steps_in_time(trainer, plan, number, begin):
@@ -181,6 +181,7 @@ def run_phase(plan, number, folder, start, device, resume, begin):
         steps = steps_in_time(trainer, plan, number, begin)
         trainer.set_recipe(trainer.config.replace(steps=steps))
     if number == 1 and not resume:
+        trainer.write_recipe()                   # an older phase 1 goes when this one can begin
         begin_extension(plan, out)
     recipe = trainer.config
     print(f"phase {number} of 2: {recipe.steps:,} steps of {recipe.batch_size} windows of "

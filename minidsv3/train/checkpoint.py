@@ -8,8 +8,8 @@ are exports for others to read:
 
     config.json  model.safetensors  tokenizer.json  tokenizer_config.json   the released format
     ema.safetensors   averaged weights       train.json     the recipe
-    metrics.jsonl     one line per step      summary.json   written last: the run is finished
-    loss.png  expert_load.png  sample.txt
+    metrics.jsonl     one line per step      summary.json   the run is finished
+    loss.png  expert_load.png  sample.txt    written last; a run can do without them
 """
 
 import json
@@ -84,6 +84,8 @@ class RunFolder:
                 raise UserError(f"the run in {self.path} is finished; start another with --out.")
         elif not overwrite:
             self.refuse_to_replace(finished)
+        self.replaces = not resume and any(      # an older run, which goes when this one begins
+            (self.path / name).exists() for name in (STATE_FILE, SHARED, *EXPORTS))
 
     def require_state(self):
         """UserError if there is no state to resume from."""
@@ -133,6 +135,7 @@ class RunFolder:
         """Remove the exports of an older run, first the file that marks it as finished."""
         for name in ("summary.json", *EXPORTS):
             (self.path / name).unlink(missing_ok=True)
+        self.replaces = False
 
     def save_state(self, state):
         """Replace state.pt in one rename; on any error the old one stays."""
@@ -177,12 +180,16 @@ class RunFolder:
         write_text(self.path / name, json.dumps(values, indent=2) + "\n")
 
     def read_metrics(self):
-        """The lines of metrics.jsonl as dicts; damaged ones, as after a kill, are left out."""
+        """The lines of metrics.jsonl as dicts, one for each step that it knows, in order.
+
+        Damaged lines, as after a kill, are left out; of several for one step the last one counts.
+        """
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-        return [line for line in map(as_metrics, lines) if line]
+        by_step = {line["step"]: line for line in map(as_metrics, lines) if line}
+        return [by_step[step] for step in sorted(by_step)]
 
     def open_metrics(self, steps):
         """metrics.jsonl to append to, first cut back to the lines up to this step."""

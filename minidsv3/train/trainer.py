@@ -37,7 +37,7 @@ class Trainer:
         self.folder, self.team, self.device = folder, team, model.norm.weight.device
         self.update = Step(model, optimizers, config)
         self.average = [p.detach().clone() for p in model.parameters()]
-        self.step, self.seconds, self.interrupted, self.shown = 0, 0.0, False, None
+        self.step, self.seconds, self.interrupted, self.shown = 0, 0.0, False, {}
         self.set_recipe(config)
 
     def set_recipe(self, config):
@@ -62,14 +62,14 @@ class Trainer:
         self.update_average()
         self.step += 1
         targets = tokens[:, 1:]                                        # (B, T)
-        size_in_bytes = self.data.token_bytes[targets].sum().item()
+        bits = figures.next_token / math.log(2) * targets.numel()
+        size_in_bytes = self.data.token_bytes[targets].sum().item()    # 0: special tokens alone
         loads = figures.loads                                          # (layers, E)
         used = loads[loads.any(dim=1)]           # without MTP modules that rest in this step
         return {"step": self.step, "tokens": (done + size) * config.window,
                 "loss": figures.next_token, "mtp_loss": figures.mtp,
                 "balance_loss": figures.balance,
-                "bits_per_byte": (figures.next_token / math.log(2) * targets.numel()
-                                  / size_in_bytes),
+                "bits_per_byte": bits / size_in_bytes if size_in_bytes else None,
                 "lr": self.optimizers[0].param_groups[0]["lr"],
                 "max_vio": max_violation(used).mean().item() if len(used) else 0.0}, loads
 
@@ -92,7 +92,7 @@ class Trainer:
                 line, loads = self.train_step()
                 alone = time.perf_counter() - begin
                 last = self.step == self.config.steps
-                if self.step % self.config.eval_every == 0 and not last:
+                if self.step % self.config.eval_every == 0 and not last and quick[-1]:
                     line["val_bits_per_byte"] = bits_per_byte(self.model, *quick)
                 if self.step % max(1, self.config.steps // 100) == 0 and len(loads):
                     share = loads / loads.double().mean(dim=1, keepdim=True).clamp(min=1)
@@ -122,18 +122,26 @@ class Trainer:
 
     def show(self, bar, line):
         """Put the step's figures beside the bar, lightly smoothed."""
-        shown = self.shown or line
-        self.shown = {name: 0.95 * shown[name] + 0.05 * line[name]
-                      for name in ("loss", "bits_per_byte", "max_vio")}
+        new = {name: line[name] for name in ("loss", "bits_per_byte", "max_vio")
+               if line[name] is not None}
+        self.shown |= {name: 0.95 * self.shown.get(name, value) + 0.05 * value
+                       for name, value in new.items()}
         bar.update(self.sizes[self.step - 1] * self.config.window)
         bar.set_postfix_str("loss {loss:.3f} bits/byte {bits_per_byte:.3f} lr {lr:.1e} "
-                            "MaxVio {max_vio:.2f}".format(lr=line["lr"], **self.shown),
+                            "MaxVio {max_vio:.2f}".format(
+                                **{"bits_per_byte": math.nan, "lr": line["lr"]} | self.shown),
                             refresh=False)
 
     # ---- files ----
 
     def write_recipe(self):
-        """The files that do not change during a run, and the state that it can begin from."""
+        """The files that do not change during a run, and the state that it can begin from.
+
+        Before an older run goes, this one shows that it can compute a step.
+        """
+        if self.folder.replaces:
+            tokens = self.data.batches.take(0, self.sizes[0])          # (B, T+1)
+            self.update.rehearse(send(self.team.own(tokens), self.device))
         self.folder.start(None if self.step else self.state())
         self.folder.write_json("train.json", self.config.to_dict())
         if self.team.first:

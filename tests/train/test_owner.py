@@ -1,6 +1,7 @@
 """A run owns its folder: a second one is refused, and nothing of the first is touched."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from minidsv3.files import LOCK
 from minidsv3.study import pool
 from minidsv3.train.options import configure, parse_arguments
 from minidsv3.train.owner import owned
+from minidsv3.train.step import Step
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,6 +80,49 @@ def test_empty_folders_are_not_left_behind(tmp_path):
     with owned(tmp_path / "new" / "run"):
         (tmp_path / "new" / "run" / "a").write_text("text")
     assert [path.name for path in (tmp_path / "new" / "run").iterdir()] == ["a"]
+
+
+def out_of_memory(*_):
+    raise RuntimeError("not enough memory")
+
+
+@pytest.mark.parametrize("options", [
+    ["--data", "nowhere.txt"], ["--from", "nowhere"], ["--set", "window=300"],
+    ["--set", "num_experts_per_tok=7"], []], ids=" ".join)
+def test_an_old_run_stays_until_the_new_one_can_begin(
+        miniature, finished_run, tmp_path, monkeypatch, options):
+    """Oracle: the bytes of the old run. Without options, the first pass has too little memory."""
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    before = listing(run)
+    if options:
+        assert train_tiny.main([*miniature, "--out", str(run), "--overwrite", *options]) == 2
+    else:
+        monkeypatch.setattr(Step, "gradients", out_of_memory)
+        with pytest.raises(RuntimeError, match="not enough memory"):
+            train_tiny.main([*miniature, "--out", str(run), "--overwrite"])
+    assert listing(run) == before
+
+
+@pytest.mark.parametrize("options", [["--windows", "64", "100000"], ["--data", "nowhere"], []],
+                         ids=" ".join)
+def test_an_old_extension_stays_until_the_new_one_can_begin(
+        finished_run, tmp_path, monkeypatch, options):
+    """Oracle: the bytes of the old one, of which all files are made up."""
+    out = tmp_path / "out"
+    (out / "phase1").mkdir(parents=True)
+    for folder in (out, out / "phase1"):
+        for name in ("state.pt", "summary.json", "lineage.json", "model.safetensors"):
+            (folder / name).write_text(f"old {name}")
+    before = listing(out)
+    arguments = [str(finished_run), "--out", str(out), "--overwrite", "--steps", "2", "--device",
+                 "cpu", *options]
+    if options:
+        assert extend.main(arguments) == 2
+    else:
+        monkeypatch.setattr(Step, "gradients", out_of_memory)
+        with pytest.raises(RuntimeError, match="not enough memory"):
+            extend.main(arguments)
+    assert listing(out) == before
 
 
 class Team:
