@@ -55,7 +55,7 @@ def train(arguments, begin, device, folder, team):
     """Train as asked, and say what came of it -> exit code."""
     saved = folder.load_state() if arguments.resume else None
     model_config, recipe = configure(arguments, saved)
-    if recipe.start and folder.path.resolve() == Path(recipe.start).resolve():
+    if recipe.start and saved is None and folder.path.resolve() == Path(recipe.start).resolve():
         raise UserError(f"--from and --out are both {folder.path}; write to another folder.")
     team.check(model_config, recipe)
     trainer = make_trainer(model_config, recipe, folder, device, saved, team)

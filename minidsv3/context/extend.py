@@ -28,7 +28,7 @@ from ..data.foreign import read_tokenizer
 from ..device import BEGIN, choose_device, choose_threads
 from ..files import replacing
 from ..train.checkpoint import RunFolder
-from ..train.options import check_minutes
+from ..train.options import check_minutes, where_it_was
 from ..train.owner import owned
 from ..train.pace import TooFewMinutes, plan_steps
 from ..train.prepare import make_trainer
@@ -102,30 +102,35 @@ def read_plan(arguments, out):
     if (out / "summary.json").exists():
         raise UserError(f"the extension in {out} is finished; make another with --out.")
     plan = hf.read_json(path)
-    if Path(arguments.folder).resolve() != Path(plan["from"]).resolve():
-        raise UserError(f"--resume: the extension in {out} is of {plan['from']}, not of "
-                        f"{arguments.folder}; name that run, or another --out.")
-    for name in ("windows", "steps", "minutes", "data"):
+    for name in ("windows", "steps", "minutes"):
         given = getattr(arguments, name)
         if given not in (None, plan[name]):
             raise UserError(f"--resume: the extension began with {name}={plan[name]}, not {given}; "
                             "leave that out, or begin another with --out.")
-    if fingerprint(Path(plan["from"])) != plan["weights_sha256"]:
-        raise UserError(f"the weights in {plan['from']} have changed since {out} was begun; begin "
+    if fingerprint(Path(arguments.folder)) != plan["weights_sha256"]:
+        raise UserError(f"--resume: the extension in {out} is of {plan['from']}, and the weights "
+                        f"in {arguments.folder} are others; name that run as it was, or begin "
                         "anew with --overwrite.")
-    return plan
+    # Run and text may have moved: the weights are known by their hash, the text by that of a phase.
+    return plan | {"from": arguments.folder, "named": arguments.data,
+                   "data": arguments.data or plan["data"]}
 
 
 def fingerprint(folder):
-    """SHA-256 of a run's weights, in hexadecimal."""
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    """SHA-256 of a run's weights, in hexadecimal. UserError if there are none."""
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise UserError(f"{path} is missing; give the folder of a finished run of train_tiny.py.")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def make_phase(plan, number, folder, saved, start, device):
     """The Trainer of phase 1 or 2, from the weights in `start` or from its own saved state."""
     if saved:
-        return make_trainer(ModelConfig.from_dict(saved["model_config"]),
-                            TrainConfig().replace(**saved["config"]), folder, device, saved)
+        recipe = TrainConfig().replace(**saved["config"])
+        recipe = recipe.replace(data=plan["named"] or where_it_was(saved))
+        return make_trainer(ModelConfig.from_dict(saved["model_config"]), recipe, folder, device,
+                            saved)
     config, recipe = read_run(Path(plan["from"]))
     window = plan["windows"][number - 1]
     config = config.replace(rope_scaling=yarn(plan["window"], plan["windows"][-1]),
@@ -135,8 +140,15 @@ def make_phase(plan, number, folder, saved, start, device):
     return make_trainer(config, recipe, folder, device)
 
 
-def check_text(plan, data):
-    """UserError if the training text is shorter than the longest window."""
+def check_text(plan, number, data, start):
+    """UserError if the text of a phase is shorter than the longest window, or not that of phase 1.
+
+    start: the folder with the weights that the phase begins with.
+    """
+    if number == 2 and (
+            hf.read_json(Path(start) / "summary.json")["corpus_sha256"] != data.sha256):
+        raise UserError(f"the text {plan['data']!r} is not the one of phase 1; bring that back, or "
+                        "name it with --data.")
     longest, tokens = plan["windows"][-1], data.batches.tokens_per_epoch
     if tokens < longest:
         raise UserError(f"the training text {plan['data']!r} has about {tokens:,} tokens, fewer "
@@ -176,7 +188,7 @@ def run_phase(plan, number, folder, start, device, resume, begin):
     run_folder = RunFolder(folder, resume, overwrite=True)
     saved = run_folder.load_state() if resume else None
     trainer = make_phase(plan, number, run_folder, saved, start, device)
-    check_text(plan, trainer.data)
+    check_text(plan, number, trainer.data, start)
     if plan["minutes"] and not resume:
         steps = steps_in_time(trainer, plan, number, begin)
         trainer.set_recipe(trainer.config.replace(steps=steps))

@@ -79,7 +79,7 @@ class SharedFolder(RunFolder):
         if self.first:
             shutil.rmtree(folder, ignore_errors=True)          # what a killed run left half-written
             folder.mkdir(parents=True)
-            known = {name: state[name] for name in STATE - set(TENSORS)}
+            known = {name: value for name, value in state.items() if name not in TENSORS}
             write_text(folder / "run.json", json.dumps(known) + "\n")
         dist.barrier()
         tensors = {name: state[name] for name in TENSORS}

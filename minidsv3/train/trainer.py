@@ -6,6 +6,7 @@ repeats an uninterrupted one bit for bit.
 
 import json
 import math
+import os
 import sys
 import time
 
@@ -38,6 +39,7 @@ class Trainer:
         self.update = Step(model, optimizers, config)
         self.average = [p.detach().clone() for p in model.parameters()]
         self.step, self.seconds, self.interrupted, self.shown = 0, 0.0, False, {}
+        self.directory = os.getcwd()             # where the name of the text is understood
         self.set_recipe(config)
 
     def set_recipe(self, config):
@@ -161,13 +163,14 @@ class Trainer:
                 "model_config": self.model.config.to_dict(), "corpus_sha256": self.data.sha256,
                 "model": self.model.state_dict(), "average": self.average,
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-                "rng": torch.get_rng_state()}
+                "rng": torch.get_rng_state(), "directory": self.directory}
 
     def restore(self, state):
         """Continue from a saved state. UserError if the text is not the one it was trained on."""
         if state["corpus_sha256"] != self.data.sha256:
-            raise UserError(f"the text {self.config.data!r} has changed since this run began; "
-                            "start a new run, or bring the old text back.")
+            raise UserError(f"the text {self.config.data!r} has changed since this run began, or "
+                            "is another one; bring the old text back, name it with --data, or "
+                            "start a new run.")
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
