@@ -82,6 +82,10 @@ def answer(work):
         except BrokenPipeError:                  # the reader has closed the pipe, as `| head` does
             lead_nowhere(sys.stdout)
             return 141
+        except MemoryError:
+            print("error: there is not enough memory; give less text, or choose a smaller model, "
+                  "batch or window.", file=sys.stderr)
+            return 2
         except (UserError, OSError) as error:
             # An error with errno comes from the system, whose message names no remedy.
             advice = ("; check the disk and the permissions." if getattr(error, "errno", None)

@@ -9,6 +9,15 @@ EXPORTS = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_conf
            "expert_load.png", "sample.txt")
 
 
+def holds_a_run(folder):
+    """Whether a run, a study or a converted checkpoint is in this very folder."""
+    def has(*names):
+        return all((folder / name).is_file() for name in names)
+
+    return (has(STATE_FILE) or has(LOCK) or has("study.json")
+            or has("tokenizer.json", "train.json") or has("tokenizer.json", "config.json"))
+
+
 @contextmanager
 def replacing(path):
     """Give a temporary path to write to; it replaces `path` in one move, or is removed on an error.
