@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from minidsv3.command import UserError, answer
+from minidsv3.command import UserError, answer, command_line, script
 from minidsv3.device import BEGIN, choose_device, choose_threads, send
 from minidsv3.train import options
 from minidsv3.train.checkpoint import RunFolder
@@ -38,7 +38,7 @@ def run(arguments, begin):
             if getattr(arguments, name):
                 raise UserError(f"--{name} works in a single process only; leave it out"
                                 + (", and give --steps." if name == "minutes" else "."))
-        command = " ".join(["train_tiny.py", *sys.argv[1:]])
+        command = command_line(script("train_tiny.py"), *sys.argv[1:])
         team, device = several.join(arguments.parallel, device, command)
         return own_and_train(arguments, begin, device, SharedFolder, team)
 
@@ -71,12 +71,13 @@ def train(arguments, begin, device, folder, team):
           f"{recipe.batch_size * recipe.window:,} tokens per step, {recipe.steps:,} steps")
     after = f" after step {trainer.step}" if saved is not None else ""
     print(f"output in {folder.path}; Ctrl-C saves, --resume goes on{after}", flush=True)
-    code = run_and_report(trainer, f"{team.launcher} train_tiny.py --out "
-                          f"{folder.path} --resume")
+    code = run_and_report(trainer, f"{team.launcher} " + command_line(
+        script("train_tiny.py"), "--out", folder.path, "--resume"))
     if code:
         return code
     print(f"wrote {folder.path}: a checkpoint, metrics.jsonl, summary.json, loss.png, ...")
-    print(f'next: python generate.py --model {folder.path} --prompt "def "')
+    print("next: " + command_line("python", script("generate.py"), "--model", folder.path,
+                                  "--prompt", "def "))
     return 0
 
 

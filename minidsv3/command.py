@@ -2,9 +2,14 @@
 
 import argparse
 import os
+import shlex
+import subprocess
 import sys
 from contextlib import redirect_stderr, suppress
 from functools import cache
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]     # it has no scripts if the package is installed
 
 
 class UserError(ValueError):
@@ -30,6 +35,17 @@ class Parser(argparse.ArgumentParser):
 def notice(text):
     """Print a line that the user should know on stderr; the same text only once in a process."""
     print(text, file=sys.stderr, flush=True)
+
+
+def command_line(*words):
+    """Words as one line, ready to be pasted into the shell of this system."""
+    words = [str(word) for word in words]
+    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
+
+
+def script(name):
+    """The path of a script of the repository, for a command given in the working directory."""
+    return name if Path.cwd() == REPOSITORY else str(REPOSITORY / name)
 
 
 class Stderr:

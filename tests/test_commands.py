@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -298,7 +299,9 @@ def test_generate_says_how_to_make_the_first_model(tmp_path, monkeypatch, capsys
     """Oracle: the command in the error, when there is neither a run nor the shipped checkpoint."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub, "HERE", tmp_path)
-    assert "python train_tiny.py" in complaint(generate.main, ["--prompt", "def "], capsys)
+    line = complaint(generate.main, ["--prompt", "def "], capsys)
+    words = shlex.split(line.partition("make one with: ")[2])
+    assert words == ["python", str(ROOT / "train_tiny.py")] and Path(words[1]).is_file()
 
 
 def test_generate_finds_the_run_then_the_box(tmp_path, monkeypatch):

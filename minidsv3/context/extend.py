@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 from .. import hf
-from ..command import Parser, UserError, answer
+from ..command import Parser, UserError, answer, command_line
 from ..config import ModelConfig, RopeScaling
 from ..data.foreign import read_tokenizer
 from ..device import BEGIN, choose_device, choose_threads
@@ -198,8 +198,8 @@ def run_phase(plan, number, folder, start, device, resume, begin):
     recipe = trainer.config
     print(f"phase {number} of 2: {recipe.steps:,} steps of {recipe.batch_size} windows of "
           f"{recipe.window:,} tokens; output in {folder}", flush=True)
-    return run_and_report(trainer, f"python -m minidsv3.context.extend {plan['from']} --out {out} "
-                                   "--resume")
+    return run_and_report(trainer, command_line(
+        "python", "-m", "minidsv3.context.extend", plan["from"], "--out", out, "--resume"))
 
 
 def run(arguments, begin):
@@ -229,7 +229,7 @@ def run_phases(arguments, out, folders, device, begin):
         if code:
             return code
         start, begin = folder, time.perf_counter()
-    print(f"next: python -m minidsv3.context.needle {out}")
+    print("next: " + command_line("python", "-m", "minidsv3.context.needle", out))
     return 0
 
 

@@ -253,7 +253,8 @@ def stream_from_hub(name):
     size = 0
     try:
         for number, row in enumerate(datasets.load_dataset(name, split="train", streaming=True)):
-            data = text_of_row(row).removeprefix(BOM).encode("utf-8", "replace")    # lone surrogates become "?"
+            text = text_of_row(row).removeprefix(BOM)
+            data = text.encode("utf-8", "replace")       # lone surrogates become "?"
             size += len(data)
             if size > HUB_BYTES or number >= HUB_DOCUMENTS:
                 return

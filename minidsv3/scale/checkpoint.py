@@ -20,7 +20,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from .. import hf
-from ..command import UserError
+from ..command import UserError, command_line, script
 from ..files import SHARED, first_line, write_text
 from ..train.checkpoint import STATE, RunFolder
 
@@ -42,7 +42,8 @@ class SharedFolder(RunFolder):
         """UserError if there is no complete checkpoint."""
         if self.state_path.is_file():
             raise UserError(f"the run in {self.path} was made by a single process; go on with "
-                            "python train_tiny.py --resume.")
+                            + command_line("python", script("train_tiny.py"), "--out", self.path,
+                                           "--resume"))
         if not self.complete_steps():
             raise UserError(f"nothing to resume: {self.path / SHARED} holds no complete "
                             "checkpoint; leave out --resume.")

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from .. import hf
-from ..command import UserError
+from ..command import UserError, script
 from ..files import EXPORTS, SHARED, STATE_FILE, first_line, replacing, write_text
 
 STATE = {"step", "seconds", "config", "model_config", "corpus_sha256", "model", "average",
@@ -93,7 +93,8 @@ class RunFolder:
             return
         if (self.path / SHARED).is_dir():
             raise UserError(f"the run in {self.path} was made by several processes; go on with "
-                            "torchrun --nproc-per-node 1 train_tiny.py ..., or more of them.")
+                            f"torchrun --nproc-per-node 1 {script('train_tiny.py')} ..., or more "
+                            "of them.")
         raise UserError(f"nothing to resume: {self.state_path} does not exist; leave out "
                         "--resume.")
 

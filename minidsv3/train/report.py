@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from .. import hf
-from ..command import notice
+from ..command import command_line, notice
 from ..device import send
 from ..files import first_line, write_text
 from ..infer.text import complete
@@ -141,7 +141,7 @@ def summary(run, result, averaged, tokens):
                "dtype": "fp8" if in_fp8 else str(model.activation_dtype).removeprefix("torch."),
                "seed": config.seed, "torch": torch.__version__,
                "python": platform.python_version(), "corpus_sha256": run.data.sha256,
-               "command": " ".join(sys.argv)}
+               "command": command_line(*sys.argv)}
     if in_fp8:
         tokens = send(run.data.batches.take(0, config.micro_batch), run.device)
         figures["memory"] = saved_by_eight_bits(model, tokens, run.optimizers)
