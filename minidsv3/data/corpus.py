@@ -31,7 +31,7 @@ PIECE = 2**16                    # characters of a text whose words are listed a
 
 
 class Corpus(NamedTuple):
-    """Documents of one source; `sha256` covers names and texts, `skipped` counts what is left out."""
+    """Documents of one source; `sha256` covers names and texts, `skipped` counts files left out."""
 
     name: str
     documents: list[Document]

@@ -11,8 +11,8 @@ from .recipe import PRESETS, TrainConfig
 
 MOST_MINUTES = 10_000                            # a week
 
-# Fields of TrainConfig that may differ when a run goes on. The place of its text does not define the
-# run; the hash of the text does, and is compared later.
+# Fields of TrainConfig that may differ when a run goes on. The place of its text does not define
+# the run; the hash of the text does, and is compared later.
 FREE = ("data", "micro_batch", "recompute", "eval_every", "save_every")
 
 # Options that are fields of TrainConfig under a shorter name.
