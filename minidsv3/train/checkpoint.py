@@ -51,7 +51,12 @@ class Watched:
 
 
 def refuse_files(path):
-    """UserError if a file stands where this folder or one above it should be."""
+    """UserError if a file stands where this folder or one above it should be, or for its name."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"--out {str(path)!r}: the name is not UTF-8, and safetensors writes no "
+                        "such file; name another folder.") from None
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
             raise UserError(f"--out {path}: {place} is a file; name a folder.")

@@ -209,8 +209,7 @@ def test_killed_terminated_cut_off_moved_and_with_half_the_micro_batch(
     Bit for bit until the micro-batch is halved, then to float32 rounding. The waiting is for steps,
     so that a slow machine does not matter.
     """
-    arguments = [*with_text(miniature, "texts"), "--steps", "60", "--set", "batch_size=8",
-                 "--set", "eval_every=1000"]
+    arguments = [*with_text(miniature, "texts"), "--steps", "40", "--set", "eval_every=1000"]
     assert train_tiny.main([*arguments, "--out", "whole"]) == 0
     folder, done, words = Path("run"), 0, arguments
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP):
@@ -226,7 +225,7 @@ def test_killed_terminated_cut_off_moved_and_with_half_the_micro_batch(
             process.kill()
         done = RunFolder(folder, resume=True).load_state()["step"]
         words = ["--resume", "--device", "cpu"]
-    assert 3 <= done < 60
+    assert 3 <= done < 40
     moved, there = tmp_path / "moved", tmp_path / "text"
     folder.rename(moved)
     texts.rename(there)
