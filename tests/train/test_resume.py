@@ -201,6 +201,7 @@ def wait_for_lines(folder, count, process):
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 def test_killed_terminated_cut_off_moved_and_with_half_the_micro_batch(
         miniature, texts, tmp_path):
