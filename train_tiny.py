@@ -8,11 +8,12 @@ import sys
 import time
 from pathlib import Path
 
-from minidsv3.command import UserError, answer
+from minidsv3.command import UserError, answer, command_line, script
 from minidsv3.device import BEGIN, choose_device, choose_threads, send
 from minidsv3.train import options
 from minidsv3.train.checkpoint import RunFolder
 from minidsv3.train.options import configure
+from minidsv3.train.owner import owned
 from minidsv3.train.pace import plan_steps
 from minidsv3.train.prepare import make_trainer
 from minidsv3.train.report import run_and_report
@@ -29,7 +30,7 @@ def run(arguments, begin):
     device = choose_device(arguments.device)
     choose_threads(arguments.threads)
     if not arguments.parallel and "TORCHELASTIC_RUN_ID" not in os.environ:     # torchrun's
-        return train(arguments, begin, device, RunFolder, ALONE)
+        return own_and_train(arguments, begin, device, RunFolder, ALONE)
     from minidsv3.scale import team as several  # loads torch's distributed parts: 1 s
     from minidsv3.scale.checkpoint import SharedFolder
     with several.losing_a_process_is_one_line(), several.only_first_speaks():
@@ -37,18 +38,24 @@ def run(arguments, begin):
             if getattr(arguments, name):
                 raise UserError(f"--{name} works in a single process only; leave it out"
                                 + (", and give --steps." if name == "minutes" else "."))
-        command = " ".join(["train_tiny.py", *sys.argv[1:]])
+        command = command_line(script("train_tiny.py"), *sys.argv[1:])
         team, device = several.join(arguments.parallel, device, command)
-        return train(arguments, begin, device, SharedFolder, team)
+        return own_and_train(arguments, begin, device, SharedFolder, team)
 
 
-def train(arguments, begin, device, folder_type, team):
-    """Train as asked, and say what came of it -> exit code."""
+def own_and_train(arguments, begin, device, folder_type, team):
+    """Train in a folder that no other run uses meanwhile -> exit code."""
     out = arguments.out or f"runs/{arguments.preset or 'tiny'}"
-    folder = folder_type(out, arguments.resume, arguments.overwrite)
+    with owned(out, team):
+        folder = folder_type(out, arguments.resume, arguments.overwrite)
+        return train(arguments, begin, device, folder, team)
+
+
+def train(arguments, begin, device, folder, team):
+    """Train as asked, and say what came of it -> exit code."""
     saved = folder.load_state() if arguments.resume else None
     model_config, recipe = configure(arguments, saved)
-    if recipe.start and folder.path.resolve() == Path(recipe.start).resolve():
+    if recipe.start and saved is None and folder.path.resolve() == Path(recipe.start).resolve():
         raise UserError(f"--from and --out are both {folder.path}; write to another folder.")
     team.check(model_config, recipe)
     trainer = make_trainer(model_config, recipe, folder, device, saved, team)
@@ -64,12 +71,13 @@ def train(arguments, begin, device, folder_type, team):
           f"{recipe.batch_size * recipe.window:,} tokens per step, {recipe.steps:,} steps")
     after = f" after step {trainer.step}" if saved is not None else ""
     print(f"output in {folder.path}; Ctrl-C saves, --resume goes on{after}", flush=True)
-    code = run_and_report(trainer, f"{team.launcher} train_tiny.py --out "
-                          f"{folder.path} --resume")
+    code = run_and_report(trainer, f"{team.launcher} " + command_line(
+        script("train_tiny.py"), "--out", folder.path, "--resume"))
     if code:
         return code
     print(f"wrote {folder.path}: a checkpoint, metrics.jsonl, summary.json, loss.png, ...")
-    print(f'next: python generate.py --model {folder.path} --prompt "def "')
+    print("next: " + command_line("python", script("generate.py"), "--model", folder.path,
+                                  "--prompt", "def "))
     return 0
 
 

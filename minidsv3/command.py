@@ -2,8 +2,14 @@
 
 import argparse
 import os
+import shlex
+import subprocess
 import sys
+from contextlib import redirect_stderr, suppress
 from functools import cache
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]     # it has no scripts if the package is installed
 
 
 class UserError(ValueError):
@@ -31,6 +37,51 @@ def notice(text):
     print(text, file=sys.stderr, flush=True)
 
 
+def command_line(*words):
+    """Words as one line, ready to be pasted into the shell of this system."""
+    words = [str(word) for word in words]
+    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
+
+
+def script(name):
+    """The path of a script of the repository, for a command given in the working directory."""
+    return name if Path.cwd() == REPOSITORY else str(REPOSITORY / name)
+
+
+class Stderr:
+    """A stream for progress and notices that ends nothing when it cannot be written.
+
+    Its reader may have gone, as with `2>&1 | head` or a closed terminal, or it may be None.
+    """
+
+    def __init__(self, stream):
+        self.stream = stream or open(os.devnull, "w", encoding="utf-8")    # pythonw has none
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        """Write, if that is possible."""
+        return self.attempt(self.stream.write, text)
+
+    def flush(self):
+        """Flush, if that is possible."""
+        self.attempt(self.stream.flush)
+
+    def attempt(self, function, *arguments):
+        """Call a function of the stream; if it fails, send all that follows nowhere."""
+        try:
+            return function(*arguments)
+        except (OSError, ValueError):            # ValueError: the stream is closed
+            with suppress(OSError, ValueError):
+                lead_nowhere(self.stream)
+
+
+def lead_nowhere(stream):
+    """Discard what a stream still holds and gets; else the interpreter would fail at its exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def answer(work):
     """Call work() -> the exit code: its own or 0 if it returns, 2 after an error of one line.
 
@@ -38,16 +89,22 @@ def answer(work):
     """
     if hasattr(sys.stdout, "reconfigure"):       # legacy consoles cannot encode every character
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")
-    try:
-        return work() or 0
-    except KeyboardInterrupt:
-        print()
-        return 130
-    except BrokenPipeError:                      # the reader has closed the pipe, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except (UserError, OSError) as error:
-        # An error with errno comes from the system, whose message names no remedy.
-        advice = "; check the disk and the permissions." if getattr(error, "errno", None) else ""
-        print(f"error: {error}{advice}", file=sys.stderr)
-        return 2
+    with redirect_stderr(Stderr(sys.stderr)):
+        try:
+            return work() or 0
+        except KeyboardInterrupt:
+            print()
+            return 130
+        except BrokenPipeError:                  # the reader has closed the pipe, as `| head` does
+            lead_nowhere(sys.stdout)
+            return 141
+        except MemoryError:
+            print("error: there is not enough memory; give less text, or choose a smaller model, "
+                  "batch or window.", file=sys.stderr)
+            return 2
+        except (UserError, OSError) as error:
+            # An error with errno comes from the system, whose message names no remedy.
+            advice = ("; check the disk and the permissions." if getattr(error, "errno", None)
+                      else "")
+            print(f"error: {error}{advice}", file=sys.stderr)
+            return 2

@@ -1,6 +1,21 @@
-"""Files that are written whole or not at all, so that no crash leaves half of one behind."""
+"""Files that are written whole or not at all, and the names of those that a run writes."""
 
 from contextlib import contextmanager, suppress
+
+STATE_FILE, SHARED = "state.pt", "state"         # of one process, of several
+LOCK = "run.lock"                                # while a run goes on
+EXPORTS = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+           "ema.safetensors", "train.json", "metrics.jsonl", "summary.json", "loss.png",
+           "expert_load.png", "sample.txt")
+
+
+def holds_a_run(folder):
+    """Whether a run, a study or a converted checkpoint is in this very folder."""
+    def has(*names):
+        return all((folder / name).is_file() for name in names)
+
+    return (has(STATE_FILE) or has(LOCK) or has("study.json")
+            or has("tokenizer.json", "train.json") or has("tokenizer.json", "config.json"))
 
 
 @contextmanager

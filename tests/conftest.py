@@ -1,6 +1,7 @@
 """One hypothesis profile for all tests, and one miniature run that several tests read."""
 
 import os
+import signal
 
 import pytest
 import torch
@@ -28,6 +29,17 @@ MINIATURE = {
 def notices_begin_anew():
     """A notice is printed once in a process; here once in a test, whatever ran before it."""
     command.notice.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_is_not_ignored():
+    """Python's usual handler, even where a shell has started the suite in the background.
+
+    There Ctrl-C is ignored, and a run leaves that alone.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,12 @@
 """How a command ends: one line for a user's error, a traceback for a programming mistake."""
 
+import shlex
+import sys
+from pathlib import Path
+
 import pytest
 
-from minidsv3.command import Parser, UserError, answer, notice
+from minidsv3.command import REPOSITORY, Parser, UserError, answer, command_line, notice, script
 
 
 def fail(error):
@@ -50,3 +54,19 @@ def test_a_notice_is_printed_once(capsys):
     for text in ("one", "two", "one"):
         notice(text)
     assert capsys.readouterr() == ("", "one\ntwo\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="quotes as POSIX shells read them")
+def test_a_printed_command_can_be_pasted():
+    """Oracle: shlex, which splits as a shell does; the words are those put in."""
+    words = ["python", "a b/x.py", "--out", Path("it's $HOME/run (2)"), ""]
+    assert shlex.split(command_line(*words)) == [str(word) for word in words]
+    assert command_line("python", "train_tiny.py", "--steps", 5) == "python train_tiny.py --steps 5"
+
+
+def test_a_printed_script_exists_where_the_user_is(tmp_path, monkeypatch):
+    """Oracle: the file; in the repository itself its name alone is enough."""
+    monkeypatch.chdir(REPOSITORY)
+    assert script("generate.py") == "generate.py" and Path("generate.py").is_file()
+    monkeypatch.chdir(tmp_path)
+    assert Path(script("generate.py")).is_file()

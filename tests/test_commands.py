@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from minidsv3 import DeepSeekV3, hf
 from minidsv3.data.tokenizer import Tokenizer
 from minidsv3.hf import hub
 from minidsv3.infer.text import HealedSequence, complete
+from minidsv3.train.trainer import Trainer
 
 ROOT = Path(generate.__file__).resolve().parent
 STATS = {"new_tokens", "seconds", "tokens_per_s", "prefill_s", "cache_bytes", "passes",
@@ -298,7 +300,9 @@ def test_generate_says_how_to_make_the_first_model(tmp_path, monkeypatch, capsys
     """Oracle: the command in the error, when there is neither a run nor the shipped checkpoint."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub, "HERE", tmp_path)
-    assert "python train_tiny.py" in complaint(generate.main, ["--prompt", "def "], capsys)
+    line = complaint(generate.main, ["--prompt", "def "], capsys)
+    words = shlex.split(line.partition("make one with: ")[2])
+    assert words == ["python", str(ROOT / "train_tiny.py")] and Path(words[1]).is_file()
 
 
 def test_generate_finds_the_run_then_the_box(tmp_path, monkeypatch):
@@ -465,3 +469,40 @@ def test_generate_refuses_odd_wishes(finished_run, capsys, arguments, words):
     """Oracle: the words of the error, exit code 2."""
     arguments = ["--model", str(finished_run), "--device", "cpu", *arguments]
     assert words in complaint(generate.main, arguments, capsys)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="quotes as POSIX shells read them")
+def test_the_commands_that_a_run_prints_work_as_they_stand(
+        miniature, tmp_path, monkeypatch, capsys):
+    """Oracle: the commands themselves, split as a shell does. Blank and quote are in the name."""
+    monkeypatch.chdir(tmp_path)
+    real = Trainer.train_step
+
+    def stop(self):
+        self.interrupted = True
+        return real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", stop)
+        assert train_tiny.main([*miniature, "--steps", "2", "--out", "it's my/run"]) == 130
+    said = capsys.readouterr().out.partition("go on with: ")[2].splitlines()[0]
+    program, script, *words = shlex.split(said)
+    assert program == "python" and Path(script).samefile(train_tiny.__file__)
+    assert train_tiny.main([*words, "--device", "cpu"]) == 0
+    said = capsys.readouterr().out.rpartition("next: ")[2]
+    program, script, *words = shlex.split(said)
+    assert program == "python" and Path(script).samefile(generate.__file__)
+    assert generate.main([*words, "--max-new-tokens", "2", "--device", "cpu"]) == 0
+
+
+@pytest.mark.parametrize("options", [
+    ["--prompt", "def \udce9("], ["--prompt", "x = \udc80"], ["--prompt", "a\ud800"],
+    ["--fim-prefix", "\udcff", "--fim-suffix", "b\udcff\n"], ["--prompt", "a", "--stop", "\udce9"]])
+def test_generate_takes_bytes_that_are_no_utf_8(finished_run, capsys, options):
+    """What a shell gives for them. Oracle: the same command with U+FFFD in their places."""
+    arguments = ["--model", str(finished_run), "--device", "cpu", "--max-new-tokens", "5"]
+    texts = []
+    for each in (options, [re.sub("[\ud800-\udfff]", "\ufffd", word) for word in options]):
+        assert generate.main([*arguments, *each]) == 0
+        texts.append(capsys.readouterr().out.replace("?", "\ufffd"))   # how a console shows it
+    assert texts[0] == texts[1]

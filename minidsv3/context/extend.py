@@ -22,13 +22,14 @@ import time
 from pathlib import Path
 
 from .. import hf
-from ..command import Parser, UserError, answer
+from ..command import Parser, UserError, answer, command_line
 from ..config import ModelConfig, RopeScaling
 from ..data.foreign import read_tokenizer
 from ..device import BEGIN, choose_device, choose_threads
-from ..files import write_text
+from ..files import replacing
 from ..train.checkpoint import RunFolder
-from ..train.options import check_minutes
+from ..train.options import check_minutes, where_it_was
+from ..train.owner import owned
 from ..train.pace import TooFewMinutes, plan_steps
 from ..train.prepare import make_trainer
 from ..train.recipe import TrainConfig
@@ -101,30 +102,35 @@ def read_plan(arguments, out):
     if (out / "summary.json").exists():
         raise UserError(f"the extension in {out} is finished; make another with --out.")
     plan = hf.read_json(path)
-    if Path(arguments.folder).resolve() != Path(plan["from"]).resolve():
-        raise UserError(f"--resume: the extension in {out} is of {plan['from']}, not of "
-                        f"{arguments.folder}; name that run, or another --out.")
-    for name in ("windows", "steps", "minutes", "data"):
+    for name in ("windows", "steps", "minutes"):
         given = getattr(arguments, name)
         if given not in (None, plan[name]):
             raise UserError(f"--resume: the extension began with {name}={plan[name]}, not {given}; "
                             "leave that out, or begin another with --out.")
-    if fingerprint(Path(plan["from"])) != plan["weights_sha256"]:
-        raise UserError(f"the weights in {plan['from']} have changed since {out} was begun; begin "
+    if fingerprint(Path(arguments.folder)) != plan["weights_sha256"]:
+        raise UserError(f"--resume: the extension in {out} is of {plan['from']}, and the weights "
+                        f"in {arguments.folder} are others; name that run as it was, or begin "
                         "anew with --overwrite.")
-    return plan
+    # Run and text may have moved: the weights are known by their hash, the text by that of a phase.
+    return plan | {"from": arguments.folder, "named": arguments.data,
+                   "data": arguments.data or plan["data"]}
 
 
 def fingerprint(folder):
-    """SHA-256 of a run's weights, in hexadecimal."""
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    """SHA-256 of a run's weights, in hexadecimal. UserError if there are none."""
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise UserError(f"{path} is missing; give the folder of a finished run of train_tiny.py.")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def make_phase(plan, number, folder, saved, start, device):
     """The Trainer of phase 1 or 2, from the weights in `start` or from its own saved state."""
     if saved:
-        return make_trainer(ModelConfig.from_dict(saved["model_config"]),
-                            TrainConfig().replace(**saved["config"]), folder, device, saved)
+        recipe = TrainConfig().replace(**saved["config"])
+        recipe = recipe.replace(data=plan["named"] or where_it_was(saved))
+        return make_trainer(ModelConfig.from_dict(saved["model_config"]), recipe, folder, device,
+                            saved)
     config, recipe = read_run(Path(plan["from"]))
     window = plan["windows"][number - 1]
     config = config.replace(rope_scaling=yarn(plan["window"], plan["windows"][-1]),
@@ -134,8 +140,15 @@ def make_phase(plan, number, folder, saved, start, device):
     return make_trainer(config, recipe, folder, device)
 
 
-def check_text(plan, data):
-    """UserError if the training text is shorter than the longest window."""
+def check_text(plan, number, data, start):
+    """UserError if the text of a phase is shorter than the longest window, or not that of phase 1.
+
+    start: the folder with the weights that the phase begins with.
+    """
+    if number == 2 and (
+            hf.read_json(Path(start) / "summary.json")["corpus_sha256"] != data.sha256):
+        raise UserError(f"the text {plan['data']!r} is not the one of phase 1; bring that back, or "
+                        "name it with --data.")
     longest, tokens = plan["windows"][-1], data.batches.tokens_per_epoch
     if tokens < longest:
         raise UserError(f"the training text {plan['data']!r} has about {tokens:,} tokens, fewer "
@@ -148,11 +161,11 @@ def begin_extension(plan, out):
 
     Otherwise, after a kill, --resume would take an old phase for one of this plan.
     """
-    for folder in (out, out / "phase1"):
-        for name in ("summary.json", "state.pt"):
-            (folder / name).unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "lineage.json", json.dumps(plan, indent=2) + "\n")
+    path = out / "lineage.json"
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8", newline="\n")
+        for old in (path, out / "summary.json", out / "state.pt"):
+            old.unlink(missing_ok=True)
 
 
 def steps_in_time(trainer, plan, number, begin):
@@ -175,21 +188,22 @@ def run_phase(plan, number, folder, start, device, resume, begin):
     run_folder = RunFolder(folder, resume, overwrite=True)
     saved = run_folder.load_state() if resume else None
     trainer = make_phase(plan, number, run_folder, saved, start, device)
-    check_text(plan, trainer.data)
+    check_text(plan, number, trainer.data, start)
     if plan["minutes"] and not resume:
         steps = steps_in_time(trainer, plan, number, begin)
         trainer.set_recipe(trainer.config.replace(steps=steps))
     if number == 1 and not resume:
+        trainer.write_recipe()                   # an older phase 1 goes when this one can begin
         begin_extension(plan, out)
     recipe = trainer.config
     print(f"phase {number} of 2: {recipe.steps:,} steps of {recipe.batch_size} windows of "
           f"{recipe.window:,} tokens; output in {folder}", flush=True)
-    return run_and_report(trainer, f"python -m minidsv3.context.extend {plan['from']} --out {out} "
-                                   "--resume")
+    return run_and_report(trainer, command_line(
+        "python", "-m", "minidsv3.context.extend", plan["from"], "--out", out, "--resume"))
 
 
 def run(arguments, begin):
-    """Both phases, the second from the first -> exit code."""
+    """Both phases, the second from the first, in folders that no other run uses -> exit code."""
     device = choose_device(arguments.device)
     choose_threads(arguments.threads)
     source = Path(arguments.folder)
@@ -197,6 +211,12 @@ def run(arguments, begin):
     folders = [out / "phase1", out]
     if source.resolve() in [folder.resolve() for folder in folders]:
         raise UserError(f"--out {out} would replace the run itself; name another folder.")
+    with owned(out), owned(folders[0]):
+        return run_phases(arguments, out, folders, device, begin)
+
+
+def run_phases(arguments, out, folders, device, begin):
+    """Train phase 1 in the first folder and phase 2 in the second, or on -> exit code."""
     if arguments.resume:
         plan = read_plan(arguments, out)
     else:
@@ -209,7 +229,7 @@ def run(arguments, begin):
         if code:
             return code
         start, begin = folder, time.perf_counter()
-    print(f"next: python -m minidsv3.context.needle {out}")
+    print("next: " + command_line("python", "-m", "minidsv3.context.needle", out))
     return 0
 
 

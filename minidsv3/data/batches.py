@@ -10,6 +10,9 @@ So a resumed run, or a run on more processes, continues with the same samples an
 position. Validation reads `validation_windows`, in which every token is a target exactly once.
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 
@@ -24,9 +27,15 @@ def raw_bytes(documents):
 
 
 def encode_documents(documents, tokenizer):
-    """Documents -> one int32 array of ids for each; the last id is EOS."""
-    encoded = tokenizer.encode_batch([document.text for document in documents])
-    return [np.array(ids + [tokenizer.eos_id], dtype=np.int32) for ids in encoded]
+    """Documents -> one int32 array of ids for each; the last id is EOS.
+
+    All cores take part. Arrays are made at once: Python's lists of ids take ten times their memory.
+    """
+    def encode(document):
+        return np.append(tokenizer.encode_array(document.text), np.int32(tokenizer.eos_id))
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        return list(pool.map(encode, documents))
 
 
 def fim(text, tokenizer, generator):

@@ -16,20 +16,22 @@ where it can. `sources.py` says what each source reads and leaves out; `tokenize
 """
 
 import hashlib
+import sys
 import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
-from ..command import UserError
+from ..command import UserError, notice
 from . import sources
 from .sources import Document
 
 FEW_DOCUMENTS = 20               # fewer than this are cut into sections before the split
 SECTIONS = 50                    # about this many, so that one section is 2 % of the text
+PIECE = 2**16                    # characters of a text whose words are listed at once
 
 
 class Corpus(NamedTuple):
-    """Documents of one source; `sha256` covers names and texts, `skipped` counts binary files."""
+    """Documents of one source; `sha256` covers names and texts, `skipped` counts files left out."""
 
     name: str
     documents: list[Document]
@@ -40,9 +42,19 @@ class Corpus(NamedTuple):
 def load(source="python-stdlib"):
     """Read the documents of a source (see the top of this module), always in the same order.
 
-    Empty documents and copies of another document are dropped. Raises FileNotFoundError for a path
-    that does not exist, UserError for a source without text, a binary file or a failed download.
+    Empty documents and copies of another document are dropped; a notice says what else is left out
+    of a folder. Raises FileNotFoundError for a path that does not exist, UserError for a source
+    without text, one too large for the memory, a binary file or a failed download.
     """
+    try:
+        return read(source)
+    except MemoryError:
+        raise UserError(f"data source {source!r} needs more memory than this machine has free; "
+                        "give a part of it.") from None
+
+
+def read(source):
+    """What `load` returns, if there is enough memory."""
     skipped = 0
     library = Path(sysconfig.get_path("stdlib"))
     if source == "python-stdlib":
@@ -55,7 +67,9 @@ def load(source="python-stdlib"):
     elif source.startswith("hf:"):
         documents = list(sources.stream_from_hub(source.removeprefix("hf:")))
     elif source.strip() and Path(source).is_dir():
-        documents, skipped = sources.read_folder(Path(source))
+        documents, left_out = sources.read_folder(Path(source))
+        if skipped := len(left_out):
+            notice(sources.told(left_out, source, len(documents)))
     elif source.strip() and Path(source).exists():
         documents = [Document(Path(source).name, sources.decode(Path(source).read_bytes(), source))]
     else:
@@ -63,7 +77,7 @@ def load(source="python-stdlib"):
                                 "a URL, hf:NAME, python-stdlib, or python-packages.")
     documents = distinct(documents)
     if not documents:
-        note = f" ({skipped} binary files skipped)" if skipped else ""
+        note = f" ({skipped} files or folders left out)" if skipped else ""
         raise UserError(f"data source {source!r} holds no text{note}; give one with UTF-8 text.")
     return Corpus(source, documents, fingerprint(documents), skipped)
 
@@ -75,10 +89,14 @@ def fingerprint(documents):
     """
     digest = hashlib.sha256()
     for document in documents:
-        name = document.name.encode("utf-8", "surrogateescape")         # old names may be Latin-1
-        for part in (name, document.text.encode()):
+        for part in (name_bytes(document), document.text.encode()):
             digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()
+
+
+def name_bytes(document):
+    """The name of a document as bytes, also where the name of its file is not UTF-8."""
+    return document.name.encode("utf-8", sys.getfilesystemencodeerrors())
 
 
 def distinct(documents):
@@ -89,10 +107,26 @@ def distinct(documents):
     """
     first = {}                       # by hash: the texts themselves would need the memory twice
     for document in sorted(documents):
-        words = " ".join(document.text.split()).encode()
-        first.setdefault(hashlib.sha256(words).digest(), document)
+        first.setdefault(hash_of_words(document.text), document)
     kept = set(first.values())
-    return [document for document in documents if document in kept and document.text.strip()]
+    return [document for document in documents
+            if document in kept and document.text and not document.text.isspace()]
+
+
+def hash_of_words(text):
+    """SHA-256 of a text whose white space is one space each, without that at its ends.
+
+    It is computed piece by piece, because a list of all words takes ten times the memory of a text.
+    """
+    digest, begun, gap = hashlib.sha256(), False, False
+    for start in range(0, len(text), PIECE):
+        piece = text[start:start + PIECE]
+        if words := piece.split():
+            apart = begun and (gap or piece[0].isspace())
+            digest.update((" " * apart + " ".join(words)).encode())
+            begun, gap = True, False
+        gap = gap or piece[-1].isspace()
+    return digest.digest()
 
 
 def split(documents, validation_share=0.06):
@@ -127,7 +161,7 @@ def choose_validation(documents, sizes, wanted):
     """
     chosen, taken = set(), 0
     for _, _, document, size in sorted(
-        (size > wanted, hashlib.sha256(document.name.encode()).digest(), document, size)
+        (size > wanted, hashlib.sha256(name_bytes(document)).digest(), document, size)
         for document, size in zip(documents, sizes)
     ):
         if taken >= wanted:

@@ -19,9 +19,9 @@ class Dataset:
     """
 
     def __init__(self, source, vocab_size, window, fim_rate, seed, tokenizer=None, retrieval=0.0):
-        loaded = corpus.load(source)
-        self.sha256 = loaded.sha256
-        train, validation = corpus.split(loaded.documents)
+        _, documents, self.sha256, _ = corpus.load(source)
+        train, validation = corpus.split(documents)
+        del documents                            # the sections of a long text are a copy of it
         texts = [each.text for each in train]
         if retrieval:
             texts.append(some_notes(retrieval * sum(map(len, texts))))

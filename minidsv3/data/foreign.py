@@ -9,11 +9,12 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 
 from ..command import UserError
 from ..files import first_line
-from .tokenizer import FIM_BEGIN, FIM_END, FIM_HOLE, Tokenizer, from_visible
+from .tokenizer import FIM_BEGIN, FIM_END, FIM_HOLE, Tokenizer, from_visible, well_formed
 
 
 def read_tokenizer(folder, config):
@@ -72,15 +73,15 @@ class ForeignTokenizer:
 
     def encode(self, text):
         """Text -> list of ids, without BOS."""
-        return self.wrapped.encode(text, add_special_tokens=False).ids
+        return self.wrapped.encode(well_formed(text), add_special_tokens=False).ids
 
     def encode_prompt(self, text):
         """The ids of a text that a model is to continue, BOS first."""
         return [self.bos_id, *self.encode(text)]
 
-    def encode_batch(self, texts):
-        """`encode` for many texts, on all cores."""
-        return [each.ids for each in self.wrapped.encode_batch(texts, add_special_tokens=False)]
+    def encode_array(self, text):
+        """`encode` for long texts -> int32 array of ids."""
+        return np.array(self.encode(text), dtype=np.int32)
 
     def decode_bytes(self, ids):
         """Ids -> the exact bytes; special tokens give none."""

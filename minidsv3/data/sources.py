@@ -7,11 +7,14 @@ file that is not text is skipped and counted if the source may have others; alon
 import ast
 import http.client
 import io
+import os
 import tokenize
 import urllib.request
+from pathlib import Path
 from typing import NamedTuple
 
 from ..command import UserError
+from ..files import EXPORTS, LOCK, SHARED, STATE_FILE, first_line, holds_a_run
 
 # Left out of the standard library and of packages: packages installed inside the library, tests
 # (often broken on purpose), two collections of demos, and files generated at build or install time,
@@ -27,6 +30,9 @@ URL_TIMEOUT = 30                 # without an answer [s]
 URL_BYTES = 256 * 2**20          # a larger download is refused
 HUB_BYTES = 64 * 2**20           # streamed from the hub at most: six times the standard library
 HUB_DOCUMENTS = 50_000
+
+BOM = "\ufeff"                   # a byte order mark, which some editors write before a text
+RUN_FILES = {STATE_FILE, SHARED, LOCK, "lineage.json", *EXPORTS}
 
 
 class Document(NamedTuple):
@@ -142,33 +148,81 @@ def topics(name, text):
                                 for title in sorted(table)])
 
 
+class NotText(UserError):
+    """A file is not UTF-8 text; `reason` says where one sees that."""
+
+    def __init__(self, source, reason):
+        self.reason = reason
+        super().__init__(f"data source {source!r} is not UTF-8 text ({reason}); convert it to "
+                         "UTF-8, or give another file.")
+
+
 def decode(data, source):
-    """UTF-8 bytes -> text; line ends stay as they are. Raises UserError if it is not text."""
+    """UTF-8 bytes -> text without a byte order mark; line ends stay as they are.
+
+    Raises NotText, a UserError, if it is not text.
+    """
     try:
         if b"\0" not in data:
-            return data.decode("utf-8")
+            return data.decode("utf-8").removeprefix(BOM)
         reason = f"a NUL byte at {data.index(0)}"
     except UnicodeDecodeError as error:
         reason = f"byte {data[error.start]:#04x} at {error.start}"
-    raise UserError(f"data source {source!r} is not UTF-8 text ({reason}); convert it to UTF-8, "
-                    "or give another file.")
+    raise NotText(source, reason)
 
 
 def read_folder(root):
-    """Every text file below a folder -> documents sorted by path, number of binary files skipped.
+    """Every text file below a folder -> documents sorted by path, [(kind, path) left out].
 
     Hidden files and folders such as .git and .venv are left out: they rarely hold the text meant.
+    So are the files of runs, which would change with each run, and links to folders, which may
+    lead in a circle; these are listed with all that could not be read as text.
     """
-    documents, skipped = [], 0
-    paths = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
-    for name in sorted(paths):
-        if any(part.startswith(".") for part in name.split("/")):
-            continue
+    documents, left_out = [], []
+    for name, path in sorted(files_below(root, left_out).items()):
         try:
-            documents.append(Document(name, decode(paths[name].read_bytes(), name)))
-        except UserError:
-            skipped += 1
-    return documents, skipped
+            documents.append(Document(name, decode(path.read_bytes(), name)))
+        except NotText as error:
+            left_out.append(("not UTF-8 text", f"{name}: {error.reason}"))
+        except OSError as error:
+            left_out.append(("unreadable", f"{name}: {first_line(error)}"))
+    return documents, left_out
+
+
+def files_below(root, left_out):
+    """{path below a folder, with forward slashes: file}; appends to left_out what is not entered.
+
+    Of a folder that holds a run only the run's own files are left out if it is the root.
+    """
+    def unreadable(error):
+        left_out.append(("unreadable", first_line(error)))
+
+    found, own = {}, RUN_FILES if holds_a_run(root) else set()
+    for place, folders, files in os.walk(root, onerror=unreadable):
+        visible, folders[:] = [name for name in sorted(folders) if name[0] != "."], []
+        for name in visible:
+            path = Path(place, name)
+            kind = ("link to a folder" if path.is_symlink() else
+                    "folder of a run" if holds_a_run(path) else None)
+            if kind:
+                left_out.append((kind, path.relative_to(root).as_posix()))
+            elif name not in own:
+                folders.append(name)
+        for path in (Path(place, name) for name in files if name[0] != "." and name not in own):
+            if path.is_file():
+                found[path.relative_to(root).as_posix()] = path
+        own = set()                              # below the root, such names are not of a run
+    return found
+
+
+def told(left_out, source, read):
+    """What is left out of a folder, as one line: how much, why, and the first of each kind."""
+    kinds = {}
+    for kind, name in left_out:
+        kinds.setdefault(kind, []).append(name)
+    what = ", ".join(f"{len(names)} {kind} ({names[0]}{', ...' if names[1:] else ''})"
+                     for kind, names in kinds.items())
+    return f"of {source!r} {read} files are read, and left out are: {what}"
 
 
 def download(url):
@@ -199,7 +253,8 @@ def stream_from_hub(name):
     size = 0
     try:
         for number, row in enumerate(datasets.load_dataset(name, split="train", streaming=True)):
-            data = text_of_row(row).encode("utf-8", "replace")    # lone surrogates become "?"
+            text = text_of_row(row).removeprefix(BOM)
+            data = text.encode("utf-8", "replace")       # lone surrogates become "?"
             size += len(data)
             if size > HUB_BYTES or number >= HUB_DOCUMENTS:
                 return

@@ -17,9 +17,10 @@ document. DeepSeek's random splitting of some tokens in training is left out.
 """
 
 import json
-import os
+import re
 from pathlib import Path
 
+import numpy as np
 import rustbpe
 import tiktoken
 
@@ -45,6 +46,11 @@ PATTERN = rf"[^0-9{LETTER}]*[{LETTER}]+|[0-9]{{1,3}}|[^0-9{LETTER}]+"
 # Put in front of a prompt. A token often holds a word with the line ends before it, so "def" after
 # blank lines is a common token, and "def" alone a rare one.
 OPENING = "\n\n\n"
+
+
+# What a broken file name or a broken console gives; of two that belong together Python makes one
+# character.
+UNPAIRED = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer:
@@ -92,9 +98,10 @@ class Tokenizer:
         """The ids of a text that a model is to continue."""
         return self.encode(OPENING + text)
 
-    def encode_batch(self, texts):
-        """`encode` for many texts, on all cores."""
-        return self.encoding.encode_ordinary_batch(texts, num_threads=os.cpu_count() or 1)
+    def encode_array(self, text):
+        """`encode` for long texts -> int32 array of ids."""
+        ids = self.encoding.encode_to_numpy(well_formed(text), disallowed_special=())
+        return ids.astype(np.int32)
 
     def decode(self, ids):
         """Ids -> text; special tokens give no text, bytes that are not UTF-8 become U+FFFD."""
@@ -184,6 +191,11 @@ class Tokenizer:
         return [[to_visible(token[:cut]), to_visible(token[cut:])]
                 for token in self.ranks for cut in range(1, len(token))
                 if token[:cut] in self.ranks and token[cut:] in self.ranks]
+
+
+def well_formed(text):
+    """A text in which U+FFFD stands for each lone surrogate, which UTF-8 cannot hold."""
+    return UNPAIRED.sub("\ufffd", text)         # the very same text if there is none
 
 
 def empty_places(count):

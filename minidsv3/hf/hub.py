@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from ..command import command_line, script
 from ..files import first_line
 
 WANTED = ["*.json", "*.safetensors"]             # never pickled weights, never code
@@ -21,7 +22,8 @@ def find(name=None):
     for folder in (Path("runs/tiny"), HERE / "checkpoints/tiny"):
         if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
             return folder
-    raise FileNotFoundError("no model in runs/tiny yet; make one with: python train_tiny.py")
+    make = command_line("python", script("train_tiny.py"))
+    raise FileNotFoundError(f"no model in runs/tiny yet; make one with: {make}")
 
 
 def locate(folder_or_name):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from ..command import UserError
+from ..data.tokenizer import well_formed
 from ..device import send
 from .decoder import Sequence
 from .generation import begin_all
@@ -30,9 +31,9 @@ def complete(model, tokenizer, prompt, max_new_tokens, temperature=0.0, top_k=No
     stop: strings; the text ends before the first one. The other settings are those of `generate`.
     Raises UserError at once for a setting out of range.
     """
-    ending = ""
+    ending, prompt = "", well_formed(prompt)     # an odd shell gives bytes that are no UTF-8
     if suffix is not None:
-        first = around_a_hole(tokenizer, prompt, suffix)
+        first = around_a_hole(tokenizer, prompt, well_formed(suffix))
     elif prompt:
         stem, ending = split_prompt(prompt)
         first = tokenizer.encode_prompt(stem)

@@ -10,6 +10,7 @@ import math
 import re
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,11 +18,12 @@ import torch
 import torch.nn.functional as F
 
 from .. import hf
-from ..command import Parser, UserError, answer
+from ..command import Parser, UserError, answer, notice
 from ..data import corpus
 from ..data.batches import IGNORE, raw_bytes, validation_windows
 from ..data.foreign import read_tokenizer
 from ..device import choose_device, send
+from ..files import SHARED, STATE_FILE
 from ..infer.text import complete
 from ..model.layers import at_least_float32
 from ..model.moe import hits
@@ -158,6 +160,7 @@ def documents_of(folder, data):
     """The documents to evaluate on, and a name for them.
 
     Of the text that the run was trained on, only the validation part; any other text is used whole.
+    The text is known by its hash. A notice says if one of the same name has another.
     """
     recipe = folder / "train.json"
     trained_on = hf.read_json(recipe).get("data", "") if recipe.is_file() else ""
@@ -165,10 +168,26 @@ def documents_of(folder, data):
         raise UserError(f"{recipe} names data={trained_on!r}, which is not a text; add --data.")
     data = data or trained_on or DEFAULT_DATA
     loaded = corpus.load(data)
-    same = trained_on and Path(data).resolve() == Path(trained_on).resolve()
-    if same or data == DEFAULT_DATA:
+    known = hash_of_text(folder)
+    named = trained_on and Path(data).resolve() == Path(trained_on).resolve()
+    if named and known not in (None, loaded.sha256):
+        notice(f"{data} is not the text that this model was trained on: its SHA-256 is another, "
+               "so the model may have been trained on a part of these documents.")
+        return corpus.split(loaded.documents)[1], f"validation part of {data}, not as in training"
+    if named or data == DEFAULT_DATA or known == loaded.sha256:
         return corpus.split(loaded.documents)[1], f"validation part of {data}"
     return loaded.documents, f"all of {data}"
+
+
+def hash_of_text(folder):
+    """SHA-256 of the text that a run was trained on, or None if its folder does not tell."""
+    shared = sorted((folder / SHARED).glob("step-*/run.json"))
+    for path in (folder / "summary.json", *shared[-1:]):
+        if path.is_file():
+            return hf.read_json(path).get("corpus_sha256")
+    with suppress(Exception):                    # there is no state, or none that can be read
+        return torch.load(folder / STATE_FILE, weights_only=True, mmap=True)["corpus_sha256"]
+    return None
 
 
 def measure(arguments):

@@ -20,9 +20,9 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from .. import hf
-from ..command import UserError
-from ..files import first_line, write_text
-from ..train.checkpoint import SHARED, STATE, RunFolder
+from ..command import UserError, command_line, script
+from ..files import SHARED, first_line, write_text
+from ..train.checkpoint import STATE, RunFolder
 
 TENSORS = ("model", "average", "optimizers", "rng")                    # of a Trainer's state
 
@@ -42,7 +42,8 @@ class SharedFolder(RunFolder):
         """UserError if there is no complete checkpoint."""
         if self.state_path.is_file():
             raise UserError(f"the run in {self.path} was made by a single process; go on with "
-                            "python train_tiny.py --resume.")
+                            + command_line("python", script("train_tiny.py"), "--out", self.path,
+                                           "--resume"))
         if not self.complete_steps():
             raise UserError(f"nothing to resume: {self.path / SHARED} holds no complete "
                             "checkpoint; leave out --resume.")
@@ -79,7 +80,7 @@ class SharedFolder(RunFolder):
         if self.first:
             shutil.rmtree(folder, ignore_errors=True)          # what a killed run left half-written
             folder.mkdir(parents=True)
-            known = {name: state[name] for name in STATE - set(TENSORS)}
+            known = {name: value for name, value in state.items() if name not in TENSORS}
             write_text(folder / "run.json", json.dumps(known) + "\n")
         dist.barrier()
         tensors = {name: state[name] for name in TENSORS}

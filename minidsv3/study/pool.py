@@ -6,14 +6,16 @@ They survive Ctrl-C and a killed process.
 import multiprocessing
 import os
 import signal
+import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
 import torch
 from tqdm import tqdm
 
-from ..command import UserError
+from ..command import Stderr, UserError
 from ..train.checkpoint import RunFolder
+from ..train.owner import owned
 from ..train.prepare import make_trainer
 
 CPU = torch.device("cpu")
@@ -26,11 +28,22 @@ def train(config, recipe, folder, device=CPU):
     """
     if (folder / "summary.json").exists():
         return
-    resume = (folder / "state.pt").exists()
-    run_folder = RunFolder(folder, resume)
-    saved = run_folder.load_state() if resume else None
-    if make_trainer(config, recipe, run_folder, device, saved).run() is None:
-        signal.raise_signal(signal.SIGINT)       # else it would begin the next run of the study
+    with owned(folder):
+        resume = (folder / "state.pt").exists()
+        run_folder = RunFolder(folder, resume)
+        saved = run_folder.load_state() if resume else None
+        summary = make_trainer(config, recipe, run_folder, device, saved).run()
+    if summary is None:
+        # Else this process would begin the next run of the study. It may ignore Ctrl-C.
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+
+
+def begin_process():
+    """What a process of a study begins with: Ctrl-C ends it at once, unless it is ignored."""
+    sys.stderr = Stderr(sys.stderr)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run_all(function, tasks, jobs, keep=lambda result: None):
@@ -40,10 +53,10 @@ def run_all(function, tasks, jobs, keep=lambda result: None):
     does, which is called in this process, one at a time, so that all results can share a file.
     Raises UserError if a process was killed.
     """
-    spawn, at_once = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_DFL)
+    spawn = multiprocessing.get_context("spawn")
     if jobs > 1:
         os.environ["TQDM_DISABLE"] = "1"         # in the processes, whose bars would overlap
-    with (ProcessPoolExecutor(jobs, spawn, signal.signal, at_once) as pool,            # Ctrl-C
+    with (ProcessPoolExecutor(jobs, spawn, begin_process) as pool,
           tqdm(total=len(tasks), unit="run", disable=not tasks) as bar):
         under_way = [pool.submit(function, *task) for task in tasks]
         try:

@@ -8,8 +8,8 @@ are exports for others to read:
 
     config.json  model.safetensors  tokenizer.json  tokenizer_config.json   the released format
     ema.safetensors   averaged weights       train.json     the recipe
-    metrics.jsonl     one line per step      summary.json   written last: the run is finished
-    loss.png  expert_load.png  sample.txt
+    metrics.jsonl     one line per step      summary.json   the run is finished
+    loss.png  expert_load.png  sample.txt    written last; a run can do without them
 """
 
 import json
@@ -22,13 +22,9 @@ from pathlib import Path
 import torch
 
 from .. import hf
-from ..command import UserError
-from ..files import first_line, replacing, write_text
+from ..command import UserError, script
+from ..files import EXPORTS, SHARED, STATE_FILE, first_line, replacing, write_text
 
-EXPORTS = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-           "ema.safetensors", "train.json", "metrics.jsonl", "summary.json", "loss.png",
-           "expert_load.png", "sample.txt")
-SHARED = "state"                                 # the state of a run of several processes
 STATE = {"step", "seconds", "config", "model_config", "corpus_sha256", "model", "average",
          "optimizers", "rng"}                    # what a state.pt holds
 
@@ -54,6 +50,28 @@ class Watched:
         """Nothing: `save_state` flushes the file itself."""
 
 
+def refuse_files(path):
+    """UserError if a file stands where this folder or one above it should be, or for its name."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"--out {str(path)!r}: the name is not UTF-8, and safetensors writes no "
+                        "such file; name another folder.") from None
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise UserError(f"--out {path}: {place} is a file; name a folder.")
+
+
+def make_folder(path):
+    """Make a folder and those above it. OSError of one line if that cannot be."""
+    refuse_files(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot make folder {path} ({first_line(error)}); name another with "
+                      "--out.") from error
+
+
 class RunFolder:
     """The files of one run.
 
@@ -62,10 +80,8 @@ class RunFolder:
 
     def __init__(self, path, resume=False, overwrite=False):
         self.path = Path(path)
-        self.state_path = self.path / "state.pt"
-        for place in (self.path, *self.path.parents):
-            if place.exists() and not place.is_dir():
-                raise UserError(f"--out {self.path}: {place} is a file; name a folder.")
+        self.state_path = self.path / STATE_FILE
+        refuse_files(self.path)
         finished = (self.path / "summary.json").exists()
         if resume:
             self.require_state()
@@ -73,6 +89,8 @@ class RunFolder:
                 raise UserError(f"the run in {self.path} is finished; start another with --out.")
         elif not overwrite:
             self.refuse_to_replace(finished)
+        self.replaces = not resume and any(      # an older run, which goes when this one begins
+            (self.path / name).exists() for name in (STATE_FILE, SHARED, *EXPORTS))
 
     def require_state(self):
         """UserError if there is no state to resume from."""
@@ -80,7 +98,8 @@ class RunFolder:
             return
         if (self.path / SHARED).is_dir():
             raise UserError(f"the run in {self.path} was made by several processes; go on with "
-                            "torchrun --nproc-per-node 1 train_tiny.py ..., or more of them.")
+                            f"torchrun --nproc-per-node 1 {script('train_tiny.py')} ..., or more "
+                            "of them.")
         raise UserError(f"nothing to resume: {self.state_path} does not exist; leave out "
                         "--resume.")
 
@@ -103,12 +122,8 @@ class RunFolder:
         A new run gives its first state. An older run is removed only when that state is on disk.
         """
         made = not self.path.exists()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OSError(f"cannot make folder {self.path} ({first_line(error)}); "
-                          "name another with --out.") from error
-        for name in ("state.pt", *EXPORTS):
+        make_folder(self.path)
+        for name in (STATE_FILE, *EXPORTS):
             (self.path / (name + ".tmp")).unlink(missing_ok=True)
         if first_state is None:
             return
@@ -126,6 +141,7 @@ class RunFolder:
         """Remove the exports of an older run, first the file that marks it as finished."""
         for name in ("summary.json", *EXPORTS):
             (self.path / name).unlink(missing_ok=True)
+        self.replaces = False
 
     def save_state(self, state):
         """Replace state.pt in one rename; on any error the old one stays."""
@@ -170,12 +186,16 @@ class RunFolder:
         write_text(self.path / name, json.dumps(values, indent=2) + "\n")
 
     def read_metrics(self):
-        """The lines of metrics.jsonl as dicts; damaged ones, as after a kill, are left out."""
+        """The lines of metrics.jsonl as dicts, one for each step that it knows, in order.
+
+        Damaged lines, as after a kill, are left out; of several for one step the last one counts.
+        """
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-        return [line for line in map(as_metrics, lines) if line]
+        by_step = {line["step"]: line for line in map(as_metrics, lines) if line}
+        return [by_step[step] for step in sorted(by_step)]
 
     def open_metrics(self, steps):
         """metrics.jsonl to append to, first cut back to the lines up to this step."""

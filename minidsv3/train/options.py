@@ -2,13 +2,18 @@
 
 import difflib
 import json
+from pathlib import Path
 
 from .. import hf
 from ..command import Parser, UserError, notice
 from ..config import ModelConfig
-from .recipe import TrainConfig
+from .recipe import PRESETS, TrainConfig
 
 MOST_MINUTES = 10_000                            # a week
+
+# Fields of TrainConfig that may differ when a run goes on. The place of its text does not define
+# the run; the hash of the text does, and is compared later.
+FREE = ("data", "micro_batch", "recompute", "eval_every", "save_every")
 
 # Options that are fields of TrainConfig under a shorter name.
 RECIPE = ("data", "start", "steps", "seed", "precision", "optimizer", "save_every")
@@ -88,17 +93,25 @@ def read_settings(settings):
 
 
 def configure(arguments, saved=None):
-    """The two configurations of a run; on resuming, options must agree with the saved ones."""
+    """The two configurations of a run; on resuming, options must agree with the saved ones.
+
+    Those in FREE may differ. A run that began --from a checkpoint goes on from its own state, and
+    keeps the name of that checkpoint.
+    """
     model_changes, recipe_changes = read_settings(arguments.settings)
     for name in RECIPE:
         if getattr(arguments, name) is not None:
             recipe_changes[name] = getattr(arguments, name)
-    if saved is None or arguments.preset:
+    if saved is None:
         preset = arguments.preset or "tiny"
         model, recipe = ModelConfig.preset(preset), TrainConfig.preset(preset)
     else:
         model = ModelConfig.from_dict(saved["model_config"])
         recipe = TrainConfig().replace(**saved["config"])
+        check_preset(arguments.preset, model, recipe)
+        if recipe.start and recipe_changes.pop("start", recipe.start) != recipe.start:
+            notice(f"--from {arguments.start} is not read: the run goes on from its own state.")
+        recipe_changes.setdefault("data", where_it_was(saved))
     recipe = recipe.replace(**recipe_changes)
     if recipe.start and saved is None:
         model = hf.stored_config(recipe.start)
@@ -108,9 +121,8 @@ def configure(arguments, saved=None):
         for given, stored in ((model, saved["model_config"]), (recipe, saved["config"])):
             for name, value in given.to_dict().items():
                 began = stored.get(name, value)      # an older run has fewer fields
-                if value != began:
-                    raise UserError(f"--resume: the run began with {name}={began!r}, not "
-                                    f"{value!r}; leave that out, or begin another with --out.")
+                if value != began and name not in FREE:
+                    refuse(name, began, value)
     depths, limit = model.num_nextn_predict_layers, model.max_position_embeddings
     if recipe.window <= depths:
         raise UserError(f"window={recipe.window} must be above num_nextn_predict_layers={depths}; "
@@ -119,6 +131,36 @@ def configure(arguments, saved=None):
         raise UserError(f"max_position_embeddings={limit} is below window={recipe.window}; leave "
                         f"it out, or choose at least {recipe.window}.")
     return model, recipe
+
+
+def refuse(name, began, value):
+    """UserError for what a resumed run cannot change."""
+    raise UserError(f"--resume: the run began with {name}={began!r}, not {value!r}; leave that "
+                    "out, or begin another with --out.")
+
+
+def check_preset(name, model, recipe):
+    """UserError if another preset than the one named is nearer to a saved run.
+
+    The run may have changed any field of its preset, so an exact one cannot be asked for.
+    """
+    if name is None:
+        return
+    fields = {**model.to_dict(), **recipe.to_dict()}
+    apart = {}
+    for preset in dict.fromkeys([name, *PRESETS]):
+        its = {**ModelConfig.preset(preset).to_dict(), **TrainConfig.preset(preset).to_dict()}
+        apart[preset] = sum(its[field] != value for field, value in fields.items())
+    if min(apart.values()) < apart[name]:
+        refuse("preset", min(apart, key=apart.get), name)
+
+
+def where_it_was(saved):
+    """The name of the text of a saved run, also in another working directory than it began in."""
+    name = saved["config"]["data"]
+    before = Path(saved.get("directory", ""), name)
+    moved = before.exists() and before.resolve() != Path(name).resolve()
+    return str(before) if moved else name
 
 
 def window_to_write(model, recipe, saved):

@@ -89,10 +89,8 @@ def seconds_a_step(trainer, until):
     step = statistics.median(seconds[1:] or seconds)     # the first is slow: new moments, kernels
     if size < config.batch_size:                 # other micro-batches add only gradients
         start = clock(trainer.device)
-        trainer.update.gradients(tokens, config.mtp_weight)
+        trainer.update.rehearse(tokens)
         step += (config.batch_size / size - 1) * (clock(trainer.device) - start)
-        trainer.model.zero_grad(set_to_none=True)
-        trainer.model.update_router_bias(0.0)    # sets the loads counted here back to 0
     return step
 
 

@@ -52,10 +52,11 @@ def make_trainer(model_config, recipe, folder, device, saved=None, team=ALONE):
 
     team: the processes of the run, over which it spreads the model before the optimisers are made.
     """
-    # A run --from a checkpoint has its own copy of the tokenizer, and its weights in the state.
-    start = recipe.start and (folder.path if saved else recipe.start)
-    data = read_text(recipe, model_config, start)
-    model = team.spread(make_model(model_config, recipe, device, "" if saved else start))
+    # A run that goes on has its weights in the state, and its tokenizer beside it. Without a copy
+    # the tokenizer is learnt again, unless it came from a checkpoint.
+    own = saved and (recipe.start or (folder.path / "tokenizer.json").is_file())
+    data = read_text(recipe, model_config, folder.path if own else recipe.start)
+    model = team.spread(make_model(model_config, recipe, device, "" if saved else recipe.start))
     optimizers = team.finish(make_optimizers(model, recipe))
     trainer = Trainer(model, optimizers, data, recipe, folder, team)
     if saved:

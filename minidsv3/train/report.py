@@ -3,12 +3,14 @@
 import json
 import platform
 import sys
+from contextlib import contextmanager
 
 import torch
 
 from .. import hf
+from ..command import command_line, notice
 from ..device import send
-from ..files import write_text
+from ..files import first_line, write_text
 from ..infer.text import complete
 from ..measure import plots
 from ..measure.evaluate import bits_per_byte, evaluate
@@ -36,7 +38,8 @@ def run_and_report(trainer, resume):
     if summary is None:
         print(f"stopped after step {trainer.step} and saved; go on with: {resume}")
         return 130
-    print(f"\n{(trainer.folder.path / 'sample.txt').read_text(encoding='utf-8')}\n")
+    if (path := trainer.folder.path / "sample.txt").exists():
+        print(f"\n{path.read_text(encoding='utf-8')}\n")
     print(f"validation: {summary['val_bits_per_byte']:.4f} bits per byte "
           f"({summary['val_bits_per_byte_ema']:.4f} averaged weights), MaxVio by layer "
           f"{', '.join(f'{v:.2f}' for v in summary['max_vio'])}; {summary['seconds']:.0f} s of "
@@ -48,32 +51,49 @@ def run_and_report(trainer, resume):
 
 
 def finish(run):
-    """Evaluate a Trainer's raw and averaged weights and write all exports -> the summary."""
+    """Evaluate a Trainer's raw and averaged weights and write all exports -> the summary.
+
+    The figures come first, so that a sample or a picture that fails cannot prevent them.
+    """
     model, data = run.model, run.data
     everything = (data.inputs, data.targets, data.validation_bytes)
     raw = [p.detach().clone() for p in model.parameters()]
     result = evaluate(model, *everything)
-    text = sample(model, data.tokenizer, run.config.seed)
     set_weights(model, run.average)
     averaged = bits_per_byte(model, *everything)
     run.folder.write_tensors("ema.safetensors", hf.each_released(model))
     set_weights(model, raw)
     figures = summary(run, result, averaged, sum(run.sizes) * run.config.window)
     if run.team.first:                           # the others have only taken part in computing
-        write_results(run, figures, text)
+        write_figures(run, figures)
+    with ornament("a sample"):
+        text = sample(model, data.tokenizer, run.config.seed)          # in all processes
+        if run.team.first:
+            write_text(run.folder.path / "sample.txt", text)
+    if run.team.first:
+        with ornament("pictures"):
+            draw(run.folder.read_metrics(), run.folder.path)
     return figures
 
 
-def write_results(run, figures, text):
-    """What a finished run says of itself: a sample, pictures, and the summary."""
+def write_figures(run, figures):
+    """The last validation in the log, then the summary, which says that the run is finished."""
     folder = run.folder
-    write_text(folder.path / "sample.txt", text)
-    if metrics := folder.read_metrics():         # empty if somebody removed the file
+    metrics = folder.read_metrics()
+    if metrics and metrics[-1]["step"] == run.step:        # somebody may have cut or removed it
         metrics[-1]["val_bits_per_byte"] = figures["val_bits_per_byte"]
         with folder.open_metrics(run.step - 1) as log:
             log.write(json.dumps(metrics[-1]) + "\n")
-        draw(metrics, folder.path)
-    folder.write_json("summary.json", figures)   # last: it says that the run is finished
+    folder.write_json("summary.json", figures)
+
+
+@contextmanager
+def ornament(what):
+    """Do without what a finished run does not need, if it cannot be made, and say so."""
+    try:
+        yield
+    except Exception as error:                   # of any kind: it must not cost the run
+        notice(f"the run is finished, without {what}: {type(error).__name__}, {first_line(error)}")
 
 
 @torch.no_grad()
@@ -97,7 +117,9 @@ def sample(model, tokenizer, seed, length=200):
 
 
 def draw(metrics, folder):
-    """loss.png and expert_load.png from the lines of metrics.jsonl."""
+    """loss.png and expert_load.png from the lines of metrics.jsonl, if there are any."""
+    if not metrics:
+        return
     plots.save(plots.loss_curve(metrics), folder / "loss.png")
     looked = [line for line in metrics if "expert_load" in line]
     if looked:
@@ -119,7 +141,7 @@ def summary(run, result, averaged, tokens):
                "dtype": "fp8" if in_fp8 else str(model.activation_dtype).removeprefix("torch."),
                "seed": config.seed, "torch": torch.__version__,
                "python": platform.python_version(), "corpus_sha256": run.data.sha256,
-               "command": " ".join(sys.argv)}
+               "command": command_line(*sys.argv)}
     if in_fp8:
         tokens = send(run.data.batches.take(0, config.micro_batch), run.device)
         figures["memory"] = saved_by_eight_bits(model, tokens, run.optimizers)

@@ -92,6 +92,12 @@ class Step:
             means.append(share * at_least_float32(torch.stack(terms).detach()))
         return sum(means)
 
+    def rehearse(self, tokens):
+        """Compute the gradients of tokens (B, T+1) and forget them, and the loads counted."""
+        self.gradients(tokens, self.recipe.mtp_weight)
+        self.model.zero_grad(set_to_none=True)
+        self.model.update_router_bias(0.0)
+
     def clip_gradients(self):
         """Scale the gradient down to the recipe's norm -> its norm before, ().
 

@@ -1,4 +1,4 @@
-"""The run: its loop, its progress bar, Ctrl-C, and what it saves.
+"""The run: its loop, its progress bar, and what it saves.
 
 What a step does (`step.py`) depends on (recipe, step) and the weights alone, so a resumed run
 repeats an uninterrupted one bit for bit.
@@ -6,7 +6,7 @@ repeats an uninterrupted one bit for bit.
 
 import json
 import math
-import signal
+import os
 import sys
 import time
 
@@ -20,6 +20,7 @@ from .pace import Pace
 from .recipe import batch_sizes
 from .report import finish
 from .step import Diverged, Step
+from .stop import Stop
 from .team import ALONE
 
 ADVICE = ("the last checkpoint is kept: try a lower learning_rate, or --precision fp32 --device "
@@ -37,7 +38,8 @@ class Trainer:
         self.folder, self.team, self.device = folder, team, model.norm.weight.device
         self.update = Step(model, optimizers, config)
         self.average = [p.detach().clone() for p in model.parameters()]
-        self.step, self.seconds, self.interrupted, self.shown = 0, 0.0, False, None
+        self.step, self.seconds, self.interrupted, self.shown = 0, 0.0, False, {}
+        self.directory = os.getcwd()             # where the name of the text is understood
         self.set_recipe(config)
 
     def set_recipe(self, config):
@@ -62,14 +64,14 @@ class Trainer:
         self.update_average()
         self.step += 1
         targets = tokens[:, 1:]                                        # (B, T)
-        size_in_bytes = self.data.token_bytes[targets].sum().item()
+        bits = figures.next_token / math.log(2) * targets.numel()
+        size_in_bytes = self.data.token_bytes[targets].sum().item()    # 0: special tokens alone
         loads = figures.loads                                          # (layers, E)
         used = loads[loads.any(dim=1)]           # without MTP modules that rest in this step
         return {"step": self.step, "tokens": (done + size) * config.window,
                 "loss": figures.next_token, "mtp_loss": figures.mtp,
                 "balance_loss": figures.balance,
-                "bits_per_byte": (figures.next_token / math.log(2) * targets.numel()
-                                  / size_in_bytes),
+                "bits_per_byte": bits / size_in_bytes if size_in_bytes else None,
                 "lr": self.optimizers[0].param_groups[0]["lr"],
                 "max_vio": max_violation(used).mean().item() if len(used) else 0.0}, loads
 
@@ -83,16 +85,16 @@ class Trainer:
     # ---- the run ----
 
     def run(self):
-        """Train to the end, or until Ctrl-C -> the summary, or None if interrupted."""
+        """Train to the end, or until a signal asks to stop -> the summary, or None if stopped."""
         self.write_recipe()
-        quick, pace = self.data.quick_sample(), Pace(self)
-        with self.folder.open_metrics(self.step) as log, CatchInterrupt(self), self.bar() as bar:
-            while self.step < self.config.steps and not self.interrupted:
+        quick, pace, stopped = self.data.quick_sample(), Pace(self), False
+        with self.folder.open_metrics(self.step) as log, Stop(self), self.bar() as bar:
+            while self.step < self.config.steps and not stopped:
                 begin = time.perf_counter()
                 line, loads = self.train_step()
                 alone = time.perf_counter() - begin
                 last = self.step == self.config.steps
-                if self.step % self.config.eval_every == 0 and not last:
+                if self.step % self.config.eval_every == 0 and not last and quick[-1]:
                     line["val_bits_per_byte"] = bits_per_byte(self.model, *quick)
                 if self.step % max(1, self.config.steps // 100) == 0 and len(loads):
                     share = loads / loads.double().mean(dim=1, keepdim=True).clamp(min=1)
@@ -107,10 +109,10 @@ class Trainer:
                     bar.write(said, file=sys.stderr)
                 if self.step % self.config.save_every == 0 and not last:
                     self.save()
-                self.interrupted = self.team.any(self.interrupted)
-        self.save()
-        self.folder.close(self.model)
-        return None if self.interrupted else finish(self)
+                stopped = self.team.any(self.interrupted)    # all processes agree on this step
+            self.save()
+            self.folder.close(self.model)
+        return None if stopped else finish(self)
 
     def bar(self):
         """The progress bar, counting tokens; TQDM_DISABLE, which a study sets, hides it."""
@@ -122,18 +124,26 @@ class Trainer:
 
     def show(self, bar, line):
         """Put the step's figures beside the bar, lightly smoothed."""
-        shown = self.shown or line
-        self.shown = {name: 0.95 * shown[name] + 0.05 * line[name]
-                      for name in ("loss", "bits_per_byte", "max_vio")}
+        new = {name: line[name] for name in ("loss", "bits_per_byte", "max_vio")
+               if line[name] is not None}
+        self.shown |= {name: 0.95 * self.shown.get(name, value) + 0.05 * value
+                       for name, value in new.items()}
         bar.update(self.sizes[self.step - 1] * self.config.window)
         bar.set_postfix_str("loss {loss:.3f} bits/byte {bits_per_byte:.3f} lr {lr:.1e} "
-                            "MaxVio {max_vio:.2f}".format(lr=line["lr"], **self.shown),
+                            "MaxVio {max_vio:.2f}".format(
+                                **{"bits_per_byte": math.nan, "lr": line["lr"]} | self.shown),
                             refresh=False)
 
     # ---- files ----
 
     def write_recipe(self):
-        """The files that do not change during a run, and the state that it can begin from."""
+        """The files that do not change during a run, and the state that it can begin from.
+
+        Before an older run goes, this one shows that it can compute a step.
+        """
+        if self.folder.replaces:
+            tokens = self.data.batches.take(0, self.sizes[0])          # (B, T+1)
+            self.update.rehearse(send(self.team.own(tokens), self.device))
         self.folder.start(None if self.step else self.state())
         self.folder.write_json("train.json", self.config.to_dict())
         if self.team.first:
@@ -153,13 +163,14 @@ class Trainer:
                 "model_config": self.model.config.to_dict(), "corpus_sha256": self.data.sha256,
                 "model": self.model.state_dict(), "average": self.average,
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-                "rng": torch.get_rng_state()}
+                "rng": torch.get_rng_state(), "directory": self.directory}
 
     def restore(self, state):
         """Continue from a saved state. UserError if the text is not the one it was trained on."""
         if state["corpus_sha256"] != self.data.sha256:
-            raise UserError(f"the text {self.config.data!r} has changed since this run began; "
-                            "start a new run, or bring the old text back.")
+            raise UserError(f"the text {self.config.data!r} has changed since this run began, or "
+                            "is another one; bring the old text back, name it with --data, or "
+                            "start a new run.")
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -167,21 +178,3 @@ class Trainer:
             average.copy_(saved)
         self.step, self.seconds = state["step"], state["seconds"]
         torch.set_rng_state(state["rng"])
-
-
-class CatchInterrupt:
-    """Ctrl-C ends the run after the current step; a second one ends it at once."""
-
-    def __init__(self, trainer):
-        self.trainer = trainer
-
-    def __enter__(self):
-        self.previous = signal.signal(signal.SIGINT, self.note)
-
-    def note(self, *_):
-        """Remember the first Ctrl-C and restore the usual handler for the next one."""
-        self.trainer.interrupted = True
-        signal.signal(signal.SIGINT, self.previous)
-
-    def __exit__(self, *_):
-        signal.signal(signal.SIGINT, self.previous)

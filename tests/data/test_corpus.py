@@ -248,7 +248,8 @@ def test_no_packages_is_refused_in_one_line(tmp_path):
     (lambda path: write(path / "empty.txt", b" \n"), ValueError, ["empty.txt", "no text", "give"]),
     (lambda path: write(path / "n.bin", b"ab\0"), ValueError, ["n.bin", "NUL byte", "convert"]),
     (lambda path: write(path / "l1.txt", b"caf\xe9"), ValueError, ["0xe9 at 3", "convert"]),
-    (lambda path: write(path / "f" / "n.bin", b"\0").parent, ValueError, ["no text", "1 binary"]),
+    (lambda path: write(path / "f" / "n.bin", b"\0").parent, ValueError,
+     ["no text", "1 files or folders left out"]),
     (lambda path: "http://127.0.0.1:1/x", ValueError, ["127.0.0.1:1/x", "check", "network"]),
     (lambda path: "https://", ValueError, ["'https://'", "check"]),
 ])

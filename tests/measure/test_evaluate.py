@@ -195,3 +195,52 @@ def test_a_run_s_own_text_is_known_by_any_spelling(finished_run, small_text, tmp
     (tmp_path / "train.json").write_text("[]")
     with pytest.raises(ValueError, match="train.json holds a list"):
         evaluate_module.documents_of(tmp_path, None)
+
+
+def moved_run(finished_run, folder, data, keep=()):
+    """A copy of the run that says another place of its text, with only these files beside."""
+    shutil.copytree(finished_run, folder)
+    recipe = json.loads((folder / "train.json").read_text())
+    (folder / "train.json").write_text(json.dumps(recipe | {"data": str(data)}))
+    for name in {"summary.json", "state.pt"} - set(keep):
+        (folder / name).unlink()
+    return folder
+
+
+@pytest.mark.parametrize("keep", [["summary.json"], ["state.pt"]])
+def test_a_text_that_changed_since_the_training_is_told(
+        finished_run, small_text, tmp_path, capsys, keep):
+    """Oracle: the hash in summary.json, or in state.pt of an unfinished run; one line on stderr."""
+    text = tmp_path / "texts" / small_text.name
+    text.parent.mkdir()
+    shutil.copy(small_text, text)
+    run = moved_run(finished_run, tmp_path / "run", text, keep)
+    assert evaluate_module.documents_of(run, None)[1] == f"validation part of {text}"
+    assert capsys.readouterr().err == ""
+    text.write_text(text.read_text(encoding="utf-8") + "one more line\n" * 90, encoding="utf-8")
+    name = evaluate_module.documents_of(run, None)[1]
+    assert name == f"validation part of {text}, not as in training"
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{text} is not the text that this model was trained on: its SHA-256")
+
+
+def test_the_text_of_the_training_is_known_in_another_place(finished_run, small_text, tmp_path,
+                                                            capsys):
+    """Oracle: its hash; only the validation part is read, though the run names another place."""
+    run = moved_run(finished_run, tmp_path / "run", "gone.txt", ["summary.json"])
+    shutil.copy(small_text, tmp_path)
+    documents, name = evaluate_module.documents_of(run, str(tmp_path / small_text.name))
+    assert name.startswith("validation part of ") and capsys.readouterr().err == ""
+    assert 0 < raw_bytes(documents) < small_text.stat().st_size / 5
+
+
+def test_a_run_of_several_processes_knows_its_text(tmp_path):
+    """Oracle: by hand, the newest of its states; a folder without any does not tell."""
+    for step, name in ((20, "old"), (40, "new")):
+        (tmp_path / "state" / f"step-{step:08}").mkdir(parents=True)
+        (tmp_path / "state" / f"step-{step:08}" / "run.json").write_text(
+            json.dumps({"corpus_sha256": name}))
+    assert evaluate_module.hash_of_text(tmp_path) == "new"
+    shutil.rmtree(tmp_path / "state")
+    (tmp_path / "state.pt").write_bytes(b"damaged")
+    assert evaluate_module.hash_of_text(tmp_path) is None

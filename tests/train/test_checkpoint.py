@@ -215,6 +215,15 @@ def test_a_file_in_the_way_is_named(tmp_path, below):
         RunFolder(tmp_path / "a.txt" / below)
 
 
+def test_a_name_that_is_no_utf_8_is_refused_for_a_folder_and_kept_for_a_text(tmp_path):
+    """Oracle: the words of the error, and what was saved."""
+    with pytest.raises(ValueError, match=r"r.udce9n': the name is not UTF-8.* name another folder"):
+        RunFolder(tmp_path / "r\udce9n")
+    folder = RunFolder(tmp_path / "run")
+    folder.start(state(1) | {"config": {"data": "caf\udce9"}})
+    assert folder.load_state()["config"] == {"data": "caf\udce9"}
+
+
 @pytest.mark.parametrize("content", [
     b"", b"no state at all", pickle.dumps({"step": 1}, 2), pickle.dumps(os.system, 2)])
 def test_a_state_that_is_none_is_refused(tmp_path, content):

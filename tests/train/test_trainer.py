@@ -163,14 +163,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(miniature, tmp_path, monkeypatch, ca
     assert hf.load(tmp_path / "run").config.hidden_size == 32
 
 
-def test_a_second_ctrl_c_ends_at_once(miniature, tmp_path, monkeypatch, capsys, request):
-    """Oracle: exit code 130, no traceback, and the checkpoint from before this step.
-
-    A shell lets its background jobs ignore Ctrl-C, so Python's usual handler is set here.
-    """
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
-
+def test_a_second_ctrl_c_ends_at_once(miniature, tmp_path, monkeypatch, capsys):
+    """Oracle: exit code 130, no traceback, and the checkpoint from before this step."""
     def twice(self):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)

@@ -1,0 +1,162 @@
+"""Whatever stops a run: it finishes its step and saves. What nobody can read ends nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import train_tiny
+from minidsv3.command import Stderr
+from minidsv3.train.checkpoint import RunFolder
+from minidsv3.train.stop import SIGNALS
+from minidsv3.train.trainer import Trainer
+from tests.train.test_trainer import metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal or terminal")
+
+
+@pytest.fixture
+def in_step_three(monkeypatch):
+    """A function; what it is given is called within the third step of every run."""
+    def arrange(action):
+        real = Trainer.train_step
+
+        def train_step(self):
+            if self.step == 2:
+                action()
+            return real(self)
+
+        monkeypatch.setattr(Trainer, "train_step", train_step)
+    return arrange
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_signal_ends_the_run_after_its_step(
+        finished_run, miniature, tmp_path, monkeypatch, in_step_three, number, times):
+    """Oracle: the uninterrupted run, bit for bit; the handlers from before are back.
+
+    A terminal that closes sends several SIGHUPs. Only a second Ctrl-C ends a run at once.
+    """
+    if number == signal.SIGINT and times > 1:
+        pytest.skip("is tested in test_trainer.py")
+    handlers = [signal.getsignal(each) for each in SIGNALS]
+    in_step_three(lambda: [signal.raise_signal(number) for _ in range(times)])
+    folder = tmp_path / "run"
+    assert train_tiny.main([*miniature, "--save-every", "9", "--out", str(folder)]) == 130
+    assert RunFolder(folder, resume=True).load_state()["step"] == 3
+    assert [signal.getsignal(each) for each in SIGNALS] == handlers
+    monkeypatch.undo()
+    assert train_tiny.main(["--out", str(folder), "--resume", "--device", "cpu"]) == 0
+    assert metrics(folder) == metrics(finished_run)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_an_ignored_signal_stays_ignored(miniature, tmp_path, in_step_three, request, number):
+    """As under `nohup`, or behind `&` in a script. Oracle: the run ends with its last step."""
+    before = signal.signal(number, signal.SIG_IGN)
+    request.addfinalizer(lambda: signal.signal(number, before))
+    in_step_three(lambda: signal.raise_signal(number))
+    assert train_tiny.main([*miniature, "--out", str(tmp_path / "run")]) == 0
+    assert signal.getsignal(number) == signal.SIG_IGN
+
+
+def test_a_run_in_another_thread_sets_no_handler(finished_run, miniature, tmp_path):
+    """Oracle: the run in the main thread."""
+    codes = []
+    arguments = [*miniature, "--out", str(tmp_path / "run")]
+    thread = threading.Thread(target=lambda: codes.append(train_tiny.main(arguments)))
+    thread.start()
+    thread.join()
+    assert codes == [0] and metrics(tmp_path / "run") == metrics(finished_run)
+
+
+class Broken:
+    """A stream that fails with this error from its third write on."""
+
+    def __init__(self, error):
+        self.error, self.writes = error, 0
+
+    def write(self, text):
+        self.writes += 1
+        if self.writes > 2:
+            raise self.error
+
+    def flush(self):
+        self.write("")
+
+    def fileno(self):
+        raise ValueError("no file")
+
+
+@pytest.mark.parametrize("stream", [
+    None, Broken(BrokenPipeError(32, "Broken pipe")), Broken(OSError(5, "Input/output error")),
+    Broken(ValueError("I/O operation on closed file"))], ids=["none", "pipe", "terminal", "closed"])
+def test_a_bar_that_cannot_be_written_ends_nothing(
+        finished_run, miniature, tmp_path, monkeypatch, stream):
+    """Oracle: the run with a bar."""
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert train_tiny.main([*miniature, "--out", str(tmp_path / "run")]) == 0
+    assert metrics(tmp_path / "run") == metrics(finished_run)
+    assert stream is None or stream.writes > 2
+    assert sys.stderr is stream
+
+
+def test_a_reader_that_goes_ends_nothing(miniature, tmp_path):
+    """`train_tiny.py 2>&1 | head -2`. Oracle: a finished run; exit code 141, as in a shell."""
+    arguments = [*miniature, "--out", str(tmp_path / "run")]
+    process = subprocess.Popen([sys.executable, str(ROOT / "train_tiny.py"), *arguments],
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert b"device cpu" in process.stdout.readline()
+    assert b"output in" in process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=100) == 141
+    assert json.loads((tmp_path / "run" / "summary.json").read_bytes())["steps"] == 6
+
+
+@POSIX
+def test_a_terminal_that_closes_leaves_a_state(miniature, tmp_path):
+    """Oracle: the state of the last step in the log, though states are saved every 100,000."""
+    folder = tmp_path / "run"
+    terminal, its_end = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train_tiny.py"), *miniature, "--steps", "100000",
+         "--save-every", "100000", "--out", str(folder)], stdin=its_end, stdout=its_end,
+        stderr=its_end, start_new_session=True)
+    try:
+        os.close(its_end)
+        while not (folder / "metrics.jsonl").exists() or len(metrics_so_far(folder)) < 2:
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.close(terminal)                       # from here on all that it prints fails
+        process.send_signal(signal.SIGHUP)
+        process.wait(timeout=100)
+    finally:
+        process.kill()
+    state = RunFolder(folder, resume=True).load_state()
+    assert state["step"] == len(metrics(folder)) >= 2
+    assert not (folder / "run.lock").exists()
+
+
+def metrics_so_far(folder):
+    """The whole lines of a log that is being written."""
+    return (folder / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
+
+
+def test_what_a_stream_still_holds_is_not_written_at_exit():
+    """Oracle: a pipe without a reader, behind a buffer that would fail when it is flushed."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", encoding="utf-8") as stream:
+        silent = Stderr(stream)
+        silent.write("text")
+        silent.flush()
+        silent.write("more")
+        silent.flush()
