@@ -102,7 +102,7 @@ def run(arguments):
         "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "speculative", "seed", "stop")}
     # A bad setting is refused before a prompt is read; the length is judged with each prompt.
     first = settings | {"max_new_tokens": min(1, arguments.max_new_tokens)}
-    complete(model, tokenizer, "", **first)
+    complete(model, tokenizer, "a", **first)
     for prompt, suffix in prompts(arguments):
         pieces = complete(model, tokenizer, prompt, suffix=suffix, **settings)
         write(pieces, prompt, suffix, arguments)

@@ -92,6 +92,10 @@ class Tokenizer:
         """The ids of a text that a model is to continue."""
         return self.encode(OPENING + text)
 
+    def uncut(self, text):
+        """How many characters of a prompt must stay together; here text never has added tokens."""
+        return 0
+
     def encode_batch(self, texts):
         """`encode` for many texts, on all cores."""
         return self.encoding.encode_ordinary_batch(texts, num_threads=os.cpu_count() or 1)
