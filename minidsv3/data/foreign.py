@@ -16,7 +16,6 @@ from ..files import first_line
 from ..hf import read_json
 from .tokenizer import FIM_BEGIN, FIM_END, FIM_HOLE, Tokenizer, from_visible
 
-
 UTF8 = [*range(0xC0), *range(0xC2, 0xF5)]        # the bytes that occur in texts
 
 

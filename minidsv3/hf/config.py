@@ -126,8 +126,8 @@ def rope_fields(values):
     thetas = {key: theta for key, theta in thetas.items() if theta is not None}
     agree(thetas)
     agree(scalings)
-    return ({"rope_theta": theta for theta in thetas.values()}
-            | {"rope_scaling": next(iter(scalings.values()), None)})
+    theta = {"rope_theta": next(iter(thetas.values()))} if thetas else {}
+    return theta | {"rope_scaling": next(iter(scalings.values()), None)}
 
 
 def agree(stated):
