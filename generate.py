@@ -10,7 +10,7 @@ import sys
 import time
 
 from minidsv3 import hf
-from minidsv3.command import Parser, UserError, answer
+from minidsv3.command import Parser, UserError, answer, for_terminal
 from minidsv3.data.foreign import read_tokenizer
 from minidsv3.device import choose_device, choose_threads
 from minidsv3.infer.generation import statistics
@@ -117,7 +117,8 @@ def write(pieces, prompt, suffix, arguments):
         if piece.token is not None:
             moments.append(time.perf_counter() - begin)
         green = arguments.show_drafts and piece.drafted
-        print(f"{GREEN}{piece.text}{PLAIN}" if green else piece.text, end="", flush=True)
+        text = for_terminal(piece.text)
+        print(f"{GREEN}{text}{PLAIN}" if green else text, end="", flush=True)
     print(suffix or "")
     if arguments.stats:
         new = sum(token not in pieces.sequence.stop for token in pieces.sequence.new)

@@ -5,6 +5,10 @@ import os
 import sys
 from functools import cache
 
+# Unicode has a sign for each control character of ASCII; the others of Latin-1 are spelt out.
+SIGNS = ({code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+         | {code: f"\\x{code:02x}" for code in range(0x80, 0xA0)})
+
 
 class UserError(ValueError):
     """An error that the user caused and can correct; its text gives the value and a remedy.
@@ -29,6 +33,14 @@ class Parser(argparse.ArgumentParser):
 def notice(text):
     """Print a line that the user should know on stderr; the same text only once in a process."""
     print(text, file=sys.stderr, flush=True)
+
+
+def for_terminal(text):
+    """A model's text for stdout; at a terminal, which would obey them, control characters as signs.
+
+    Line ends and tabs stay. A file or a pipe gets the text as it is.
+    """
+    return text.translate(SIGNS) if sys.stdout.isatty() else text
 
 
 def answer(work):

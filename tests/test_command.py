@@ -2,7 +2,8 @@
 
 import pytest
 
-from minidsv3.command import Parser, UserError, answer, notice
+from minidsv3.command import Parser, UserError, answer, for_terminal, notice
+from minidsv3.infer.text import Piece
 
 
 def fail(error):
@@ -33,6 +34,17 @@ def test_a_mistake_of_the_program_keeps_its_traceback(capsys):
     assert capsys.readouterr().err == ""
 
 
+ESCAPES = "a\x1b]0;title\x07\x9b2J\r\x7f\x00\tb\n\u00e9 \u6771"
+
+
+@pytest.mark.parametrize("terminal, expected", [
+    (True, "a\u241b]0;title\u2407\\x9b2J\u240d\u2421\u2400\tb\n\u00e9 \u6771"), (False, ESCAPES)])
+def test_a_terminal_obeys_no_text_of_a_model(monkeypatch, terminal, expected):
+    """Oracle: by hand, for a terminal; a file gets every character."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal, raising=False)
+    assert for_terminal(ESCAPES) == expected
+
+
 def test_a_wrong_option_is_a_user_error():
     """Oracle: the message of argparse, which names the option."""
     with pytest.raises(UserError, match="unrecognized arguments: --nosuch; see --help"):
@@ -50,3 +62,12 @@ def test_a_notice_is_printed_once(capsys):
     for text in ("one", "two", "one"):
         notice(text)
     assert capsys.readouterr() == ("", "one\ntwo\n")
+
+
+def test_generate_shows_escape_sequences_as_signs(monkeypatch, capsys):
+    """Oracle: the characters by hand, for two pieces in place of a model; colours stay."""
+    import generate
+    pieces = [Piece(5, "\x1b[2Jx", drafted=True), Piece(None, "\x08\n")]
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    generate.write(pieces, "p", None, generate.parse_arguments(["--show-drafts"]))
+    assert capsys.readouterr().out == "p\033[32m\u241b[2Jx\033[0m\u2408\n\n"

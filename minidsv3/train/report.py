@@ -7,6 +7,7 @@ import sys
 import torch
 
 from .. import hf
+from ..command import for_terminal
 from ..device import send
 from ..files import write_text
 from ..infer.text import complete
@@ -36,7 +37,8 @@ def run_and_report(trainer, resume):
     if summary is None:
         print(f"stopped after step {trainer.step} and saved; go on with: {resume}")
         return 130
-    print(f"\n{(trainer.folder.path / 'sample.txt').read_text(encoding='utf-8')}\n")
+    text = (trainer.folder.path / "sample.txt").read_text(encoding="utf-8")
+    print(f"\n{for_terminal(text)}\n")
     print(f"validation: {summary['val_bits_per_byte']:.4f} bits per byte "
           f"({summary['val_bits_per_byte_ema']:.4f} averaged weights), MaxVio by layer "
           f"{', '.join(f'{v:.2f}' for v in summary['max_vio'])}; {summary['seconds']:.0f} s of "

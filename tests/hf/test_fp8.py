@@ -145,7 +145,8 @@ def test_an_embedding_in_fp8_gives_a_bfloat16_model(fp8_folder, monkeypatch, fas
     codes, scale = quantize(torch.randn(64, 192), BLOCK)
     name = "model.embed_tokens.weight"
     rewrite(fp8_folder, lambda t: t.update({
-        name: codes, name + "_scale_inv": scale, "model.layers.3.embed_tokens.weight": codes.clone(),
+        name: codes, name + "_scale_inv": scale,
+        "model.layers.3.embed_tokens.weight": codes.clone(),
         "model.layers.3.embed_tokens.weight_scale_inv": scale.clone()}))
     weight = hf.load(fp8_folder).embed_tokens.weight
     assert weight.dtype == dtype
