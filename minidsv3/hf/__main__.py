@@ -48,7 +48,7 @@ def info(folder, checkpoint):
         numbers[dtype] += prod(checkpoint.shapes[name])
         tensors[dtype] += 1
     scaling = config.rope_scaling
-    repeated = [name for name in copies(model.config) if name in checkpoint.shapes]
+    repeated = len(copies(model.config).keys() & checkpoint.shapes.keys())
     rows = {
         "architecture": f"DeepSeek-V3: {config.num_hidden_layers} blocks ({dense} dense), width "
                         f"{config.hidden_size}, {config.num_attention_heads} heads, latents "
@@ -66,7 +66,7 @@ def info(folder, checkpoint):
                             for dtype in sorted(numbers)),
         "files": f"{len(set(checkpoint.file_of.values())):,}, {checkpoint.nbytes:,} bytes",
         "loads": "no" if complaints else "yes" + (
-            f", if {repeated[0]} and its like are true copies: loading compares them"
+            f"; {repeated} copies of embedding and head are compared on loading"
             if repeated else ""),
     }
     for name, text in rows.items():
