@@ -39,11 +39,11 @@ def read_tokenizer(folder, config):
         raise UserError(f"{path} has {tokenizer.vocab_size} tokens, but config.json says "
                         f"vocab_size={config.vocab_size}; they belong to different models.")
     if config.end_ids and tokenizer.eos_id not in config.end_ids:
-        told(path, config, tokenizer.eos_id)
+        say_ends_differ(path, config, tokenizer.eos_id)
     return tokenizer
 
 
-def told(path, config, eos):
+def say_ends_differ(path, config, eos):
     """Say in a notice that config.json names another end token than the tokenizer."""
     notice(f"{path.with_name('config.json')}: eos_token_id={config.eos_token_id} is not the end "
            f"token of the tokenizer, {eos}; texts end as config.json says.")
@@ -72,13 +72,7 @@ class ForeignTokenizer:
             self.special = {number for number, token in self.added.items() if token.special
                             or number in (self.bos_id, *self.ends, *marks)}
             self.for_texts = without_special(content, self.special)
-            ordinary = self.for_prompts.get_vocab(with_added_tokens=False)
-            token_bytes = {number: from_visible(token) for token, number in ordinary.items()
-                           if number not in self.added}
-            token_of = {data: number for number, data in token_bytes.items()}
-            if lost := [byte for byte in UTF8 if bytes([byte]) not in token_of]:
-                raise ValueError(f"it has no token for {len(lost)} of the bytes that texts are "
-                                 f"made of, {lost[0]} among them")
+            token_of = ordinary_tokens(self.for_prompts, self.added)
         except Exception as error:               # the library raises bare Exceptions
             raise UserError(f"{path} cannot be used ({first_line(error)}); need byte-level BPE as "
                             "in DeepSeek's checkpoints or those of train_tiny.py.") from None
@@ -86,13 +80,14 @@ class ForeignTokenizer:
         # If a whole word is a special token, text can reach it without its mark being looked for.
         self.spelling = {number: [token_of[bytes([byte])] for byte in spelt[number]]
                          for number in self.special}
+        token_bytes = {number: data for data, number in token_of.items()}
         token_bytes |= spelt | dict.fromkeys(self.special, b"")
         if max(token_bytes) >= config.vocab_size:
             raise UserError(f"{path} has token {max(token_bytes)}, but config.json says "
                             f"vocab_size={config.vocab_size}; they belong to different models.")
         self.token_bytes = [token_bytes.get(number, b"") for number in range(config.vocab_size)]
         if named is not None and named not in self.ends:
-            told(self.path, config, named)
+            say_ends_differ(self.path, config, named)
 
     @property
     def eos_id(self):
@@ -159,6 +154,17 @@ def is_byte_level(content, tokenizer):
     """Whether a tokenizer.json is byte-level BPE; without a decoder, its first step decides."""
     step = content.get("decoder") or content.get("pre_tokenizer")
     return isinstance(tokenizer.model, tokenizers.models.BPE) and "ByteLevel" in json.dumps(step)
+
+
+def ordinary_tokens(tokenizer, added):
+    """{bytes: id} of the tokens that are not added ones. Raises ValueError if a byte has none."""
+    token_of = {from_visible(token): number
+                for token, number in tokenizer.get_vocab(with_added_tokens=False).items()
+                if number not in added}
+    if lost := [byte for byte in UTF8 if bytes([byte]) not in token_of]:
+        raise ValueError(f"it has no token for {len(lost)} of the bytes that texts are made of, "
+                         f"{lost[0]} among them")
+    return token_of
 
 
 def without_special(content, special):

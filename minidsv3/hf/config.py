@@ -77,7 +77,7 @@ def read_config(folder):
         raise UserError(f"{path}: {error}") from None
     if missing := [f"{name}={getattr(config, name)}" for name in ModelConfig.__dataclass_fields__
                    if name not in chosen]:
-        notice(f"{path} leaves out what DeepSeek-V3's values are taken for: {', '.join(missing)}.")
+        notice(f"{path} lacks keys; DeepSeek-V3's values are taken: {', '.join(missing)}.")
     return config
 
 

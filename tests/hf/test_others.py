@@ -60,8 +60,8 @@ def test_null_is_null_and_an_absent_key_is_named(folder, capsys):
     config = hf.read_config(folder)
     assert (config.bos_token_id, config.routed_scaling_factor, config.rope_theta) == (0, 2.5, 1e4)
     line, = capsys.readouterr().err.splitlines()
-    for words in ("config.json leaves out", "routed_scaling_factor=2.5", "rope_theta=10000.0",
-                  "bos_token_id=0", "eos_token_id=1"):
+    for words in ("config.json lacks keys; DeepSeek-V3's values", "routed_scaling_factor=2.5",
+                  "rope_theta=10000.0", "bos_token_id=0", "eos_token_id=1"):
         assert words in line, words
 
 
