@@ -10,7 +10,7 @@ import sys
 import time
 
 from minidsv3 import hf
-from minidsv3.command import Parser, UserError, answer
+from minidsv3.command import Parser, UserError, answer, for_terminal
 from minidsv3.data.foreign import read_tokenizer
 from minidsv3.device import choose_device, choose_threads
 from minidsv3.infer.generation import statistics
@@ -102,7 +102,7 @@ def run(arguments):
         "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "speculative", "seed", "stop")}
     # A bad setting is refused before a prompt is read; the length is judged with each prompt.
     first = settings | {"max_new_tokens": min(1, arguments.max_new_tokens)}
-    complete(model, tokenizer, "", **first)
+    complete(model, tokenizer, "a", **first)
     for prompt, suffix in prompts(arguments):
         pieces = complete(model, tokenizer, prompt, suffix=suffix, **settings)
         write(pieces, prompt, suffix, arguments)
@@ -117,7 +117,8 @@ def write(pieces, prompt, suffix, arguments):
         if piece.token is not None:
             moments.append(time.perf_counter() - begin)
         green = arguments.show_drafts and piece.drafted
-        print(f"{GREEN}{piece.text}{PLAIN}" if green else piece.text, end="", flush=True)
+        text = for_terminal(piece.text)
+        print(f"{GREEN}{text}{PLAIN}" if green else text, end="", flush=True)
     print(suffix or "")
     if arguments.stats:
         new = sum(token not in pieces.sequence.stop for token in pieces.sequence.new)

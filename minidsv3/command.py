@@ -11,6 +11,10 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]     # it has no scripts if the package is installed
 
+# Unicode has a sign for each control character of ASCII; the others of Latin-1 are spelt out.
+SIGNS = ({code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+         | {code: f"\\x{code:02x}" for code in range(0x80, 0xA0)})
+
 
 class UserError(ValueError):
     """An error that the user caused and can correct; its text gives the value and a remedy.
@@ -80,6 +84,14 @@ class Stderr:
 def lead_nowhere(stream):
     """Discard what a stream still holds and gets; else the interpreter would fail at its exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def for_terminal(text):
+    """A model's text for stdout; at a terminal, which would obey them, control characters as signs.
+
+    Line ends and tabs stay. A file or a pipe gets the text as it is.
+    """
+    return text.translate(SIGNS) if sys.stdout.isatty() else text
 
 
 def answer(work):

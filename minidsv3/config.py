@@ -11,29 +11,14 @@ Numbers of a *training run* (learning rate, balance weight, ...) live in `train/
 """
 
 import dataclasses
-import difflib
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from .command import UserError, notice
+from .fields import build, check_types, replace_fields
 from .files import write_text
-
-
-def check_types(config):
-    """Raise UserError if a field has another type than declared: JSON and --set check nothing."""
-    for field in dataclasses.fields(config):
-        value, allowed = getattr(config, field.name), field.type
-        if allowed in (float, float | None) and type(value) is int:
-            if abs(value) > 1e300:               # which float() refuses
-                raise UserError(f"{field.name} has {len(str(abs(value)))} digits; give a number "
-                                "below 1e300.")
-            object.__setattr__(config, field.name, float(value))
-        elif type(value) is bool and allowed is not bool or not isinstance(value, allowed):
-            expected = getattr(allowed, "__name__", str(allowed))
-            raise UserError(
-                f"{field.name}={value!r} is a {type(value).__name__}; give {expected}.")
 
 
 @dataclass(frozen=True)
@@ -113,13 +98,18 @@ class ModelConfig:
 
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02            # std of initial weights; the report says 0.006
-    bos_token_id: int = 0
-    eos_token_id: int = 1
+    bos_token_id: int | None = 0
+    eos_token_id: int | tuple | None = 1       # several tokens may end a text; None: no token does
 
     def __post_init__(self):
         if isinstance(self.rope_scaling, dict):
-            scaling = _build(RopeScaling, self.rope_scaling, "rope_scaling.")
+            scaling = build(RopeScaling, self.rope_scaling, "rope_scaling.")
             object.__setattr__(self, "rope_scaling", scaling)
+        if isinstance(self.eos_token_id, list | tuple):                # JSON has lists
+            ends = tuple(token for place, token in enumerate(self.eos_token_id)
+                         if token not in self.eos_token_id[:place])
+            object.__setattr__(self, "eos_token_id", ends if len(ends) > 1 else
+                               next(iter(ends), None))
         check_types(self)
         self._check_sizes()
         self._check_experts()
@@ -152,10 +142,12 @@ class ModelConfig:
         if self.qk_rope_head_dim % 2:
             raise UserError(f"qk_rope_head_dim={self.qk_rope_head_dim} is odd, but rotary "
                             f"channels come in pairs; use {self.qk_rope_head_dim + 1}.")
-        for name in ("bos_token_id", "eos_token_id"):
-            if not 0 <= getattr(self, name) < self.vocab_size:
-                raise UserError(f"{name}={getattr(self, name)} is no token id of a vocabulary of "
-                                f"{self.vocab_size}; choose 0 to {self.vocab_size - 1}.")
+        bos = () if self.bos_token_id is None else (self.bos_token_id,)
+        for name, ids in (("bos_token_id", bos), ("eos_token_id", self.end_ids)):
+            for token in ids:
+                if type(token) is not int or not 0 <= token < self.vocab_size:
+                    raise UserError(f"{name}={token!r} is no token id of a vocabulary of "
+                                    f"{self.vocab_size}; choose 0 to {self.vocab_size - 1}.")
 
     def _check_experts(self):
         if self.n_routed_experts % self.n_group:
@@ -176,6 +168,12 @@ class ModelConfig:
             raise UserError(f"num_experts_per_tok={self.num_experts_per_tok} is more than the "
                             f"{reachable} experts in topk_group={self.topk_group} groups; "
                             f"choose 1 to {reachable}.")
+
+    @property
+    def end_ids(self):
+        """The tokens that end a text, as a tuple; the first one separates training texts."""
+        ends = self.eos_token_id
+        return ends if isinstance(ends, tuple) else () if ends is None else (ends,)
 
     @property
     def qk_head_dim(self):
@@ -217,7 +215,7 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values):
         """A config from {field: value}; UserError for an unknown field names the nearest one."""
-        return _build(cls, values)
+        return build(cls, values)
 
     def to_dict(self):
         """Plain numbers under the released keys, ready for JSON."""
@@ -236,27 +234,6 @@ class ModelConfig:
     def replace(self, **changes):
         """A copy with some fields changed and all checks repeated; UserError for unknown names."""
         return replace_fields(self, changes)
-
-
-def replace_fields(config, changes):
-    """A copy of a frozen dataclass with fields changed; UserError on an unknown name."""
-    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    return _build(type(config), fields | changes)
-
-
-def _build(cls, values, prefix=""):
-    """Make a dataclass from a dict of its fields; UserError for unknown and for missing names."""
-    known = [field.name for field in dataclasses.fields(cls)]
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known are {', '.join(known)}."
-            raise UserError(f"{cls.__name__} has no field {prefix}{name}; {hint}")
-    missing = [f.name for f in dataclasses.fields(cls)
-               if f.default is dataclasses.MISSING and f.name not in values]
-    if missing:
-        raise UserError(f"{cls.__name__} needs {prefix}{missing[0]}; add it.")
-    return cls(**values)
 
 
 # Presets tiny and short tie embedding and head, unlike the released model: a separate head would be

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from minidsv3.command import REPOSITORY, Parser, UserError, answer, command_line, notice, script
+from minidsv3.command import (
+    REPOSITORY,
+    Parser,
+    UserError,
+    answer,
+    command_line,
+    for_terminal,
+    notice,
+    script,
+)
+from minidsv3.infer.text import Piece
 
 
 def fail(error):
@@ -35,6 +45,17 @@ def test_a_mistake_of_the_program_keeps_its_traceback(capsys):
         with pytest.raises((ValueError, KeyError, RuntimeError)):
             answer(work)
     assert capsys.readouterr().err == ""
+
+
+ESCAPES = "a\x1b]0;title\x07\x9b2J\r\x7f\x00\tb\n\u00e9 \u6771"
+
+
+@pytest.mark.parametrize("terminal, expected", [
+    (True, "a\u241b]0;title\u2407\\x9b2J\u240d\u2421\u2400\tb\n\u00e9 \u6771"), (False, ESCAPES)])
+def test_a_terminal_obeys_no_text_of_a_model(monkeypatch, terminal, expected):
+    """Oracle: by hand, for a terminal; a file gets every character."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal, raising=False)
+    assert for_terminal(ESCAPES) == expected
 
 
 def test_a_wrong_option_is_a_user_error():
@@ -70,3 +91,12 @@ def test_a_printed_script_exists_where_the_user_is(tmp_path, monkeypatch):
     assert script("generate.py") == "generate.py" and Path("generate.py").is_file()
     monkeypatch.chdir(tmp_path)
     assert Path(script("generate.py")).is_file()
+
+
+def test_generate_shows_escape_sequences_as_signs(monkeypatch, capsys):
+    """Oracle: the characters by hand, for two pieces in place of a model; colours stay."""
+    import generate
+    pieces = [Piece(5, "\x1b[2Jx", drafted=True), Piece(None, "\x08\n")]
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    generate.write(pieces, "p", None, generate.parse_arguments(["--show-drafts"]))
+    assert capsys.readouterr().out == "p\033[32m\u241b[2Jx\033[0m\u2408\n\n"

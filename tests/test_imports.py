@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "minidsv3"
 
 # Reading order and import order: a folder ("room") imports only from itself and from those before.
-ROOMS = ["command", "files", "config", "device", "kernels", "model", "fp8", "hf", "data", "infer",
-         "measure", "train", "context", "scale", "serve", "study"]
+ROOMS = ["command", "files", "fields", "config", "device", "kernels", "model", "fp8", "hf", "data",
+         "infer", "measure", "train", "context", "scale", "serve", "study"]
 MODEL = ["layers", "rope", "cache", "mla", "experts", "moe", "block", "mtp", "objective",
          "transformer"]
 

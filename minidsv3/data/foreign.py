@@ -12,9 +12,12 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from ..command import UserError
+from ..command import UserError, notice
 from ..files import first_line
+from ..hf import read_json
 from .tokenizer import FIM_BEGIN, FIM_END, FIM_HOLE, Tokenizer, from_visible, well_formed
+
+UTF8 = [*range(0xC0), *range(0xC2, 0xF5)]        # the bytes that occur in texts
 
 
 def read_tokenizer(folder, config):
@@ -36,48 +39,90 @@ def read_tokenizer(folder, config):
     if tokenizer.vocab_size != config.vocab_size:
         raise UserError(f"{path} has {tokenizer.vocab_size} tokens, but config.json says "
                         f"vocab_size={config.vocab_size}; they belong to different models.")
+    if config.end_ids and tokenizer.eos_id not in config.end_ids:
+        say_ends_differ(path, config, tokenizer.eos_id)
     return tokenizer
+
+
+def say_ends_differ(path, config, eos):
+    """Say in a notice that config.json names another end token than the tokenizer."""
+    notice(f"{path.with_name('config.json')}: eos_token_id={config.eos_token_id} is not the end "
+           f"token of the tokenizer, {eos}; texts end as config.json says.")
 
 
 class ForeignTokenizer:
     """The `tokenizer.json` of another project with the interface of `Tokenizer`.
 
-    Prompts begin with BOS, because the released model was trained that way. Ids that the model has
-    and the tokenizer lacks have no bytes.
+    A prompt may contain special tokens, as chat prompts do. A corpus may not: where its text spells
+    one, that stays text. Prompts begin with BOS if config.json names one, because the released
+    model was trained that way. Special tokens, and ids that the tokenizer lacks, have no bytes.
     """
 
     def __init__(self, path, config):
-        self.path, self.vocab_size = Path(path), config.vocab_size
+        self.path, self.vocab_size, self.bos_id = Path(path), config.vocab_size, config.bos_token_id
         try:
-            self.wrapped = tokenizers.Tokenizer.from_file(str(path))
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-            if content["model"]["type"] != "BPE" or "ByteLevel" not in json.dumps(
-                    content["decoder"]):
+            content = settled(json.loads(self.path.read_text(encoding="utf-8")))
+            self.for_prompts = tokenizers.Tokenizer.from_str(json.dumps(content))
+            if not is_byte_level(content, self.for_prompts):
                 raise ValueError("it is not byte-level BPE")
-            token_bytes = {added["id"]: b"" if added["special"] else added["content"].encode()
-                           for added in content["added_tokens"]}
-            for token, number in content["model"]["vocab"].items():
-                if number not in token_bytes:
-                    token_bytes[number] = from_visible(token)
+            named = self.for_prompts.token_to_id(named_eos(self.path) or "")
+            self.ends = config.end_ids or (() if named is None else (named,))
+            marks = self.fim_begin_id, self.fim_hole_id, self.fim_end_id = [
+                self.for_prompts.token_to_id(mark) for mark in (FIM_BEGIN, FIM_HOLE, FIM_END)]
+            self.added = self.for_prompts.get_added_tokens_decoder()   # {id: AddedToken}
+            self.special = {number for number, token in self.added.items() if token.special
+                            or number in (self.bos_id, *self.ends, *marks)}
+            self.for_texts = without_special(content, self.special)
+            token_of = ordinary_tokens(self.for_prompts, self.added)
         except Exception as error:               # the library raises bare Exceptions
             raise UserError(f"{path} cannot be used ({first_line(error)}); need byte-level BPE as "
                             "in DeepSeek's checkpoints or those of train_tiny.py.") from None
+        spelt = {number: token.content.encode() for number, token in self.added.items()}
+        # If a whole word is a special token, text can reach it without its mark being looked for.
+        self.spelling = {number: [token_of[bytes([byte])] for byte in spelt[number]]
+                         for number in self.special}
+        token_bytes = {number: data for data, number in token_of.items()}
+        token_bytes |= spelt | dict.fromkeys(self.special, b"")
         if max(token_bytes) >= config.vocab_size:
             raise UserError(f"{path} has token {max(token_bytes)}, but config.json says "
                             f"vocab_size={config.vocab_size}; they belong to different models.")
         self.token_bytes = [token_bytes.get(number, b"") for number in range(config.vocab_size)]
-        self.bos_id = self.start_id = config.bos_token_id
-        self.eos_id = config.eos_token_id
-        self.fim_begin_id, self.fim_hole_id, self.fim_end_id = (
-            self.wrapped.token_to_id(mark) for mark in (FIM_BEGIN, FIM_HOLE, FIM_END))
+        if named is not None and named not in self.ends:
+            say_ends_differ(self.path, config, named)
+
+    @property
+    def eos_id(self):
+        """The token between the texts of a corpus. Raises UserError if there is none."""
+        if not self.ends:
+            raise UserError(f"{self.path} and config.json name no token that ends a text; give "
+                            "eos_token_id in config.json.")
+        return self.ends[0]
+
+    @property
+    def start_id(self):
+        """The token that begins an empty text: BOS or, without it, EOS. UserError without both."""
+        return self.eos_id if self.bos_id is None else self.bos_id
 
     def encode(self, text):
-        """Text -> list of ids, without BOS."""
-        return self.wrapped.encode(well_formed(text), add_special_tokens=False).ids
+        """Text of a corpus -> list of ids, without BOS and without any special token."""
+        return self.spelt(self.for_texts.encode(well_formed(text), add_special_tokens=False).ids)
+
+    def spelt(self, ids):
+        """Ids in which special tokens are replaced by the bytes of their names."""
+        if self.special.isdisjoint(ids):
+            return ids
+        return [part for token in ids for part in self.spelling.get(token, [token])]
 
     def encode_prompt(self, text):
-        """The ids of a text that a model is to continue, BOS first."""
-        return [self.bos_id, *self.encode(text)]
+        """The ids of a text that a model is to continue, BOS first; it may hold special tokens."""
+        bos = [] if self.bos_id is None else [self.bos_id]
+        return bos + self.for_prompts.encode(well_formed(text), add_special_tokens=False).ids
+
+    def uncut(self, text):
+        """How many characters of a prompt reach to the end of its last added token."""
+        encoding = self.for_prompts.encode(well_formed(text), add_special_tokens=False)
+        return max((end for token, (_, end) in zip(encoding.ids, encoding.offsets)
+                    if token in self.added), default=0)
 
     def encode_array(self, text):
         """`encode` for long texts -> int32 array of ids."""
@@ -97,3 +142,42 @@ class ForeignTokenizer:
             source = self.path.with_name(name)
             if source.is_file() and source.parent.resolve() != Path(folder).resolve():
                 shutil.copyfile(source, Path(folder) / name)
+
+
+def settled(content):
+    """A tokenizer.json without what belongs to single calls: truncation, padding, dropout."""
+    return content | {"truncation": None, "padding": None,
+                      "model": content["model"] | {"dropout": None}}
+
+
+def is_byte_level(content, tokenizer):
+    """Whether a tokenizer.json is byte-level BPE; without a decoder, its first step decides."""
+    step = content.get("decoder") or content.get("pre_tokenizer")
+    return isinstance(tokenizer.model, tokenizers.models.BPE) and "ByteLevel" in json.dumps(step)
+
+
+def ordinary_tokens(tokenizer, added):
+    """{bytes: id} of the tokens that are not added ones. Raises ValueError if a byte has none."""
+    token_of = {from_visible(token): number
+                for token, number in tokenizer.get_vocab(with_added_tokens=False).items()
+                if number not in added}
+    if lost := [byte for byte in UTF8 if bytes([byte]) not in token_of]:
+        raise ValueError(f"it has no token for {len(lost)} of the bytes that texts are made of, "
+                         f"{lost[0]} among them")
+    return token_of
+
+
+def without_special(content, special):
+    """The tokenizer of these contents that reads the names of special tokens (ids) as text."""
+    added = [token | {"special": token["special"] or token["id"] in special}
+             for token in content.get("added_tokens") or []]
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content | {"added_tokens": added}))
+    tokenizer.encode_special_tokens = True       # in the library's words: as if they were not
+    return tokenizer
+
+
+def named_eos(path):
+    """The text of eos_token in the tokenizer_config.json beside a tokenizer.json; None if none."""
+    beside = path.with_name("tokenizer_config.json")
+    token = read_json(beside).get("eos_token") if beside.is_file() else None
+    return token.get("content") if isinstance(token, dict) else token

@@ -103,6 +103,10 @@ class Tokenizer:
         ids = self.encoding.encode_to_numpy(well_formed(text), disallowed_special=())
         return ids.astype(np.int32)
 
+    def uncut(self, text):
+        """How many characters of a prompt must stay together; here text never has added tokens."""
+        return 0
+
     def decode(self, ids):
         """Ids -> text; special tokens give no text, bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")

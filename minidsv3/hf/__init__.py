@@ -20,12 +20,12 @@ from ..files import write_text
 from ..model.transformer import DeepSeekV3
 from .config import read_config, read_json, released_config
 from .hub import find, locate
-from .names import each_released, places, problems, released_tensors
+from .names import check_number, copies, each_released, places, problems, released_tensors
 from .reader import Checkpoint
 from .writer import MAX_SHARD_SIZE, to_fp8, write_tensors, write_weights
 
-__all__ = ["Checkpoint", "each_released", "find", "load", "locate", "read_config", "read_json",
-           "released_config", "released_tensors", "save", "skeleton", "stored_config",
+__all__ = ["Checkpoint", "compare_copies", "each_released", "find", "load", "locate", "read_config",
+           "read_json", "released_config", "released_tensors", "save", "skeleton", "stored_config",
            "write_tensors"]
 
 
@@ -63,10 +63,26 @@ def load(folder_or_hub_name, dtype=None, device="cpu"):
     model = model.to(dtype).to_empty(device=device)
     model.reset()                                # what `to_empty` lost and no checkpoint holds
     wanted = places(model, checkpoint.shapes)
+    compare_copies(checkpoint, model.config)
     with torch.no_grad():
         for name in checkpoint.in_file_order(wanted):
             wanted[name].copy_(checkpoint.read(name))
     return model.eval()
+
+
+def compare_copies(checkpoint, config):
+    """Raise UserError if a stored copy of embedding or head differs: the model keeps one of them.
+
+    A copy may be stored in another dtype; both are then compared in the shorter one.
+    """
+    for copy, name in copies(config).items():
+        if copy in checkpoint.shapes:
+            tensors = checkpoint.read(copy), checkpoint.read(name)
+            dtype = min((tensor.dtype for tensor in tensors), key=lambda dtype: dtype.itemsize)
+            if not torch.equal(*(tensor.to(dtype) for tensor in tensors)):
+                raise UserError(f"{checkpoint.folder}: tensor {copy} differs from {name}, but in "
+                                "this architecture they are one; correct tie_word_embeddings in "
+                                "config.json, or remove one of them from the checkpoint.")
 
 
 def stored_config(folder_or_hub_name):
@@ -82,8 +98,10 @@ def stored_config(folder_or_hub_name):
 def skeleton(folder, config, checkpoint):
     """The model on the meta device, and what does not fit: -> model, [one line per problem].
 
-    A checkpoint without any tensor of the MTP layer gives a model without MTP, and a notice.
+    A checkpoint without any tensor of the MTP layer gives a model without MTP, and a notice. Raises
+    UserError if it has far too few tensors.
     """
+    check_number(checkpoint.shapes, config)
     mtp_layer = f"model.layers.{config.num_hidden_layers}."
     if config.num_nextn_predict_layers and not any(
             name.startswith(mtp_layer) for name in checkpoint.shapes):

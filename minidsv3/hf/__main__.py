@@ -9,14 +9,16 @@ import re
 import shutil
 import sys
 from collections import Counter
+from functools import partial
 from math import prod
 from pathlib import Path
 
 from ..command import Parser, UserError, answer
 from ..files import write_text
-from . import Checkpoint, locate, read_config, skeleton
+from . import Checkpoint, compare_copies, locate, read_config, skeleton
 from .config import QUANTIZATION, read_json
-from .names import FP8, SCALE, unstack
+from .hub import SMALL, HubHeaders
+from .names import FP8, SCALE, copies, is_fp8, unstack
 from .reader import INDEX
 from .writer import to_fp8, write_weights
 
@@ -24,9 +26,20 @@ UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 SHOWN = 10                                       # problems that `info` prints
 
 
-def info(folder):
+def headers(name):
+    """The folder of a checkpoint and the table of its tensors; no weights are downloaded for it."""
+    folder = locate(name, SMALL)
+    if Path(name).is_dir():
+        return folder, Checkpoint(folder)
+    try:
+        return folder, Checkpoint(folder)        # downloaded earlier
+    except FileNotFoundError:
+        return folder, HubHeaders(name)
+
+
+def info(folder, checkpoint):
     """Print what a checkpoint holds, from headers alone -> exit code, 2 if it would not load."""
-    config, checkpoint = read_config(folder), Checkpoint(folder)
+    config = read_config(folder)
     model, complaints = skeleton(folder, config, checkpoint)
     total, active = model.count_parameters()
     dense = min(config.first_k_dense_replace, config.num_hidden_layers)
@@ -35,7 +48,7 @@ def info(folder):
         numbers[dtype] += prod(checkpoint.shapes[name])
         tensors[dtype] += 1
     scaling = config.rope_scaling
-    files = sorted(set(checkpoint.file_of.values()))
+    repeated = len(copies(model.config).keys() & checkpoint.shapes.keys())
     rows = {
         "architecture": f"DeepSeek-V3: {config.num_hidden_layers} blocks ({dense} dense), width "
                         f"{config.hidden_size}, {config.num_attention_heads} heads, latents "
@@ -51,8 +64,10 @@ def info(folder):
             if scaling else ""),
         "stored": "; ".join(f"{dtype} {numbers[dtype]:,} numbers in {tensors[dtype]:,} tensors"
                             for dtype in sorted(numbers)),
-        "files": f"{len(files):,}, {sum(file.stat().st_size for file in files):,} bytes",
-        "loads": "no" if complaints else "yes",
+        "files": f"{len(set(checkpoint.file_of.values())):,}, {checkpoint.nbytes:,} bytes",
+        "loads": "no" if complaints else "yes" + (
+            f"; {repeated} copies of embedding and head are compared on loading"
+            if repeated else ""),
     }
     for name, text in rows.items():
         print(f"{name:14}{text}")
@@ -69,17 +84,29 @@ def convert(folder, out, fp8, max_shard_size):
     -> exit code 0. Raises UserError if the checkpoint would not load, or `out` is not empty.
     """
     config, checkpoint = read_config(folder), Checkpoint(folder)
-    _, complaints = skeleton(folder, config, checkpoint)
+    model, complaints = skeleton(folder, config, checkpoint)
     if complaints:
         raise UserError(f"{folder}: {complaints[0]}")
+    compare_copies(checkpoint, model.config)
+    values = read_json(folder / "config.json")
+    quantization = QUANTIZATION | (values.get("quantization_config") or {})
+    chosen = partial(quantized, left_out=quantization.get("modules_to_not_convert"))
+    if out.is_symlink():
+        raise UserError(f"{out} is a link, and it is not clear what to write to; name a new "
+                        "folder.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already; name a new folder.")
     made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
-        tensors = released(checkpoint, fp8)
-        write_weights(out, to_fp8(tensors) if fp8 else tensors, max_shard_size)
-        write_companions(folder, out, fp8)
+        tensors = released(checkpoint, chosen if fp8 else None)
+        if fp8:
+            tensors = to_fp8(tensors, chosen, quantization.get("scale_fmt") == "ue8m0")
+        write_weights(out, tensors, max_shard_size)
+        if values.pop("quantization_config", None) or fp8 or FP8 in checkpoint.dtypes.values():
+            values |= dict.fromkeys({"torch_dtype", "dtype"} & {"torch_dtype", *values}, "bfloat16")
+            values |= {"quantization_config": quantization} if fp8 else {}
+        write_companions(folder, out, values)
     except BaseException:                        # Ctrl-C too: leave no incomplete folder
         shutil.rmtree(out, ignore_errors=True)
         if not made:
@@ -90,24 +117,38 @@ def convert(folder, out, fp8, max_shard_size):
     return 0
 
 
-def write_companions(folder, out, fp8):
-    """Write config.json in its new form, and copy the tokenizer, summary and other small files."""
-    values = read_json(folder / "config.json")
-    quantized = values.pop("quantization_config", None)
-    if fp8:
-        values["quantization_config"] = QUANTIZATION
-    if fp8 or quantized:
-        values["torch_dtype"] = "bfloat16"
+def write_companions(folder, out, values):
+    """Write config.json with these values; copy the tokenizer, summary and other small files."""
     for file in folder.iterdir():
         if file.suffix in (".json", ".model", ".jinja") and file.name not in (INDEX, "config.json"):
             shutil.copyfile(file, out / file.name)
     write_text(out / "config.json", json.dumps(values, indent=2) + "\n")
 
 
-def released(checkpoint, fp8):
-    """(name, tensor) of each tensor: stacked experts one by one, FP8 kept or dequantised."""
+def quantized(name, left_out):
+    """Whether this matrix is in FP8: chosen by the release, and by no module name in left_out.
+
+    left_out (a list, or None) is read as `transformers` reads modules_to_not_convert: a name is
+    the beginning or the end of a module's name, and may be a regular expression.
+    """
+    module = name.removesuffix(".weight")
+    try:
+        return is_fp8(name) and not any(
+            re.match(rf"(?:{part})(?:(?<=\.)|(?=\.|$))", module) or module.endswith(part)
+            for part in left_out or [])
+    except (TypeError, re.error):
+        raise UserError(f"quantization_config.modules_to_not_convert={left_out!r} is no list of "
+                        "module names; correct it in config.json.") from None
+
+
+def released(checkpoint, kept):
+    """(name, tensor) of each tensor: stacked experts one by one, FP8 kept or dequantised.
+
+    kept(name): whether a matrix that is stored in FP8 stays so; None dequantises all of them.
+    """
     for name in checkpoint.in_file_order(checkpoint.file_of):
-        if fp8 and checkpoint.dtypes.get(name.removesuffix(SCALE)) == FP8:
+        owner = name.removesuffix(SCALE)
+        if kept and kept(owner) and checkpoint.dtypes.get(owner) == FP8:
             yield name, checkpoint.raw(name)     # unchanged: rounding again would change it
         elif name.endswith((".gate_up_proj", ".down_proj")):
             yield from unstack(name, checkpoint.read(name)).items()
@@ -128,7 +169,8 @@ def parse_arguments(arguments=None):
     """The command line."""
     parser = Parser(prog="python -m minidsv3.hf", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    show = commands.add_parser("info", help="what a checkpoint holds, from its headers alone")
+    show = commands.add_parser("info", help="what a checkpoint holds, from its headers alone; "
+                                            "no weights are downloaded")
     change = commands.add_parser("convert", help="write a checkpoint in another form")
     for command in (show, change):
         command.add_argument("folder", metavar="DIR", help="a checkpoint, or its name on the hub")
@@ -143,10 +185,10 @@ def parse_arguments(arguments=None):
 
 def run(arguments):
     """The command that was asked for -> exit code."""
-    folder = locate(arguments.folder)
     if arguments.command == "info":
-        return info(folder)
-    return convert(folder, arguments.out, arguments.fp8, parse_size(arguments.max_shard_size))
+        return info(*headers(arguments.folder))
+    return convert(locate(arguments.folder), arguments.out, arguments.fp8,
+                   parse_size(arguments.max_shard_size))
 
 
 def main(arguments=None):

@@ -6,7 +6,7 @@ Keys that change no result are ignored. A key that would change the mathematics 
 import json
 from pathlib import Path
 
-from ..command import UserError
+from ..command import UserError, notice
 from ..config import ModelConfig, RopeScaling
 from ..files import first_line
 from ..fp8 import BLOCK
@@ -21,8 +21,14 @@ BOOKKEEPING = ("architectures", "model_type", "attention_dropout")  # change no 
 FAMILY = ("deepseek_v3", "kimi_k2")                    # model types with exactly this architecture
 QUANTIZATION = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
                 "weight_block_size": list(BLOCK)}
+# Keys that other programs write as null. These then have their only value, or one of their own.
+NULL_IS_DEFAULT = ("num_key_value_heads", "scoring_func", "topk_method", "moe_layer_freq",
+                   "attention_bias", "partial_rotary_factor")
+NULL_IS_NONE = {"n_shared_experts": 0, "num_nextn_predict_layers": 0, "norm_topk_prob": False,
+                "tie_word_embeddings": False}
 # Keys that may stand beside YaRN's fields under rope_scaling or rope_parameters.
 ROPE_BOOKKEEPING = ("rope_theta", "rope_type", "finetuned")
+ROPE_OR_DEFAULT = ("beta_fast", "beta_slow")           # 0 means the default, as null does
 ROPE_FIXED = {"truncate": True, "partial_rotary_factor": 1.0, "attention_factor": None}
 
 
@@ -49,9 +55,10 @@ def read_json(path):
 
 
 def read_config(folder):
-    """config.json of a checkpoint as a ModelConfig.
+    """config.json of a checkpoint as a ModelConfig; generation_config.json may add end tokens.
 
-    Raises FileNotFoundError if it is missing, UserError if it describes another architecture.
+    A notice names the keys that are missing, for which DeepSeek-V3's values are taken. Raises
+    FileNotFoundError if it is missing, UserError if it describes another architecture.
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
@@ -59,9 +66,24 @@ def read_config(folder):
                                 "released checkpoint.")
     values = read_json(path)
     try:
-        return ModelConfig.from_dict(our_fields(values))
+        chosen = our_fields(values)
+        ends = listed(chosen.get("eos_token_id"))
+        if (generation := path.with_name("generation_config.json")).is_file():
+            ends += listed(read_json(generation).get("eos_token_id"))
+        if ends:
+            chosen["eos_token_id"] = ends
+        config = ModelConfig.from_dict(chosen)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    if missing := [f"{name}={getattr(config, name)}" for name in ModelConfig.__dataclass_fields__
+                   if name not in chosen]:
+        notice(f"{path} lacks keys; DeepSeek-V3's values are taken: {', '.join(missing)}.")
+    return config
+
+
+def listed(ids):
+    """Token ids as config.json gives them, one, a list or null -> a list."""
+    return list(ids) if isinstance(ids, list) else [] if ids is None else [ids]
 
 
 def our_fields(values):
@@ -73,42 +95,82 @@ def our_fields(values):
         raise UserError(f"model_type={values.get('model_type')!r} is another architecture; "
                         f"need {FAMILY[0]!r}.")
     fixed = {key: value for key, value in ARCHITECTURE.items() if key not in BOOKKEEPING}
+    fixed["partial_rotary_factor"] = 1.0
     if isinstance(values.get("num_attention_heads"), int):  # latent attention has no head groups
         fixed["num_key_value_heads"] = values["num_attention_heads"]
     for key, needed in fixed.items():
-        if values.get(key, needed) != needed:
-            raise UserError(f"{key}={values[key]!r} would change the mathematics; "
-                            f"need {needed!r}.")
+        value = values.get(key, needed)
+        if value != needed and not (value is None and key in NULL_IS_DEFAULT):
+            raise UserError(f"{key}={value!r} would change the mathematics; need {needed!r}.")
     check_quantization(values.get("quantization_config"))
-    chosen = {key: value for key, value in values.items()
-              if key in ModelConfig.__dataclass_fields__}
-    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
-    if not isinstance(rope, dict):
-        raise UserError(f"rope_scaling={rope!r} is not an object; copy the file again.")
-    chosen["rope_scaling"] = read_rope_scaling(rope)
-    if "rope_theta" in rope:
-        if chosen.setdefault("rope_theta", rope["rope_theta"]) != rope["rope_theta"]:
-            raise UserError(f"rope_theta={chosen['rope_theta']!r}, but its rope settings say "
-                            f"{rope['rope_theta']!r}; leave one of them out.")
-    for key in ("bos_token_id", "eos_token_id"):
-        if chosen.get(key, 0) is None:
-            del chosen[key]
-        elif isinstance(chosen.get(key), list) and chosen[key]:
-            chosen[key] = chosen[key][0]               # several ids may end a text: use the first
-    return chosen
+    chosen = {key: NULL_IS_NONE.get(key) if value is None else value
+              for key, value in values.items()
+              if key in ModelConfig.__dataclass_fields__ and not key.startswith("rope_")}
+    return chosen | rope_fields(values)
 
 
-def read_rope_scaling(rope):
-    """YaRN settings under either spelling, rope_scaling{type} or rope_parameters{rope_type}."""
-    kind = rope.get("type", rope.get("rope_type", "default"))
-    if kind in (None, "default"):
+def rope_fields(values):
+    """rope_scaling, and rope_theta if config.json has it, from either of two spellings.
+
+    They are rope_scaling{type} beside rope_theta, and rope_parameters{rope_type, rope_theta}.
+    Raises UserError if both are there and disagree.
+    """
+    scalings, thetas = {}, {"rope_theta": values.get("rope_theta")}
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = values.get(key) or {}
+        if not isinstance(rope, dict):
+            raise UserError(f"{key}={rope!r} is not an object; copy the file again.")
+        thetas[f"{key}.rope_theta"] = rope.get("rope_theta")
+        if rope_type(rope, key):
+            scalings[key] = read_rope_scaling(rope, key, values)
+    thetas = {key: theta for key, theta in thetas.items() if theta is not None}
+    agree(thetas)
+    agree(scalings)
+    theta = {"rope_theta": next(iter(thetas.values()))} if thetas else {}
+    return theta | {"rope_scaling": next(iter(scalings.values()), None)}
+
+
+def agree(stated):
+    """Raise UserError unless {key: value} has one value, stated once or several times."""
+    first = next(iter(stated), None)
+    for key, value in stated.items():
+        if value is not stated[first] and value != stated[first]:      # NaN is not equal to itself
+            raise UserError(f"{first}={stated[first]!r}, but {key} is {value!r}; correct one of "
+                            "them, or leave it out.")
+
+
+def rope_type(rope, name):
+    """The type of rope settings under either spelling, None if there is none."""
+    kinds = {f"{name}.{key}": rope[key] for key in ("rope_type", "type")
+             if rope.get(key) is not None}
+    agree(kinds)
+    return next(iter(kinds.values()), None)
+
+
+def read_rope_scaling(rope, name, values):
+    """The fields of RopeScaling in a dict of rope settings, None for the type "default".
+
+    name: the key of config.json, for errors. An original window that is absent is the whole window,
+    as in transformers.
+    """
+    kind, fields = rope_type(rope, name), set(RopeScaling.__dataclass_fields__)
+    if kind == "default":
         return None
-    fields = set(RopeScaling.__dataclass_fields__)
+    if kind != "yarn":
+        raise UserError(f"{name}.type={kind!r} would change the mathematics and is not supported; "
+                        "only 'yarn' is, or null.")
     for key, value in rope.items():
         if key not in fields and key not in ROPE_BOOKKEEPING and value != ROPE_FIXED.get(key):
-            raise UserError(f"rope_scaling.{key}={value!r} would change the mathematics; "
-                            "leave it out.")
-    return {key: value for key, value in rope.items() if key in fields} | {"type": kind}
+            raise UserError(f"{name}.{key}={value!r} would change the mathematics; leave it out.")
+    chosen = {key: value for key, value in rope.items() if key in fields and value is not None
+              and (value or key not in ROPE_OR_DEFAULT)}
+    window, original = values.get("max_position_embeddings"), "original_max_position_embeddings"
+    stated = {key: value for key, value in ((original, values.get(original)),
+                                            (f"{name}.{original}", rope.get(original)))
+              if value is not None}
+    agree(stated)
+    chosen[original] = next(iter(stated.values()), window)
+    return chosen | {"type": kind}
 
 
 def check_quantization(quantization):
@@ -119,6 +181,7 @@ def check_quantization(quantization):
         raise UserError(f"quantization_config={quantization!r} is not an object; "
                         "copy the file again.")
     for key in ("quant_method", "fmt", "weight_block_size"):
-        if quantization.get(key, QUANTIZATION[key]) != QUANTIZATION[key]:
-            raise UserError(f"quantization_config.{key}={quantization[key]!r} is not supported; "
+        value = quantization.get(key, QUANTIZATION[key])
+        if value != QUANTIZATION[key] and not (key == "fmt" and value is None):
+            raise UserError(f"quantization_config.{key}={value!r} is not supported; "
                             f"need {QUANTIZATION[key]!r}, or weights that are not quantised.")

@@ -10,10 +10,10 @@ A checkpoint may also hold the experts stacked, as transformers does in memory.
 
 import re
 
+from ..command import UserError
 from ..device import whole
 from ..fp8 import BLOCK
 
-MTP_COPIES = ("embed_tokens.weight", "shared_head.head.weight")
 SCALE = "_scale_inv"                             # FP8 weight W comes with W_scale_inv
 FLOATS = ("F64", "F32", "F16", "BF16")           # safetensors' names of dtypes without a scale
 FP8 = "F8_E4M3"
@@ -89,13 +89,31 @@ def places(model, names):
     return found
 
 
-def ignorable(name, config):
-    """Whether a checkpoint may hold this tensor although the model has no place for it."""
-    L = config.num_hidden_layers
-    copies = [f"model.layers.{L + k}.{copy}" for k in range(config.num_nextn_predict_layers)
-              for copy in MTP_COPIES]                                  # shared here
-    return (name in copies or name.endswith("rotary_emb.inv_freq")     # computed here
-            or config.tie_word_embeddings and name == "lm_head.weight")
+def copies(config):
+    """{released name of a copy: name of the tensor that it repeats}; both are one tensor here."""
+    embedding = "model.embed_tokens.weight"
+    head = embedding if config.tie_word_embeddings else "lm_head.weight"
+    found = {"lm_head.weight": embedding} if config.tie_word_embeddings else {}
+    for k in range(config.num_nextn_predict_layers):
+        prefix = f"model.layers.{config.num_hidden_layers + k}."
+        found |= {prefix + "embed_tokens.weight": embedding,
+                  prefix + "shared_head.head.weight": head}
+    return found
+
+
+def check_number(names, config):
+    """Raise UserError if a checkpoint has far fewer names than the config's model.
+
+    Config.json may ask for millions of experts. This is noticed before all their names are made.
+    """
+    stacks = sum(name.endswith(".experts.down_proj") for name in names)
+    needed = (7 * config.num_hidden_layers       # of attention and norms, without a query latent
+              + 3 * config.n_routed_experts * max(0, config.num_moe_layers - stacks))
+    if needed > 2 * len(names):                  # fewer are named one by one
+        raise UserError(f"the checkpoint has {len(names):,} tensors, but config.json asks for more "
+                        f"than {needed:,} (num_hidden_layers={config.num_hidden_layers}, "
+                        f"n_routed_experts={config.n_routed_experts}); they belong to different "
+                        "models.")
 
 
 def problems(wanted, shapes, dtypes, config):
@@ -103,6 +121,8 @@ def problems(wanted, shapes, dtypes, config):
 
     wanted: {name: view} from `places`; shapes and dtypes: of the checkpoint, scales included.
     """
+    wanted = wanted | {copy: wanted[name] for copy, name in copies(config).items()
+                       if copy in shapes}
     for name, view in wanted.items():
         shape, needed = shapes.get(name), tuple(view.shape)
         if shape is None:
@@ -120,7 +140,7 @@ def problems(wanted, shapes, dtypes, config):
         owner = name.removesuffix(SCALE)
         if owner != name and dtypes.get(owner) == FP8 and owner in wanted:
             continue
-        if name not in wanted and not ignorable(owner, config):
+        if name not in wanted and not name.endswith("rotary_emb.inv_freq"):    # computed here
             yield (f"the checkpoint has tensor {name}, for which config.json has no place"
                    f"{asked_by(name, config)}; they belong to different models.")
 

@@ -73,6 +73,11 @@ class Checkpoint:
             self.path = path
         return self.handle
 
+    @property
+    def nbytes(self):
+        """Size of all files [bytes]."""
+        return sum(file.stat().st_size for file in set(self.file_of.values()))
+
     def raw(self, name):
         """A tensor as it is stored."""
         return self.open(self.file_of[name]).get_tensor(name)

@@ -14,20 +14,20 @@ from .reader import INDEX, WHOLE
 MAX_SHARD_SIZE = 5_000_000_000                   # bytes
 
 
-def to_fp8(tensors):
+def to_fp8(tensors, quantized=is_fp8, power_of_two=False):
     """(name, tensor) pairs -> the same in the released FP8 form.
 
-    Matrices of attention and FFN become codes and scales, unless they are already. The router's
-    bias is float32; everything else becomes bfloat16.
+    Matrices that quantized(name) chooses, those of attention and FFN, become codes and scales,
+    unless they are already. The router's bias is float32; everything else becomes bfloat16.
     """
     for name, tensor in tensors:
-        if is_fp8(name) and tensor.dtype != torch.float8_e4m3fn:
-            codes, scale = quantize(tensor, BLOCK)
+        if quantized(name) and tensor.dtype != torch.float8_e4m3fn:
+            codes, scale = quantize(tensor, BLOCK, power_of_two=power_of_two)
             yield name, codes
             yield name + SCALE, scale
         elif name.endswith("e_score_correction_bias"):
             yield name, tensor.float()
-        elif is_fp8(name) or name.endswith(SCALE):
+        elif quantized(name) or name.endswith(SCALE):
             yield name, tensor
         else:
             yield name, tensor.bfloat16()

@@ -15,7 +15,7 @@ MOST_DRAFTS = 16                                 # so many are never all accepte
 class Generation(NamedTuple):
     """The result of `generate`, without the prompts."""
 
-    tokens: torch.Tensor                         # (B, N) int64, EOS after a sequence has ended
+    tokens: torch.Tensor                         # (B, N) int64, EOS (or 0) after the end of a text
     lengths: torch.Tensor                        # (B,) new tokens before EOS; a stop token counts
     stats: dict                                  # seconds, tokens per second, cache bytes, ...
 
@@ -27,7 +27,7 @@ def generate(model, tokens, max_new_tokens, temperature=0.0, top_k=None, top_p=1
     temperature 0 is greedy. speculative: tokens that the MTP module drafts per step; this changes
     the speed, not the text (greedy) or its distribution (sampling), except by rounding. Sequence i
     has a generator of its own, with seed + i or seed[i], so its text does not depend on the other
-    sequences, except by rounding. stop: tokens that end a text, besides EOS.
+    sequences, except by rounding. stop: tokens that end a text, besides those of config.json.
     Raises UserError for a setting out of range.
     """
     begin = time.perf_counter()
@@ -41,12 +41,13 @@ def generate(model, tokens, max_new_tokens, temperature=0.0, top_k=None, top_p=1
     while advance(decoder):
         pass
     seconds = time.perf_counter() - begin
-    eos = model.config.eos_token_id
+    ends = model.config.end_ids
     width = max(len(sequence.new) for sequence in sequences)
-    new = torch.full((len(sequences), width), eos)                     # (B, N)
+    new = torch.full((len(sequences), width), ends[0] if ends else 0)  # (B, N)
     for row, sequence in zip(new, sequences):
         row[:len(sequence.new)] = torch.tensor(sequence.new)
-    lengths = (new != eos).sum(dim=1)                                  # (B,)
+    lengths = torch.tensor([sum(token not in ends for token in sequence.new)
+                            for sequence in sequences])                # (B,)
     device = model.embed_tokens.weight.device
     return Generation(new.to(device), lengths.to(device),
                       {"prefill_s": prefill, **statistics(decoder, int(lengths.sum()), seconds)})
@@ -72,7 +73,7 @@ def begin_all(model, prompts, max_new_tokens, sampler, speculative, seeds, stop,
             raise UserError(f"seed={seed} must be between 0 and 2^63 - 1, for instance 0.")
     length = max(map(len, prompts)) + max_new_tokens
     model.config.check_length(length)
-    stops = {model.config.eos_token_id, *stop}
+    stops = {*model.config.end_ids, *stop}
     sequences = [kind(prompt, max_new_tokens, stops, sampler, seed)
                  for prompt, seed in zip(prompts, seeds)]
     # The last drafts may reach beyond the end of the text.

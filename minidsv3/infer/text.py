@@ -35,8 +35,10 @@ def complete(model, tokenizer, prompt, max_new_tokens, temperature=0.0, top_k=No
     if suffix is not None:
         first = around_a_hole(tokenizer, prompt, well_formed(suffix))
     elif prompt:
-        stem, ending = split_prompt(prompt)
+        stem, ending = split_prompt(prompt, tokenizer.uncut(prompt))
         first = tokenizer.encode_prompt(stem)
+        if not first:                            # no BOS, and nothing but signs
+            first, ending = tokenizer.encode_prompt(prompt), ""
     else:
         first = [tokenizer.start_id]
     decoder, sequences = begin_all(
@@ -106,13 +108,15 @@ class HealedSequence(Sequence):
         self.parts.append(data[spelt:])
 
 
-def split_prompt(prompt, longest=16):
+def split_prompt(prompt, kept=0, longest=16):
     """Cut off the punctuation and spaces at the end: "if (x == " -> "if (x", " == ".
 
     In training they share a token with the word after them (" == None"). So a prompt that ends with
-    them ends in the middle of a token. longest: characters to cut off at most.
+    them ends in the middle of a token. kept: characters at the start that are never cut, because
+    they end with an added token, such as a chat mark. longest: characters to cut off at most.
     """
-    ending = re.search(r"[^0-9A-Za-z\x80-\U0010FFFF]*\Z", prompt[-longest:]).group()
+    ending = prompt[max(kept, len(prompt) - longest):]
+    ending = re.search(r"[^0-9A-Za-z\x80-\U0010FFFF]*\Z", ending).group()
     return prompt[:len(prompt) - len(ending)], ending
 
 

@@ -119,7 +119,7 @@ def measure(arguments, folder, device):
             bar.update()
         for form, serve in forms.items():
             bar.set_description(form)
-            requests = [Sequence(prompt, arguments.max_new_tokens, {model.config.eos_token_id})
+            requests = [Sequence(prompt, arguments.max_new_tokens, model.config.end_ids)
                         for prompt in prompts]
             served = serve(requests, progress=bar.update, **how)
             equal = sum(served.new[number] == text for number, text in enumerate(alone))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from .. import hf
-from ..command import command_line, notice
+from ..command import command_line, for_terminal, notice
 from ..device import send
 from ..files import first_line, write_text
 from ..infer.text import complete
@@ -39,7 +39,7 @@ def run_and_report(trainer, resume):
         print(f"stopped after step {trainer.step} and saved; go on with: {resume}")
         return 130
     if (path := trainer.folder.path / "sample.txt").exists():
-        print(f"\n{path.read_text(encoding='utf-8')}\n")
+        print(f"\n{for_terminal(path.read_text(encoding='utf-8'))}\n")
     print(f"validation: {summary['val_bits_per_byte']:.4f} bits per byte "
           f"({summary['val_bits_per_byte_ema']:.4f} averaged weights), MaxVio by layer "
           f"{', '.join(f'{v:.2f}' for v in summary['max_vio'])}; {summary['seconds']:.0f} s of "

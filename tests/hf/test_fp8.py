@@ -144,7 +144,10 @@ def test_an_embedding_in_fp8_gives_a_bfloat16_model(fp8_folder, monkeypatch, fas
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     codes, scale = quantize(torch.randn(64, 192), BLOCK)
     name = "model.embed_tokens.weight"
-    rewrite(fp8_folder, lambda t: t.update({name: codes, name + "_scale_inv": scale}))
+    rewrite(fp8_folder, lambda t: t.update({
+        name: codes, name + "_scale_inv": scale,
+        "model.layers.3.embed_tokens.weight": codes.clone(),
+        "model.layers.3.embed_tokens.weight_scale_inv": scale.clone()}))
     weight = hf.load(fp8_folder).embed_tokens.weight
     assert weight.dtype == dtype
     assert torch.equal(weight, dequantize(codes, scale, BLOCK).to(dtype))

@@ -128,9 +128,9 @@ def test_no_scaling_in_both_spellings(folder, spelling):
     ({"hidden_act": "gelu"}, ["hidden_act='gelu'", "need 'silu'"]),
     ({"moe_layer_freq": 2}, ["moe_layer_freq=2", "need 1"]),
     ({"hidden_size": "wide"}, ["config.json", "hidden_size='wide'", "give int"]),
-    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, ["needs rope_scaling.orig", "add it"]),
-    ({"rope_scaling": {"type": "linear", "factor": 2.0, "original_max_position_embeddings": 9}},
-     ["rope_scaling.type='linear'", "yarn"]),
+    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, ["rope_scaling.type='linear'", "yarn"]),
+    ({"rope_parameters": {"rope_type": "dynamic", "alpha": 3.0}},
+     ["rope_parameters.type='dynamic'", "yarn"]),
     ({"rope_scaling": {"type": "yarn"}}, ["rope_scaling.factor", "add it"]),
     ({"rope_scaling": [4.0]}, ["rope_scaling=[4.0]", "not an object"])])
 def test_what_would_change_the_mathematics_is_refused(folder, changes, words):

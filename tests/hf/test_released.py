@@ -119,12 +119,6 @@ def test_what_would_change_the_mathematics_is_refused_by_name(tmp_path, changes,
     assert "\n" not in str(caught.value) and re.search("config.json", str(caught.value))
 
 
-def test_several_end_tokens_and_null_ones(tmp_path):
-    """Oracle: the first of a list; the default where there is none."""
-    assert read(V3 | {"eos_token_id": [7, 8]}, tmp_path).eos_token_id == 7
-    assert read(V3 | {"bos_token_id": None}, tmp_path).bos_token_id == 0
-
-
 @pytest.mark.parametrize("changes, words", [
     ({"rope_theta": float("nan")}, "rope_theta=nan must be a number above 0"),
     ({"rope_scaling": V3["rope_scaling"] | {"factor": float("inf")}}, "factor=inf must be finite"),

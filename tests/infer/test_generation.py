@@ -94,6 +94,20 @@ def test_after_eos_there_is_only_eos(model, monkeypatch):
     assert generate(model, prompt, 50).tokens.shape == (4, 7)          # stops with the last one
 
 
+@pytest.mark.parametrize("ends, expected", [
+    ((4, 1), [2, 5, 0, 7]), ((1, 4), [2, 5, 0, 7]), (None, [7, 7, 7, 7])])
+def test_every_end_token_ends_a_text_and_null_none(model, monkeypatch, ends, expected):
+    """Oracle: the planned ends with token 1, and all else token 9; an end token is not counted."""
+    from minidsv3.infer import decoder
+    planned_ends(monkeypatch, decoder, [2, 5, 0, 99])
+    monkeypatch.setattr(model, "config", model.config.replace(eos_token_id=ends))
+    result = generate(model, torch.arange(4)[:, None].expand(4, 3), 7)
+    assert result.lengths.tolist() == expected
+    padding = 0 if ends is None else model.config.end_ids[0]
+    for row, length in zip(result.tokens.tolist(), expected):
+        assert row[length + 1:] == [padding] * len(row[length + 1:])
+
+
 @pytest.mark.parametrize("options, words", [
     ({"temperature": -0.1}, "temperature=-0.1 .*0 is greedy"), ({"top_p": 1.01}, "top_p=1.01"),
     ({"seed": -1}, "seed=-1 .*between 0"), ({"seed": 2**64}, "seed=1844.*between 0"),
