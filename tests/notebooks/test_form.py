@@ -89,7 +89,8 @@ def has_a_bug_to_find(content):
 
 
 def shows_the_module(content):
-    return not any("inspect.getsource(" in cell["source"] for cell in code(content)) and "no source"
+    # An introduction has no module to open: it has written all of it.
+    return not is_introduction(content) and not any("inspect.getsource(" in cell["source"] for cell in code(content)) and "no source"
 
 
 def proves_its_claim(content):
@@ -190,9 +191,15 @@ def tagged(content, tag):
     return [cell for cell in content["cells"] if tag in cell["metadata"].get("tags", [])]
 
 
+def is_introduction(content):
+    """Is it a short one, for readers without any other notebook, which writes its whole model?"""
+    return len(content["cells"]) <= 25
+
+
 def fits_a_lesson(content):
     core = len(tagged(content, "core"))
-    return ((len(content["cells"]) > 70 or not 25 <= core <= 30)
+    fewest, most = (15, 20) if is_introduction(content) else (25, 30)
+    return ((len(content["cells"]) > 70 or not fewest <= core <= most)
             and f"{len(content['cells'])} cells, {core} of them core")
 
 
