@@ -2,7 +2,11 @@
 
 import math
 
+from matplotlib.colors import LogNorm
+
 from minidsv3.measure import plots
+
+ROUNDING = 1e-7      # of float32; products of other sizes round otherwise, so 0 may become a bit more
 
 
 @plots.style()
@@ -16,17 +20,17 @@ def changes(kept):
         rows = [(after[:, :-1] - before).abs().amax((0, 2)).tolist()
                 for before, after in zip(keys, keys[1:])]
         width, lengths = len(rows[-1]), [each.shape[1] for each in keys[1:]]
-        table = [row + [math.nan] * (width - len(row)) for row in rows]
-        image = ax.imshow(table, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+        table = [[max(value, ROUNDING) for value in row] + [math.nan] * (width - len(row))
+                 for row in rows]
+        image = ax.imshow(table, cmap="cividis", norm=LogNorm(ROUNDING, 1), aspect="auto")
         ax.set_yticks(range(len(rows)), lengths)
         ax.set(xlabel="position of an old token")
         ax.grid(False)
         old = sum(lengths) - len(lengths)
-        # Rounding differs with the length of the text, so a change begins well above it.
-        changed = sum(value > 1e-4 for row in rows for value in row)
+        changed = sum(value > 1000 * ROUNDING for row in rows for value in row)
         ax.set_title(f"{title}: {changed} of {old} old keys change", loc="left")
     panels[0].set_ylabel("tokens in the text")
-    figure.colorbar(image, ax=list(panels), label="largest change of a key", extend="max")
+    figure.colorbar(image, ax=list(panels), label="largest change of a key [log scale]")
     return figure
 
 
