@@ -18,5 +18,5 @@ def decoder_step(q, k, v, cache):
 
 
 def may_see(new, total):
-    """The first new query has total - new old tokens before it, so the diagonal moves by as many."""
+    """Before the first new query are total - new old tokens: so far the diagonal moves."""
     return torch.ones(new, total, dtype=torch.bool).tril(total - new)

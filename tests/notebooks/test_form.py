@@ -90,7 +90,8 @@ def has_a_bug_to_find(content):
 
 def shows_the_module(content):
     # An introduction has no module to open: it has written all of it.
-    return not is_introduction(content) and not any("inspect.getsource(" in cell["source"] for cell in code(content)) and "no source"
+    shown = any("inspect.getsource(" in cell["source"] for cell in code(content))
+    return not shown and not is_introduction(content) and "no source"
 
 
 def proves_its_claim(content):
@@ -249,6 +250,18 @@ def test_the_rule_of_the_second_edition_notices(rule):
     assert tagged(content, "core")
     SECOND_EDITION[rule](content)
     assert rule(content)
+
+
+def test_an_introduction_is_short():
+    """Notebook 00 is one; with a core of more than 20 cells, or with one cell more, it is none."""
+    content = read(NOTEBOOKS / "00_what_does_a_transformer_remember.ipynb")
+    assert is_introduction(content) and not fits_a_lesson(content)
+    longer = copy.deepcopy(content)
+    longer["cells"].append(copy.deepcopy(longer["cells"][-1]))
+    assert not is_introduction(longer) and fits_a_lesson(longer) and shows_the_module(longer)
+    for cell in content["cells"]:
+        cell["metadata"]["tags"] = ["core"]
+    assert fits_a_lesson(content)
 
 
 @pytest.mark.slow
