@@ -5,15 +5,17 @@ import copy
 import torch
 
 
-def compare(student, inputs, oracle, hint, step=1):
+def compare(student, inputs, oracle, hint, step=1, describe=None, slips=()):
     """Run a student's function beside an oracle, print the verdict, never raise -> solved.
 
     inputs: one tuple of arguments, or a list of such tuples, tried until one fails. hint: a text,
     or two texts, of which the second one is shown only if the student asks for it by step=2.
+    describe: takes the arguments of the failing case and says them in words. slips: pairs of
+    words and a function that makes this mistake; whose numbers equal the student's is named.
     """
     cases, hint = inputs if isinstance(inputs, list) else [inputs], hint_up_to(step, hint)
-    verdict = next((text for case in cases if (text := judge(student, case, oracle, hint))),
-                   "passed")
+    verdict = next((text for case in cases
+                    if (text := judge(student, case, oracle, hint, describe, slips))), "passed")
     print(verdict)
     return verdict == "passed"
 
@@ -26,13 +28,14 @@ def hint_up_to(step, hint):
     return f"{first} (For a further hint add hint=2.)" if step == 1 else f"{first} {second}"
 
 
-def judge(student, inputs, oracle, hint):
+def judge(student, inputs, oracle, hint, describe=None, slips=()):
     """What is wrong with a function on one case, in a line; an empty text if nothing is."""
+    not_yet = f"not yet: {describe(*inputs)}: " if describe else "not yet: "
     expected = torch.as_tensor(oracle(*copy.deepcopy(inputs))).double()
     try:
         got = student(*copy.deepcopy(inputs))
         if got is None:
-            return f"not yet: your function returned nothing; is a return missing? {hint}"
+            return f"{not_yet}your function returned nothing; is a return missing? {hint}"
         if isinstance(got, list | tuple) and any(torch.is_tensor(part) for part in got):
             got = torch.stack(list(got))
         got = torch.as_tensor(got).double()
@@ -40,16 +43,29 @@ def judge(student, inputs, oracle, hint):
         return "open: write the function, then run this cell again"
     except Exception as error:                       # a slip must not end the notebook
         slip = f"{type(error).__name__}: {error}".rstrip(".")
-        return f"not yet: your function ended in {slip}. {hint}"
+        return f"{not_yet}your function ended in {slip}. {hint}"
+    hint = named_slip(got, inputs, slips) + hint
     if got.shape != expected.shape:
-        return (f"not yet: expected shape {tuple(expected.shape)}, got {tuple(got.shape)}. "
+        return (f"{not_yet}expected shape {tuple(expected.shape)}, got {tuple(got.shape)}. "
                 f"{hint}")
     gap = (got - expected).abs().max().item()
-    if gap <= 1e-5 * max(1, expected.abs().max().item()):              # a NaN is not
+    if close(got, expected):
         return ""
     if expected.numel() <= 8:                        # small enough to compare by eye
-        return f"not yet: expected {numbers(expected)}, got {numbers(got)}. {hint}"
-    return f"not yet: right shape, values off by up to {gap:.2g}. {hint}"
+        return f"{not_yet}expected {numbers(expected)}, got {numbers(got)}. {hint}"
+    return f"{not_yet}right shape, values off by up to {gap:.2g}. {hint}"
+
+
+def close(got, expected):
+    """Are two tensors of float64 equal but for the rounding of float32? One with a NaN is not."""
+    return (got.shape == expected.shape
+            and bool((got - expected).abs().max() <= 1e-5 * max(1, expected.abs().max())))
+
+
+def named_slip(got, inputs, slips):
+    """The words of the first slip that gives these numbers, and a space; else an empty text."""
+    return next((f"{words} " for words, slip in slips
+                 if close(got, torch.as_tensor(slip(*copy.deepcopy(inputs))).double())), "")
 
 
 def numbers(values):

@@ -89,7 +89,9 @@ def has_a_bug_to_find(content):
 
 
 def shows_the_module(content):
-    return not any("inspect.getsource(" in cell["source"] for cell in code(content)) and "no source"
+    # An introduction has no module to open: it has written all of it.
+    shown = any("inspect.getsource(" in cell["source"] for cell in code(content))
+    return not shown and not is_introduction(content) and "no source"
 
 
 def proves_its_claim(content):
@@ -190,9 +192,15 @@ def tagged(content, tag):
     return [cell for cell in content["cells"] if tag in cell["metadata"].get("tags", [])]
 
 
+def is_introduction(content):
+    """Is it a short one, for readers without any other notebook, which writes its whole model?"""
+    return len(content["cells"]) <= 25
+
+
 def fits_a_lesson(content):
     core = len(tagged(content, "core"))
-    return ((len(content["cells"]) > 70 or not 25 <= core <= 30)
+    fewest, most = (15, 20) if is_introduction(content) else (25, 30)
+    return ((len(content["cells"]) > 70 or not fewest <= core <= most)
             and f"{len(content['cells'])} cells, {core} of them core")
 
 
@@ -242,6 +250,18 @@ def test_the_rule_of_the_second_edition_notices(rule):
     assert tagged(content, "core")
     SECOND_EDITION[rule](content)
     assert rule(content)
+
+
+def test_an_introduction_is_short():
+    """Notebook 00 is one; with a core of more than 20 cells, or with one cell more, it is none."""
+    content = read(NOTEBOOKS / "00_what_does_a_transformer_remember.ipynb")
+    assert is_introduction(content) and not fits_a_lesson(content)
+    longer = copy.deepcopy(content)
+    longer["cells"].append(copy.deepcopy(longer["cells"][-1]))
+    assert not is_introduction(longer) and fits_a_lesson(longer) and shows_the_module(longer)
+    for cell in content["cells"]:
+        cell["metadata"]["tags"] = ["core"]
+    assert fits_a_lesson(content)
 
 
 @pytest.mark.slow
