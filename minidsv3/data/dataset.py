@@ -15,17 +15,19 @@ class Dataset:
     The tokenizer is trained on the training text unless one is given. inputs, targets (W, T);
     token_bytes (V,) is the number of bytes of each token, 0 for special tokens. Raises UserError if
     documents are to be rearranged (`fim`) and the tokenizer has no marks for it. retrieval: the
-    share of training windows with retrieval text; the tokenizer learns its words, too.
+    share of training windows with retrieval text; the tokenizer learns its words, too. splits: what
+    a new tokenizer splits texts by, wide or released.
     """
 
-    def __init__(self, source, vocab_size, window, fim_rate, seed, tokenizer=None, retrieval=0.0):
+    def __init__(self, source, vocab_size, window, fim_rate, seed, tokenizer=None, retrieval=0.0,
+                 splits="wide"):
         _, documents, self.sha256, _ = corpus.load(source)
         train, validation = corpus.split(documents)
         del documents                            # the sections of a long text are a copy of it
         texts = [each.text for each in train]
         if retrieval:
             texts.append(some_notes(retrieval * sum(map(len, texts))))
-        self.tokenizer = tokenizer or Tokenizer.train(texts, vocab_size)
+        self.tokenizer = tokenizer or Tokenizer.train(texts, vocab_size, splits)
         if fim_rate and self.tokenizer.fim_hole_id is None:
             raise UserError(f"fim_rate={fim_rate} needs a tokenizer with FIM marks, and this one "
                             "has none; use --set fim_rate=0.")

@@ -4,16 +4,16 @@ BPE starts from the 256 bytes and repeatedly joins the most frequent adjacent pa
 So every text can be encoded, and decoding returns it byte for byte. `rustbpe` learns the merges,
 `tiktoken` applies them. The ids are
 
-    0 .. 4                     BOS, EOS and the three FIM marks
-    5 .. 260                   the bytes 0 .. 255
-    261 .. vocab_size - 1      merges, in the order learned; if a small corpus has too few, the
+    0 .. 5                     BOS, EOS, padding and the three FIM marks
+    6 .. 261                   the bytes 0 .. 255
+    262 .. vocab_size - 1      merges, in the order learned; if a small corpus has too few, the
                                ids left over are named as the released model names its empty ones
 
-`PATTERN` first splits the text into pieces, and no token reaches across two of them. `save` writes
-`tokenizer.json`, the format of the released checkpoint, which `tokenizers` and `transformers` read
-with the same ids. Ordinary text never becomes a special token, even if it spells the name of one.
-The released tokenizer would accept such text; here a corpus must not be able to fake the end of a
-document. DeepSeek's random splitting of some tokens in training is left out.
+The text is first split into pieces, and no token reaches across two of them: in our wide way, or as
+for the released model (`SPLITS`). `save` writes `tokenizer.json`, the format of the released
+checkpoint, which `tokenizers` and `transformers` read with the same ids. Ordinary text never
+becomes a special token, even if it spells the name of one. The released tokenizer would accept such
+text; here a corpus must not be able to fake the end of a document. DeepSeek's random splitting of some tokens in training is left out.
 """
 
 import json
@@ -27,21 +27,46 @@ import tiktoken
 from ..command import UserError
 from ..files import write_text
 
-BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
+BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 FIM_BEGIN, FIM_HOLE, FIM_END = "<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"
-SPECIAL_TOKENS = (BOS, EOS, FIM_BEGIN, FIM_HOLE, FIM_END)          # index = id
-FIRST_BYTE = len(SPECIAL_TOKENS)
-SMALLEST_VOCABULARY = FIRST_BYTE + 256
+SPECIAL_TOKENS = (BOS, EOS, PAD, FIM_BEGIN, FIM_HOLE, FIM_END)     # index = id
+SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256
 
-# A piece is a word with all signs, spaces and line ends in front of it ("):\n    return", "(self"),
-# or up to three digits, or signs that no word follows. As in DeepSeek's pattern, punctuation and
-# line breaks may share a token; here a word may follow them in the same token. With 2,048 tokens,
-# library text not trained on then has 3.37 bytes per token. It has 3.08 if a word takes only one
-# sign with it, and 2.92 with GPT-4's pattern. Every character beyond ASCII counts as a letter: this
-# needs no Unicode tables, so three regex engines with three Unicode versions agree. Without
-# look-ahead, the time grows linearly with the text.
+# Ours: a piece is a word with all signs, spaces and line ends in front of it ("):\n    return",
+# "(self"), or up to three digits, or signs that no word follows. As with the released model, signs
+# and line ends may share a token; here a word may follow them in the same token. With 2,048 tokens,
+# library text not trained on then has 3.37 bytes per token, and 2.95 with the released splits.
+# Every character beyond ASCII counts as a letter: this needs no Unicode tables, so three regex
+# engines with three Unicode versions agree. Without look-ahead, the time grows linearly with the
+# text.
 LETTER = r"A-Za-z\x{80}-\x{10FFFF}"
-PATTERN = rf"[^0-9{LETTER}]*[{LETTER}]+|[0-9]{{1,3}}|[^0-9{LETTER}]+"
+WIDE = rf"[^0-9{LETTER}]*[{LETTER}]+|[0-9]{{1,3}}|[^0-9{LETTER}]+"
+
+# The released tokenizer.json splits by these, one after the other: up to three digits, Chinese and
+# Japanese, then the rest. Of the rest a piece is a word with one sign or space before it, a run of
+# signs with the line ends after it, the white space up to a line's end, or other white space.
+CJK = "一-龥぀-ゟ゠-ヿ"
+RELEASED = (
+    r"\p{N}{1,3}",
+    f"[{CJK}]+",
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+
+# The same in one expression, which tiktoken needs. No piece may then reach into digits or CJK, and
+# nothing may be left out, so the last part takes single characters that are in no other. White
+# space is cut after 10,000 characters: fancy-regex, behind tiktoken, keeps a million steps at most.
+RELEASED_AS_ONE = "|".join([
+    RELEASED[0],
+    rf"[{CJK}&&[^\p{{L}}\p{{P}}\p{{S}}]]?[{CJK}&&[\p{{L}}\p{{M}}]]+",
+    rf"[{CJK}&&[\p{{P}}\p{{S}}]]+",
+    r"[!-/:-@\[-`{-~][A-Za-z]+",
+    rf"[^\r\n\p{{L}}\p{{P}}\p{{S}}{CJK}]?[\p{{L}}\p{{M}}&&[^{CJK}]]+",
+    rf" ?[\p{{P}}\p{{S}}&&[^{CJK}]]+[\r\n]*",
+    r"\s*[\r\n]+",
+    rf"\s{{1,10000}}(?![^\s\p{{N}}{CJK}])|\s",
+    r"[^\s\p{L}\p{M}\p{N}\p{P}\p{S}]"])
+
+SPLITS = {"wide": (WIDE,), "released": RELEASED}                   # the recipe's field `splits`
 
 # Put in front of a prompt. A token often holds a word with the line ends before it, so "def" after
 # blank lines is a common token, and "def" alone a rare one.
@@ -53,39 +78,48 @@ OPENING = "\n\n\n"
 UNPAIRED = re.compile("[\ud800-\udfff]")
 
 
+def as_one(splits):
+    """One expression for splits that are made one after the other."""
+    return RELEASED_AS_ONE if splits == RELEASED else "|".join(splits)
+
+
 class Tokenizer:
-    """Byte-level BPE; `merged` has the bytes of each token, from id FIRST_BYTE on.
+    """Byte-level BPE; `merged` has the bytes of each token that is not special, in order of id.
 
     token_bytes[i] are the bytes of token i, empty for special tokens and for ids without a token.
     Over an encoded text their lengths add up to the length of the text, which bits per byte needs.
     """
 
-    bos_id, eos_id, fim_begin_id, fim_hole_id, fim_end_id = range(FIRST_BYTE)
-    start_id = eos_id                            # a new document follows the end of another
-
-    def __init__(self, merged, vocab_size, pattern=PATTERN):
-        self.vocab_size = vocab_size
-        self.pattern = pattern
-        self.token_bytes = [b""] * FIRST_BYTE + list(merged)
+    def __init__(self, merged, vocab_size, splits, special=SPECIAL_TOKENS):
+        self.vocab_size, self.special, self.splits = vocab_size, special, splits
+        self.token_bytes = [b""] * len(special) + list(merged)
         self.token_bytes += [b""] * (vocab_size - len(self.token_bytes))
-        self.ranks = {token: rank for rank, token in enumerate(merged, start=FIRST_BYTE)}
-        self.encoding = tiktoken.Encoding("minidsv3", pat_str=pattern,
+        self.ranks = {token: rank for rank, token in enumerate(merged, start=len(special))}
+        self.bos_id, self.eos_id = special.index(BOS), special.index(EOS)
+        self.fim_begin_id, self.fim_hole_id, self.fim_end_id = map(
+            special.index, (FIM_BEGIN, FIM_HOLE, FIM_END))
+        self.start_id = self.eos_id              # a new document follows the end of another
+        self.encoding = tiktoken.Encoding("minidsv3", pat_str=as_one(splits),
                                           mergeable_ranks=self.ranks, special_tokens={})
 
     @classmethod
-    def train(cls, texts, vocab_size):
+    def train(cls, texts, vocab_size, splits="wide"):
         """Learn the merges from texts. The same texts in the same order give the same ids.
 
-        Raises UserError if the vocabulary is too small for all bytes and special tokens.
+        splits: wide or released. Raises UserError if the vocabulary is too small for all bytes and
+        special tokens.
         """
         if vocab_size < SMALLEST_VOCABULARY:
-            raise UserError(f"vocab_size={vocab_size} has no room for 256 bytes and {FIRST_BYTE} "
-                            f"special tokens; choose at least {SMALLEST_VOCABULARY}.")
+            raise UserError(f"vocab_size={vocab_size} has no room for 256 bytes and "
+                            f"{len(SPECIAL_TOKENS)} special tokens; choose at least "
+                            f"{SMALLEST_VOCABULARY}.")
         trainer = rustbpe.Tokenizer()
-        trainer.train_from_iterator(iter(texts), vocab_size - FIRST_BYTE, pattern=PATTERN)
+        trainer.train_from_iterator(iter(texts), vocab_size - len(SPECIAL_TOKENS),
+                                    pattern=as_one(SPLITS[splits]))
         merged = sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
         # Two merges may give the same bytes; dict.fromkeys keeps the first, so they share an id.
-        return cls(list(dict.fromkeys(bytes(token) for token, _ in merged)), vocab_size)
+        merged = list(dict.fromkeys(bytes(token) for token, _ in merged))
+        return cls(merged, vocab_size, SPLITS[splits])
 
     def encode(self, text):
         """Text -> list of ids, without BOS.
@@ -127,7 +161,7 @@ class Tokenizer:
         write_json(folder / "tokenizer.json", self.as_json())
         write_json(folder / "tokenizer_config.json", {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": BOS, "eos_token": EOS, "pad_token": EOS,
+            "bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "padding_side": "left",
             "additional_special_tokens": [FIM_BEGIN, FIM_HOLE, FIM_END],
             "split_special_tokens": True,                # text that spells one of them stays text
             "add_bos_token": False, "add_eos_token": False,
@@ -136,7 +170,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder):
-        """Read what `save` wrote. Raises FileNotFoundError, or UserError for any other file."""
+        """Read what `save` wrote. Raises FileNotFoundError, or UserError for any other file.
+
+        Files of before, without a token for padding, are read as well.
+        """
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; give a folder made by train_tiny.py.")
@@ -145,11 +182,13 @@ class Tokenizer:
             if content["added_tokens"]:          # ours never has any; fail early on others
                 raise ValueError
             vocabulary = content["model"]["vocab"]
-            names = {*SPECIAL_TOKENS, *empty_places(len(vocabulary))}
+            special = tuple(name for name in SPECIAL_TOKENS if name in vocabulary)
+            names = {*special, *empty_places(len(vocabulary))}
             merged = [from_visible(token) for token in sorted(vocabulary, key=vocabulary.get)
                       if token not in names]
-            pattern = content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
-            tokenizer = cls(merged, len(vocabulary), pattern)
+            splits = tuple(split["pattern"]["Regex"]
+                           for split in content["pre_tokenizer"]["pretokenizers"][:-1])
+            tokenizer = cls(merged, len(vocabulary), splits, special)
             understood = all(content[part] == mine for part, mine in tokenizer.as_json().items())
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             understood = False
@@ -165,17 +204,17 @@ class Tokenizer:
         also find their names in ordinary text.
         """
         learned = [to_visible(token) for token in self.ranks]
-        names = [*SPECIAL_TOKENS, *learned]
+        names = [*self.special, *learned]
         names += empty_places(self.vocab_size - len(names))
-        split = {"type": "Split", "pattern": {"Regex": self.pattern}, "behavior": "Isolated",
-                 "invert": False}
+        splits = [{"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated",
+                   "invert": False} for split in self.splits]
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
                       "use_regex": False}
         return {
             "version": "1.0", "truncation": None, "padding": None,
             "added_tokens": [],
             "normalizer": None,
-            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splits, byte_level]},
             "post_processor": None,                       # no BOS is put in front
             "decoder": byte_level,
             "model": {"type": "BPE", "dropout": None, "unk_token": None,

@@ -21,7 +21,7 @@ def read_text(config, model_config, start=""):
     """The Dataset of a TrainConfig; start: a checkpoint whose tokenizer it uses."""
     tokenizer = read_tokenizer(start, model_config) if start else None
     return Dataset(config.data, model_config.vocab_size, config.window, config.fim_rate,
-                   config.seed, tokenizer, config.retrieval)
+                   config.seed, tokenizer, config.retrieval, config.splits)
 
 
 def make_model(model_config, config, device, start=""):

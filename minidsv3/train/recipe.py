@@ -26,6 +26,7 @@ class TrainConfig:
     micro_batch: int = 8                         # sequences at once; halve it if memory runs out
     batch_start: int = 8                         # sequences per step at the beginning ...
     batch_ramp: float = 0.469 / 14.8             # ... growing to batch_size over this share
+    splits: str = "wide"                         # of a new tokenizer, or released; see its file
     fim_rate: float = 0.1                        # share of documents in fill-in-the-middle form
     retrieval: float = 0.0                       # share of windows with notes to look up, see data
 
@@ -73,6 +74,7 @@ class TrainConfig:
                             f"{self.batch_size}; choose 1 to {self.batch_size}.")
         for name, choices in (("optimizer", ("adamw", "muon")),
                               ("precision", ("auto", "fp32", "bf16", "fp8")),
+                              ("splits", ("wide", "released")),
                               ("balance_over", ("affinity", "routed"))):
             if getattr(self, name) not in choices:
                 raise UserError(f"{name}={getattr(self, name)!r} is unknown; "

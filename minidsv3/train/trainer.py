@@ -172,8 +172,13 @@ class Trainer:
                             "is another one; bring the old text back, name it with --data, or "
                             "start a new run.")
         self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        try:
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+        except ValueError:
+            raise UserError("this run was begun by a version of minidsv3 that groups the weights "
+                            "for its optimisers otherwise; go on with that version, or start "
+                            "anew.") from None
         for average, saved in zip(self.average, state["average"], strict=True):
             average.copy_(saved)
         self.step, self.seconds = state["step"], state["seconds"]
