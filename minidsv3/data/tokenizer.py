@@ -13,7 +13,8 @@ The text is first split into pieces, and no token reaches across two of them: in
 for the released model (`SPLITS`). `save` writes `tokenizer.json`, the format of the released
 checkpoint, which `tokenizers` and `transformers` read with the same ids. Ordinary text never
 becomes a special token, even if it spells the name of one. The released tokenizer would accept such
-text; here a corpus must not be able to fake the end of a document. DeepSeek's random splitting of some tokens in training is left out.
+text; here a corpus must not be able to fake the end of a document. DeepSeek's random splitting of
+some tokens in training is left out.
 """
 
 import json
