@@ -23,6 +23,7 @@ from minidsv3.infer.text import HealedSequence, complete
 from minidsv3.train.trainer import Trainer
 
 ROOT = Path(generate.__file__).resolve().parent
+SHIPPED = ROOT / "checkpoints/tiny"               # its drafts are often right
 STATS = {"new_tokens", "seconds", "tokens_per_s", "prefill_s", "cache_bytes", "passes",
          "acceptance"}
 
@@ -55,7 +56,7 @@ TRAIN = [
     (["--set", "qk_rope_head_dim=7"], ["qk_rope_head_dim=7 is odd", "use 8"]),
     (["--set", "n_routed_experts=5"], ["n_routed_experts=5", "n_group=2", "multiple of 2"]),
     (["--set", "num_experts_per_tok=9"], ["num_experts_per_tok=9", "choose 1 to"]),
-    (["--set", "vocab_size=100"], ["vocab_size=100", "at least 261"]),
+    (["--set", "vocab_size=100"], ["vocab_size=100", "at least 262"]),
     (["--set", "window=300"], ["max_position_embeddings=256", "window=300", "leave it out"]),
     (["--set", "window=1"], ["window=1 ", "num_nextn_predict_layers=1", "change one"]),
     (["--set", "hiden_size=32"], ["hiden_size", "did you mean hidden_size"]),
@@ -226,7 +227,7 @@ def pickled(folder):
 
 
 def other_vocabulary(folder):
-    Tokenizer.train([], 261).save(folder)
+    Tokenizer.train([], 262).save(folder)
 
 
 def edit_tensors(change):
@@ -280,7 +281,7 @@ BROKEN = [
     (lambda folder: (folder / "tokenizer.json").unlink(), ["tokenizer.json is missing"]),
     (lambda folder: (folder / "tokenizer.json").write_text("{}"),
      ["tokenizer.json cannot be used", "byte-level BPE"]),
-    (other_vocabulary, ["tokenizer.json has 261", "vocab_size=300", "different models"]),
+    (other_vocabulary, ["tokenizer.json has 262", "vocab_size=300", "different models"]),
 ]
 
 
@@ -422,26 +423,26 @@ def test_generate_without_any_stdin_begins_a_document(finished_run, monkeypatch,
     assert capsys.readouterr().out == expected
 
 
-def test_generate_shows_accepted_drafts_in_green(finished_run, capsys):
+def test_generate_shows_accepted_drafts_in_green(capsys):
     """Oracle: the drafted pieces of the same completion; without colours the text is equal."""
-    arguments = ["--model", str(finished_run), "--device", "cpu", "--prompt", "def f",
+    arguments = ["--model", str(SHIPPED), "--device", "cpu", "--prompt", "def f",
                  "--max-new-tokens", "20", "--temperature", "0"]
     assert generate.main(arguments) == 0
     plain = capsys.readouterr().out
     assert generate.main([*arguments, "--speculative", "2", "--show-drafts"]) == 0
     shown = capsys.readouterr().out
     assert shown.replace(generate.GREEN, "").replace(generate.PLAIN, "") == plain
-    model, tokenizer = hf.load(finished_run), Tokenizer.load(finished_run)
+    model, tokenizer = hf.load(SHIPPED), Tokenizer.load(SHIPPED)
     drafted = [piece for piece in complete(model, tokenizer, "def f", 20, speculative=2)
                if piece.drafted]
     assert shown.count(generate.GREEN) == len(drafted) > 0
 
 
-def test_generate_shows_a_draft_that_ends_the_text(finished_run, capsys):
+def test_generate_shows_a_draft_that_ends_the_text(capsys):
     """Oracle: the number of accepted drafts, for every length at which the text may end."""
-    arguments = ["--model", str(finished_run), "--device", "cpu", "--prompt", "def f",
+    arguments = ["--model", str(SHIPPED), "--device", "cpu", "--prompt", "def f",
                  "--temperature", "0", "--speculative", "3", "--show-drafts", "--max-new-tokens"]
-    model, tokenizer = hf.load(finished_run), Tokenizer.load(finished_run)
+    model, tokenizer = hf.load(SHIPPED), Tokenizer.load(SHIPPED)
     for length in range(2, 9):
         assert generate.main([*arguments, str(length)]) == 0
         pieces = complete(model, tokenizer, "def f", length, speculative=3)

@@ -129,7 +129,7 @@ class TextStream:
 
     def __init__(self, stop=()):
         self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self.stop, self.waiting, self.stopped = [text for text in stop if text], "", False
+        self.stop, self.waiting, self.stopped = [well_formed(t) for t in stop if t], "", False
 
     def feed(self, data, final=False):
         """The text that these bytes complete; `final` also returns what was held back."""

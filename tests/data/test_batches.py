@@ -64,9 +64,9 @@ def test_every_validation_token_is_a_target_exactly_once(documents, tokenizer):
 
 
 def test_validation_windows_are_those_of_the_docstring(tokenizer):
-    """Oracle: the case by hand, with a = 102, b = 103, c = 104."""
+    """Oracle: the case by hand, with a = 103, b = 104, c = 105."""
     a, b, c = (tokenizer.ranks[letter] for letter in (b"a", b"b", b"c"))
-    bytewise = Tokenizer.train([], 261)
+    bytewise = Tokenizer.train([], 262)
     inputs, targets = batches.validation_windows(
         [Document("1", "ab"), Document("2", "c")], bytewise, 3)
     assert inputs.tolist() == [[1, a, b], [1, c, 1]]
@@ -115,8 +115,8 @@ def test_a_tenth_of_the_documents_is_rearranged_and_still_whole(tokenizer):
         assert sorted(order) == list(range(data.windows_per_epoch))
         text = " ".join(map(str, stream.tolist()))
         pieces = [list(map(int, piece.split())) for piece in text.split(" 1 ")[:-1]]
-        rearranged += [undo_fim(piece, tokenizer) for piece in pieces if piece[0] == 2]
-        whole = [tokenizer.decode(piece) for piece in pieces if piece[0] != 2]
+        rearranged += [undo_fim(piece, tokenizer) for piece in pieces if piece[0] == tokenizer.fim_begin_id]
+        whole = [tokenizer.decode(piece) for piece in pieces if piece[0] != tokenizer.fim_begin_id]
         assert set(whole) <= {document.text for document in documents}
     assert 140 <= len(rearranged) <= 260          # 200 expected less what is cut off; deviation 13
     assert set(rearranged) <= {document.text for document in documents}

@@ -39,7 +39,7 @@ def test_what_cannot_be_divided():
 
 @pytest.mark.parametrize("arguments, words", [
     (["--parallel", "ep=2,fsdp=2"], "is a plan for 4 processes, and this is a single one; start it "
-                                    "with: torchrun --nproc-per-node 4 train_tiny.py --parallel"),
+                                    "with: torchrun --nproc-per-node 4 "),
     (["--parallel", "pp=2"], "is no plan"),
     (["--parallel", "ep=2", "--minutes", "1"], "--minutes works in a single process only"),
     (["--parallel", "ep=2", "--compile"], "--compile works in a single process only")])
