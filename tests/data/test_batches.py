@@ -115,7 +115,8 @@ def test_a_tenth_of_the_documents_is_rearranged_and_still_whole(tokenizer):
         assert sorted(order) == list(range(data.windows_per_epoch))
         text = " ".join(map(str, stream.tolist()))
         pieces = [list(map(int, piece.split())) for piece in text.split(" 1 ")[:-1]]
-        rearranged += [undo_fim(piece, tokenizer) for piece in pieces if piece[0] == tokenizer.fim_begin_id]
+        marked = [piece for piece in pieces if piece[0] == tokenizer.fim_begin_id]
+        rearranged += [undo_fim(piece, tokenizer) for piece in marked]
         whole = [tokenizer.decode(piece) for piece in pieces if piece[0] != tokenizer.fim_begin_id]
         assert set(whole) <= {document.text for document in documents}
     assert 140 <= len(rearranged) <= 260          # 200 expected less what is cut off; deviation 13
