@@ -155,8 +155,11 @@ class Tokenizer:
                                  f"{self.vocab_size - 1}.")
         return b"".join(self.token_bytes[token] for token in ids)
 
-    def save(self, folder):
-        """Write `tokenizer.json` and `tokenizer_config.json`, as a released checkpoint has them."""
+    def save(self, folder, window=None):
+        """Write `tokenizer.json` and `tokenizer_config.json`, as a released checkpoint has them.
+
+        window: the model's trained window [tokens], where other programs cut texts.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "tokenizer.json", self.as_json())
@@ -167,7 +170,7 @@ class Tokenizer:
             "split_special_tokens": True,                # text that spells one of them stays text
             "add_bos_token": False, "add_eos_token": False,
             "clean_up_tokenization_spaces": False,       # True would remove spaces when decoding
-        })
+        } | longest_text(window))
 
     @classmethod
     def load(cls, folder):
@@ -240,6 +243,11 @@ class Tokenizer:
 def well_formed(text):
     """A text in which U+FFFD stands for each lone surrogate, which UTF-8 cannot hold."""
     return UNPAIRED.sub("\ufffd", text)         # the very same text if there is none
+
+
+def longest_text(window):
+    """The window [tokens] as tokenizer_config.json names it; nothing without one."""
+    return {} if window is None else {"model_max_length": window}
 
 
 def empty_places(count):
