@@ -66,7 +66,7 @@ def info(folder, checkpoint):
                             for dtype in sorted(numbers)),
         "files": f"{len(set(checkpoint.file_of.values())):,}, {checkpoint.nbytes:,} bytes",
         "loads": "no" if complaints else "yes" + (
-            f"; {repeated} copies of embedding and head are compared on loading"
+            f"; copies of embedding and head are compared on loading ({repeated})"
             if repeated else ""),
     }
     for name, text in rows.items():
@@ -100,6 +100,8 @@ def convert(folder, out, fp8, max_shard_size):
     out.mkdir(parents=True, exist_ok=True)
     try:
         tensors = released(checkpoint, chosen if fp8 else None)
+        if config.tie_word_embeddings and "lm_head.weight" not in checkpoint.shapes:
+            tensors = with_head(tensors)
         if fp8:
             tensors = to_fp8(tensors, chosen, quantization.get("scale_fmt") == "ue8m0")
         write_weights(out, tensors, max_shard_size)
@@ -155,6 +157,14 @@ def released(checkpoint, kept):
         elif not name.endswith(SCALE):
             tensor = checkpoint.read(name)
             yield name, tensor.bfloat16() if checkpoint.dtypes[name] == FP8 else tensor
+
+
+def with_head(tensors):
+    """The same pairs and a tied head, which older folders of ours lack and other programs need."""
+    for name, tensor in tensors:
+        yield name, tensor
+        if name == "model.embed_tokens.weight":
+            yield "lm_head.weight", tensor.clone()
 
 
 def parse_size(text):
