@@ -51,7 +51,7 @@ def test_a_padded_batch_gives_the_logits_of_single_prompts(folder):
         torch.testing.assert_close(row[-len(single):], single, rtol=1e-4, atol=1e-5)
 
 
-def test_the_longest_text_is_the_trained_window(folder, miniature, tmp_path):
+def test_the_longest_text_is_the_trained_window(folder, miniature, tmp_path, capsys):
     """Oracle: the window, by hand; transformers cuts a longer text there if it is asked to."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.model_max_length == 128
@@ -59,6 +59,9 @@ def test_the_longest_text_is_the_trained_window(folder, miniature, tmp_path):
     assert train_tiny.main([*miniature, "--steps", "1", "--set", "max_position_embeddings=96",
                             "--out", str(tmp_path / "run")]) == 0
     assert AutoTokenizer.from_pretrained(tmp_path / "run").model_max_length == 96
+    assert json.loads((tmp_path / "run/config.json").read_text())["max_position_embeddings"] == 96
+    assert main(["info", str(tmp_path / "run")]) == 0
+    assert "window        96 tokens" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("beside", [None, {"eos_token": "x", "model_max_length": 77}])
