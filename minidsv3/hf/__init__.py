@@ -79,7 +79,8 @@ def compare_copies(checkpoint, config):
         if copy in checkpoint.shapes:
             tensors = checkpoint.read(copy), checkpoint.read(name)
             dtype = min((tensor.dtype for tensor in tensors), key=lambda dtype: dtype.itemsize)
-            if not torch.equal(*(tensor.to(dtype) for tensor in tensors)):
+            a, b = (tensor.to(dtype) for tensor in tensors)
+            if not torch.allclose(a, b, rtol=0, atol=0, equal_nan=True):
                 raise UserError(f"{checkpoint.folder}: tensor {copy} differs from {name}, but in "
                                 "this architecture they are one; correct tie_word_embeddings in "
                                 "config.json, or remove one of them from the checkpoint.")

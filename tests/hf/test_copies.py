@@ -76,6 +76,14 @@ def test_a_tied_head_is_stored_under_its_own_name_too(tmp_path, capsys, fp8):
     assert torch.equal(written[HEAD], written[EMBEDDING])
 
 
+def test_a_copy_of_what_is_not_a_number_is_one(tmp_path):
+    """Oracle: it loads, so that what is wrong is told where it is computed."""
+    model = random_model()
+    model.embed_tokens.weight.data.fill_(torch.nan)
+    hf.save(model, tmp_path)
+    assert hf.load(tmp_path).lm_head.weight.isnan().all()
+
+
 def test_far_too_many_names_are_never_made(folder, capsys):
     """Oracle: the seconds; 3,000 blocks of 16,000 experts would be 144 million names."""
     edit(folder, num_hidden_layers=3000, n_routed_experts=15999)
