@@ -15,7 +15,16 @@ import tokenizers
 from ..command import UserError, notice
 from ..files import first_line
 from ..hf import read_json
-from .tokenizer import FIM_BEGIN, FIM_END, FIM_HOLE, Tokenizer, from_visible, well_formed
+from .tokenizer import (
+    FIM_BEGIN,
+    FIM_END,
+    FIM_HOLE,
+    Tokenizer,
+    from_visible,
+    longest_text,
+    well_formed,
+    write_json,
+)
 
 UTF8 = [*range(0xC0), *range(0xC2, 0xF5)]        # the bytes that occur in texts
 
@@ -136,12 +145,16 @@ class ForeignTokenizer:
         """Ids -> text; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
-    def save(self, folder):
-        """Copy the files that this tokenizer was read from into another folder."""
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            source = self.path.with_name(name)
-            if source.is_file() and source.parent.resolve() != Path(folder).resolve():
-                shutil.copyfile(source, Path(folder) / name)
+    def save(self, folder, window=None):
+        """Copy the files that this tokenizer was read from into another folder.
+
+        window: the trained window [tokens] of the model there.
+        """
+        folder, beside = Path(folder), self.path.with_name("tokenizer_config.json")
+        if folder.resolve() != self.path.parent.resolve():
+            shutil.copyfile(self.path, folder / "tokenizer.json")
+            if beside.is_file():
+                write_json(folder / beside.name, read_json(beside) | longest_text(window))
 
 
 def settled(content):

@@ -27,6 +27,7 @@ import tiktoken
 
 from ..command import UserError
 from ..files import write_text
+from ..hf.splits import CJK, RELEASED
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 FIM_BEGIN, FIM_HOLE, FIM_END = "<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"
@@ -43,19 +44,10 @@ SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256
 LETTER = r"A-Za-z\x{80}-\x{10FFFF}"
 WIDE = rf"[^0-9{LETTER}]*[{LETTER}]+|[0-9]{{1,3}}|[^0-9{LETTER}]+"
 
-# The released tokenizer.json splits by these, one after the other: up to three digits, Chinese and
-# Japanese, then the rest. Of the rest a piece is a word with one sign or space before it, a run of
-# signs with the line ends after it, the white space up to a line's end, or other white space.
-CJK = "一-龥぀-ゟ゠-ヿ"
-RELEASED = (
-    r"\p{N}{1,3}",
-    f"[{CJK}]+",
-    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
-    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-
-# The same in one expression, which tiktoken needs. No piece may then reach into digits or CJK, and
-# nothing may be left out, so the last part takes single characters that are in no other. White
-# space is cut after 10,000 characters: fancy-regex, behind tiktoken, keeps a million steps at most.
+# The released splits in one expression, which tiktoken needs. No piece may then reach into digits
+# or CJK, and nothing may be left out, so the last part takes single characters that are in no
+# other. White space is cut after 10,000 characters: fancy-regex, behind tiktoken, keeps a million
+# steps at most.
 RELEASED_AS_ONE = "|".join([
     RELEASED[0],
     rf"[{CJK}&&[^\p{{L}}\p{{P}}\p{{S}}]]?[{CJK}&&[\p{{L}}\p{{M}}]]+",
@@ -155,33 +147,36 @@ class Tokenizer:
                                  f"{self.vocab_size - 1}.")
         return b"".join(self.token_bytes[token] for token in ids)
 
-    def save(self, folder):
-        """Write `tokenizer.json` and `tokenizer_config.json`, as a released checkpoint has them."""
+    def save(self, folder, window=None):
+        """Write `tokenizer.json` and `tokenizer_config.json`, as a released checkpoint has them.
+
+        window: the model's trained window [tokens], where other programs cut texts.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "tokenizer.json", self.as_json())
         write_json(folder / "tokenizer_config.json", {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "padding_side": "left",
+            "bos_token": BOS, "eos_token": EOS, "padding_side": "left",
+            "pad_token": PAD if PAD in self.special else EOS,    # another would be added as new
             "additional_special_tokens": [FIM_BEGIN, FIM_HOLE, FIM_END],
             "split_special_tokens": True,                # text that spells one of them stays text
             "add_bos_token": False, "add_eos_token": False,
             "clean_up_tokenization_spaces": False,       # True would remove spaces when decoding
-        })
+        } | longest_text(window))
 
     @classmethod
     def load(cls, folder):
         """Read what `save` wrote. Raises FileNotFoundError, or UserError for any other file.
 
-        Files of before, without a token for padding, are read as well.
+        Files of before, without a token for padding, are read as well, and files that
+        `transformers` has read and written again.
         """
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; give a folder made by train_tiny.py.")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["added_tokens"]:          # ours never has any; fail early on others
-                raise ValueError
+            content = as_saved(json.loads(path.read_text(encoding="utf-8")))
             vocabulary = content["model"]["vocab"]
             special = tuple(name for name in SPECIAL_TOKENS if name in vocabulary)
             names = {*special, *empty_places(len(vocabulary))}
@@ -240,6 +235,27 @@ class Tokenizer:
 def well_formed(text):
     """A text in which U+FFFD stands for each lone surrogate, which UTF-8 cannot hold."""
     return UNPAIRED.sub("\ufffd", text)         # the very same text if there is none
+
+
+def as_saved(content):
+    """What a tokenizer.json of ours was before `transformers` wrote it again.
+
+    It lists our special tokens once more, adds a post-processor that adds no token, and keeps the
+    padding and truncation of its last call. Raises ValueError if any other token is added.
+    """
+    vocabulary = content["model"]["vocab"]
+    for token in content["added_tokens"]:
+        if token["content"] not in SPECIAL_TOKENS or vocabulary[token["content"]] != token["id"]:
+            raise ValueError
+    after = content["post_processor"]
+    adds_nothing = after and after["type"] == "TemplateProcessing" and not after["special_tokens"]
+    return content | {"added_tokens": [], "truncation": None, "padding": None,
+                      "post_processor": None if adds_nothing else after}
+
+
+def longest_text(window):
+    """The window [tokens] as tokenizer_config.json names it; nothing without one."""
+    return {} if window is None else {"model_max_length": window}
 
 
 def empty_places(count):

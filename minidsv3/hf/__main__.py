@@ -2,6 +2,7 @@
 
     python -m minidsv3.hf info DIR                   architecture, parameters, dtypes, files
     python -m minidsv3.hf convert DIR OUT --fp8      the released FP8 form; without --fp8: no FP8
+    python -m minidsv3.hf convert DIR OUT.gguf       one file for llama.cpp
 """
 
 import json
@@ -15,11 +16,13 @@ from pathlib import Path
 
 from ..command import Parser, UserError, answer
 from ..files import write_text
+from ..fp8 import BLOCK
 from . import Checkpoint, compare_copies, locate, read_config, skeleton
 from .config import QUANTIZATION, read_json
 from .hub import SMALL, HubHeaders
 from .names import FP8, SCALE, copies, is_fp8, unstack
 from .reader import INDEX
+from .to_gguf import write_gguf
 from .writer import to_fp8, write_weights
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -66,11 +69,18 @@ def info(folder, checkpoint):
                             for dtype in sorted(numbers)),
         "files": f"{len(set(checkpoint.file_of.values())):,}, {checkpoint.nbytes:,} bytes",
         "loads": "no" if complaints else "yes" + (
-            f"; {repeated} copies of embedding and head are compared on loading"
+            f"; copies of embedding and head are compared on loading ({repeated})"
             if repeated else ""),
     }
     for name, text in rows.items():
         print(f"{name:14}{text}")
+    if ragged := [name for name, dtype in checkpoint.dtypes.items() if dtype == FP8
+                  and any(side > step and side % step
+                          for side, step in zip(checkpoint.shapes[name], BLOCK))]:
+        print(f"  {len(ragged):,} FP8 matrices have sides above {BLOCK[0]} that are no multiples "
+              f"of it, as {ragged[0]} {checkpoint.shapes[ragged[0]]}; other programs may "
+              "cut their blocks elsewhere and compute wrong numbers: read them with minidsv3, or "
+              "convert the checkpoint to bfloat16 first.")
     for complaint in complaints[:SHOWN]:
         print(f"  {complaint}")
     if len(complaints) > SHOWN:
@@ -78,10 +88,11 @@ def info(folder, checkpoint):
     return 2 if complaints else 0
 
 
-def convert(folder, out, fp8, max_shard_size):
+def convert(folder, out, fp8, max_shard_size, mtp=True):
     """Write the checkpoint in `folder` to `out`, tensor by tensor, with its tokenizer.
 
-    -> exit code 0. Raises UserError if the checkpoint would not load, or `out` is not empty.
+    mtp=False leaves the MTP layers out. -> exit code 0. Raises UserError if the checkpoint would
+    not load, or `out` is not empty.
     """
     config, checkpoint = read_config(folder), Checkpoint(folder)
     model, complaints = skeleton(folder, config, checkpoint)
@@ -100,6 +111,11 @@ def convert(folder, out, fp8, max_shard_size):
     out.mkdir(parents=True, exist_ok=True)
     try:
         tensors = released(checkpoint, chosen if fp8 else None)
+        if not mtp:
+            tensors = without_mtp(tensors, config.num_hidden_layers)
+            values["num_nextn_predict_layers"] = 0
+        if config.tie_word_embeddings and "lm_head.weight" not in checkpoint.shapes:
+            tensors = with_head(tensors)
         if fp8:
             tensors = to_fp8(tensors, chosen, quantization.get("scale_fmt") == "ue8m0")
         write_weights(out, tensors, max_shard_size)
@@ -157,6 +173,22 @@ def released(checkpoint, kept):
             yield name, tensor.bfloat16() if checkpoint.dtypes[name] == FP8 else tensor
 
 
+def with_head(tensors):
+    """The same pairs and a tied head, which older folders of ours lack and other programs need."""
+    for name, tensor in tensors:
+        yield name, tensor
+        if name == "model.embed_tokens.weight":
+            yield "lm_head.weight", tensor.clone()
+
+
+def without_mtp(tensors, num_layers):
+    """The pairs of the main model alone: layers are numbered from 0, and MTP follows the last."""
+    for name, tensor in tensors:
+        layer = re.match(r"model\.layers\.(\d+)\.", name)
+        if not layer or int(layer.group(1)) < num_layers:
+            yield name, tensor
+
+
 def parse_size(text):
     """"500MB" -> bytes. Raises UserError if the text is not a size."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(|KB|MB|GB)", text.strip().upper())
@@ -174,10 +206,13 @@ def parse_arguments(arguments=None):
     change = commands.add_parser("convert", help="write a checkpoint in another form")
     for command in (show, change):
         command.add_argument("folder", metavar="DIR", help="a checkpoint, or its name on the hub")
-    change.add_argument("out", metavar="OUT", type=Path, help="a new folder")
+    change.add_argument("out", metavar="OUT", type=Path,
+                        help="a new folder, or a file whose name ends in .gguf, for llama.cpp")
     change.add_argument("--fp8", action="store_true",
                         help="matrices of attention and FFN in FP8 with one scale per block; "
                              "without it FP8 becomes bfloat16 and the rest is unchanged")
+    change.add_argument("--no-mtp", action="store_true",
+                        help="leave the MTP layers out, which some programs refuse")
     change.add_argument("--max-shard-size", default="5GB", metavar="N",
                         help="largest size of one file, for instance 500MB or 5GB [5GB]")
     return parser.parse_args(arguments)
@@ -187,8 +222,12 @@ def run(arguments):
     """The command that was asked for -> exit code."""
     if arguments.command == "info":
         return info(*headers(arguments.folder))
+    if arguments.out.suffix == ".gguf":
+        if arguments.fp8:
+            raise UserError("--fp8: a GGUF file has no FP8; leave it out.")
+        return write_gguf(locate(arguments.folder), arguments.out)
     return convert(locate(arguments.folder), arguments.out, arguments.fp8,
-                   parse_size(arguments.max_shard_size))
+                   parse_size(arguments.max_shard_size), not arguments.no_mtp)
 
 
 def main(arguments=None):

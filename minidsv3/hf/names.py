@@ -4,6 +4,7 @@
     model.layers.3.mlp.experts.7.gate_proj ...  layers.3.mlp.experts.gate_up_proj[7], stacked
     model.layers.{L+k}.eh_proj ...              mtp.k.eh_proj: MTP modules follow the L blocks
     model.layers.{L+k}.embed_tokens, shared_head.head   no copies: embedding and head are shared
+    lm_head, tied to the embedding              no copy either, but other programs look for it
 
 A checkpoint may also hold the experts stacked, as transformers does in memory.
 """
@@ -42,8 +43,9 @@ def each_released(model):
         tensor = whole(tensor)
         if name in ("embed_tokens.weight", "lm_head.weight"):
             copies[name] = tensor
-        if name != "lm_head.weight" or not config.tie_word_embeddings:
-            yield from to_released(name, tensor, config.num_hidden_layers).items()
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            tensor = tensor.clone()              # safetensors refuses two names of one memory
+        yield from to_released(name, tensor, config.num_hidden_layers).items()
     for k in range(len(model.mtp)):
         prefix = f"model.layers.{config.num_hidden_layers + k}."
         yield prefix + "embed_tokens.weight", copies["embed_tokens.weight"].clone()

@@ -77,7 +77,7 @@ def released_parameters(config):
 
     Matrices of blocks are FP8, with one float32 scale per block of 128 x 128. Norms, router
     weights, embedding, head and eh_proj are bfloat16; router biases are float32. Every MTP module
-    has its own copy of embedding and head.
+    has its own copy of embedding and head, and a tied head is stored like any other.
     """
     depths, sparse = config.num_nextn_predict_layers, config.num_moe_layers
     fp8 = scales = 0
@@ -88,7 +88,7 @@ def released_parameters(config):
                 fp8 += number * copies * rows * columns
                 scales += number * copies * math.ceil(rows / 128) * math.ceil(columns / 128)
     weights = sum(main_parameters(config).values()) + sum(mtp_parameters(config).values())
-    copies = depths * 2 * config.vocab_size * config.hidden_size
+    copies = (2 * depths + config.tie_word_embeddings) * config.vocab_size * config.hidden_size
     biases = (sparse + depths) * config.n_routed_experts
     counts = {"F8_E4M3": fp8, "BF16": weights - fp8 + copies, "F32": scales + biases}
     tensor_bytes = counts["F8_E4M3"] + 2 * counts["BF16"] + 4 * counts["F32"]

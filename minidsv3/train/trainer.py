@@ -147,7 +147,7 @@ class Trainer:
         self.folder.start(None if self.step else self.state())
         self.folder.write_json("train.json", self.config.to_dict())
         if self.team.first:
-            self.data.tokenizer.save(self.folder.path)
+            self.data.tokenizer.save(self.folder.path, self.model.config.max_position_embeddings)
 
     def save(self):
         """state.pt first, then the exports made from it. Raises Diverged for weights not finite."""

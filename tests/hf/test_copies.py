@@ -53,6 +53,37 @@ def test_headers_tell_of_a_copy_that_cannot_be_one(tmp_path, capsys, tied, copy,
     assert "loads         no" in out and f"tensor {copy} " in out and words in out
 
 
+@pytest.mark.parametrize("fp8", [True, False])
+def test_a_tied_head_is_stored_under_its_own_name_too(tmp_path, capsys, fp8):
+    """Oracle: the embedding; other programs look for the head. Older folders do not have it."""
+    model = random_model(vocab_size=80, num_nextn_predict_layers=0)
+    hf.save(model, tmp_path / "model", fp8=fp8)
+    assert json.loads((tmp_path / "model/config.json").read_text())["tie_word_embeddings"] is True
+    tensors = safetensors.torch.load_file(tmp_path / "model/model.safetensors")
+    assert tensors[HEAD].dtype == (torch.bfloat16 if fp8 else torch.float32)
+    assert torch.equal(tensors[HEAD], tensors[EMBEDDING])
+    assert main(["info", str(tmp_path / "model")]) == 0
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert f"{total:,} in the main model" in (told := capsys.readouterr().out)
+    assert "copies of embedding and head are compared on loading (1)" in told
+    expected = hf.load(tmp_path / "model").state_dict()
+    rewrite(tmp_path / "model", lambda t: t.pop(HEAD))
+    older = hf.load(tmp_path / "model").state_dict()
+    assert all(torch.equal(older[name], tensor) for name, tensor in expected.items())
+    assert main(["convert", str(tmp_path / "model"), str(tmp_path / "new")]) == 0
+    written = safetensors.torch.load_file(tmp_path / "new/model.safetensors")
+    assert written.keys() == {name for name in tensors if not name.endswith("_scale_inv")}
+    assert torch.equal(written[HEAD], written[EMBEDDING])
+
+
+def test_a_copy_of_what_is_not_a_number_is_one(tmp_path):
+    """Oracle: it loads, so that what is wrong is told where it is computed."""
+    model = random_model()
+    model.embed_tokens.weight.data.fill_(torch.nan)
+    hf.save(model, tmp_path)
+    assert hf.load(tmp_path).lm_head.weight.isnan().all()
+
+
 def test_far_too_many_names_are_never_made(folder, capsys):
     """Oracle: the seconds; 3,000 blocks of 16,000 experts would be 144 million names."""
     edit(folder, num_hidden_layers=3000, n_routed_experts=15999)

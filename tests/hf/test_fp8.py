@@ -9,6 +9,7 @@ import torch
 
 from minidsv3 import hf
 from minidsv3.fp8 import BLOCK, dequantize, quantize
+from minidsv3.hf.__main__ import main
 from minidsv3.hf.writer import to_fp8
 from tests.hf.example import assert_refused, random_model, rewrite
 
@@ -107,6 +108,31 @@ def test_the_error_of_fp8_is_a_few_percent(model, fp8_folder):
         exact, ours = model(tokens), hf.load(fp8_folder, torch.float32)(tokens)
     error = ((ours - exact).norm() / exact.norm()).item()
     assert 0.001 < error < 0.1, error
+
+
+@pytest.mark.parametrize("sides, told", [
+    ({}, True), (dict(hidden_size=256, intermediate_size=384, moe_intermediate_size=128,
+                    q_lora_rank=128, kv_lora_rank=124, qk_nope_head_dim=4, v_head_dim=4,
+                    num_attention_heads=32), False)])
+def test_info_warns_of_blocks_that_others_cut_elsewhere(model, tmp_path, capsys, sides, told):
+    """Oracle: sides that divide by 128 or do not, counted here; bfloat16 needs no warning.
+
+    A side below 128 is one block for everybody, as the test of `transformers` above shows.
+    """
+    model = random_model(tie_word_embeddings=False, **sides) if sides else model
+    hf.save(model, tmp_path / "fp8", fp8=True)
+    assert main(["info", str(tmp_path / "fp8")]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "no multiples" in line]
+    shapes = [tensor.shape for tensor in safetensors.torch.load_file(
+        tmp_path / "fp8/model.safetensors").values() if tensor.dtype == torch.float8_e4m3fn]
+    ragged = sum(any(side > 128 and side % 128 for side in shape) for shape in shapes)
+    assert len(lines) == told and bool(ragged) == told
+    for line in lines:
+        assert f"{ragged:,} FP8 matrices have sides above 128 that are no multiples of it" in line
+        assert "convert the checkpoint to bfloat16 first" in line
+    hf.save(model, tmp_path / "plain")
+    assert main(["info", str(tmp_path / "plain")]) == 0
+    assert "no multiples" not in capsys.readouterr().out
 
 
 def put(name, tensor):
