@@ -168,7 +168,7 @@ def p_value_of_texts(model, sampler, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 100_000, 200_000])
+@pytest.mark.parametrize("seed", [0, 100_000])
 @pytest.mark.parametrize("sampler", [Sampler(1.0), Sampler(0.7, top_p=0.9)], ids=["plain", "top-p"])
 def test_sampled_texts_have_the_model_s_distribution(toy, sampler, seed):
     """Oracle: probabilities of all texts of three tokens, by the chain rule; 20,000 texts."""
