@@ -126,6 +126,7 @@ def stored(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_a_stopped_benchmark_goes_on_where_it_was(benchmark, capsys):
     """Oracle: the runs made before and after; the speeds and the finished runs stay."""
     assert len(benchmark("--minutes", "0.001:2", "0.002", limit=4)) == 4

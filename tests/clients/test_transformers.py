@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train_tiny
@@ -85,6 +86,7 @@ def test_without_the_mtp_layer_nothing_is_said_and_logits_are_the_same(folder, t
     assert main(["convert", str(folder), str(tmp_path / "main"), "--no-mtp"]) == 0
     values = json.loads((tmp_path / "main/config.json").read_text())
     assert values["num_nextn_predict_layers"] == 0
+    transformers.logging.set_verbosity_warning()           # another test may have silenced it
     said, handler = {}, logging.Handler()
     for name in (folder, tmp_path / "main"):
         handler.emit = lambda record, name=name: said.setdefault(name, []).append(

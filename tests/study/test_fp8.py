@@ -96,6 +96,7 @@ def test_the_twin_moves_every_weight_by_a_millionth():
         assert change.min() < 0 < change.max()
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_a_result(monkeypatch, tmp_path):
     """Oracle: two losses, then no numbers; no error of the program."""
     (tmp_path / "a.txt").write_text("words " * 4000, encoding="utf-8")

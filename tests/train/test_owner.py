@@ -38,6 +38,7 @@ def test_a_second_run_is_refused_in_one_line(miniature, tmp_path, capsys, option
         assert listing(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_running_process_owns_its_folder_until_it_is_killed(miniature, tmp_path, capsys):
     """Oracle: two processes. After a kill, the lock file that is left stands in nobody's way."""
     folder = tmp_path / "run"

@@ -136,6 +136,7 @@ def test_the_tokenizer_is_not_learnt_again(finished_run, stopped, monkeypatch):
     assert Tokenizer.load(stopped).token_bytes == Tokenizer.load(finished_run).token_bytes
 
 
+@pytest.mark.slow
 def test_what_a_run_began_from_is_never_read_again(finished_run, miniature, tmp_path, capsys,
                                                    monkeypatch):
     """It is gone, and the command names it once more, then another one, which gives a notice."""
@@ -169,6 +170,7 @@ def test_a_state_of_an_older_version_goes_on(finished_run, stopped):
     assert metrics(stopped) == metrics(finished_run)
 
 
+@pytest.mark.slow
 def test_an_extension_goes_on_with_a_run_that_moved(
         finished_run, small_text, tmp_path, monkeypatch, capsys):
     """It is known by its weights, and the text by its hash; others of either kind are refused."""

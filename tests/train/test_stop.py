@@ -109,6 +109,7 @@ def test_a_bar_that_cannot_be_written_ends_nothing(
     assert sys.stderr is stream
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_ends_nothing(miniature, tmp_path):
     """`train_tiny.py 2>&1 | head -2`. Oracle: a finished run; exit code 141, as in a shell."""
     arguments = [*miniature, "--out", str(tmp_path / "run")]
@@ -121,6 +122,7 @@ def test_a_reader_that_goes_ends_nothing(miniature, tmp_path):
     assert json.loads((tmp_path / "run" / "summary.json").read_bytes())["steps"] == 6
 
 
+@pytest.mark.slow
 @POSIX
 def test_a_terminal_that_closes_leaves_a_state(miniature, tmp_path):
     """Oracle: the state of the last step in the log, though states are saved every 100,000."""
