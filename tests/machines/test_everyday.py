@@ -43,7 +43,8 @@ def test_the_commands_of_readme(copy, tmp_path, locale):
     """
     where = tmp_path / "ein anderer Ordner"
     where.mkdir()
-    said = python(copy / "train_tiny.py", "--steps", "3", folder=where, locale=locale)
+    said = python(copy / "train_tiny.py", "--steps", "3", "--data", str(copy / "minidsv3"),
+                  folder=where, locale=locale)             # a small text, which is soon evaluated
     run = Path("runs") / "tiny"
     assert f"wrote {run}" in said and "validation: " in said
     assert (where / run / "summary.json").is_file() and not (copy / "runs").exists()
