@@ -44,13 +44,17 @@ class Contender:
         return loss
 
     def at_work(self):
-        """Parameters that work on one token in training, MTP's and its use of the head included."""
+        """Parameters that work on one token in training, MTP's and its use of the head included.
+
+        With mtp_every = n those of MTP work in every n-th step, so a token meets 1/n of them.
+        """
         if not isinstance(self.model, DeepSeekV3):
             return sum(parameter.numel() for parameter in self.model.parameters())
         config = self.model.config
         each = config.vocab_size * config.hidden_size - config.idle_parameters  # head, no idle ones
-        return (self.model.count_parameters()[1] + len(self.model.mtp) * each
-                + sum(parameter.numel() for parameter in self.model.mtp.parameters()))
+        mtp = (len(self.model.mtp) * each
+               + sum(parameter.numel() for parameter in self.model.mtp.parameters()))
+        return self.model.count_parameters()[1] + mtp // self.recipe.mtp_every
 
     def bits_per_byte(self, data):
         """On all of the validation text."""

@@ -47,7 +47,7 @@ from minidsv3.train.recipe import TrainConfig
 # The best settings found for the dense model; ours are in minidsv3/train/recipe.py. Everything else
 # is the same for both.
 DENSE_OPTIMIZER = "muon"
-DENSE_MUON_LR = 2e-2
+DENSE_MUON_LR = 1e-2
 DENSE_ADAMW_LR = 3e-3
 
 WARM_UP = 2                                      # rounds of the speed part that are not measured
