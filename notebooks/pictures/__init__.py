@@ -5,6 +5,7 @@
 The style is that of the package (`minidsv3/measure/plots.py`). Each notebook has a file here.
 """
 
+from .block import block as block
 from .memory import changes as changes
 from .memory import time_and_memory as time_and_memory
 from .pipeline import bubbles_over_weight as bubbles_over_weight

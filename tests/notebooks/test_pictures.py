@@ -98,3 +98,16 @@ def test_kinds_users_and_queues_show_what_they_are_given(pictures):
                                                       "longest wait\n400 ms"]
     ax, = pictures.queues([0.5], {0.1: 0.06, 0.9: 4.5}, [0.51]).axes
     assert [list(line.get_ydata()) for line in ax.lines] == [[0.06, 4.5], [0.51]]
+
+
+def test_the_block_grows_and_one_part_is_lit(pictures):
+    """Oracle: by hand; every notebook adds boxes or marks, and only those of today are orange."""
+    sizes = []
+    for today, lit in {"block": 4, "cache": 2, "rotation": 2, "experts": 3, "bias": 1, "ahead": 1,
+                       "eight bits": 0}.items():
+        ax, = pictures.block(today).axes
+        orange = to_rgba("#E69F00")
+        assert sum(patch.get_facecolor() == orange for patch in ax.patches) == lit
+        sizes.append(len(ax.patches) + len(ax.texts))
+    assert sizes == sorted(set(sizes))
+    assert sum(text.get_text() == " 8 bits " for text in ax.texts) == 4
