@@ -148,16 +148,16 @@ class Products(torch.utils._python_dispatch.TorchDispatchMode):
         return result
 
 
-def watched(student):
+def watched(function):
     """The same function, which ends in an error if it forms keys or values of WATCHED."""
     sizes = {name: WATCHED[name] for name in ("H", "T", "S", "Dn", "Dv")}
 
     def run(q_nope, q_rope, c_kv, k_rope, w_uk, w_uv, scale):
         H, T, Dn = q_nope.shape
         if {"H": H, "T": T, "S": len(c_kv), "Dn": Dn, "Dv": w_uv.shape[1]} != sizes:
-            return student(q_nope, q_rope, c_kv, k_rope, w_uk, w_uv, scale)
+            return function(q_nope, q_rope, c_kv, k_rope, w_uk, w_uv, scale)
         with Products() as seen:
-            output = student(q_nope, q_rope, c_kv, k_rope, w_uk, w_uv, scale)
+            output = function(q_nope, q_rope, c_kv, k_rope, w_uk, w_uv, scale)
         numbers = {shape: torch.Size(shape).numel() for shape in seen.shapes}
         keys = [shape for shape in seen.shapes if numbers[shape] % Dn == 0]
         values = [shape for shape in seen.shapes if numbers[shape] % w_uv.shape[1] == 0]
