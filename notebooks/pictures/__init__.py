@@ -6,6 +6,12 @@ The style is that of the package (`minidsv3/measure/plots.py`). Each notebook ha
 """
 
 from .block import block as block
+from .cache import absorbed_queries as absorbed_queries
+from .cache import memory_held as memory_held
+from .cache import query_times as query_times
+from .cache import spectrum as spectrum
+from .cache import step_times as step_times
+from .cache import two_routes as two_routes
 from .memory import changes as changes
 from .memory import time_and_memory as time_and_memory
 from .pipeline import bubbles_over_weight as bubbles_over_weight

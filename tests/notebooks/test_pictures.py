@@ -111,3 +111,49 @@ def test_the_block_grows_and_one_part_is_lit(pictures):
         sizes.append(len(ax.patches) + len(ax.texts))
     assert sizes == sorted(set(sizes))
     assert sum(text.get_text() == " 8 bits " for text in ax.texts) == 4
+
+
+def test_two_routes_form_a_key_per_latent_or_none(pictures):
+    """Oracle: by hand; orange is what is formed: a key for each latent, or one absorbed query."""
+    expand, absorb = pictures.two_routes(cached=4).axes
+    for ax, formed in ((expand, 4), (absorb, 1)):
+        colours = [patch.get_facecolor() for patch in ax.patches if hasattr(patch, "get_boxstyle")]
+        assert colours.count(to_rgba("#56B4E9")) == 4                  # latents
+        assert colours.count(to_rgba("#E69F00")) == formed
+
+
+def test_absorbed_queries_are_points_with_their_distance(pictures):
+    """Oracle: the numbers that went in, and a number at each."""
+    turned = torch.tensor([[1.0, 0.5], [0.5, -1.0], [-1.0, -0.5]])
+    ax, = pictures.absorbed_queries(turned[0], turned).axes
+    assert ax.lines[0].get_xydata().tolist() == turned.tolist()
+    assert [text.get_text() for text in ax.texts[:3]] == ["0", "1", "2"]
+    assert ax.get_title(loc="left") == "Position inside the key: 3 distances need 3 queries"
+
+
+def test_memory_and_spectra_show_what_they_are_given(pictures):
+    """Oracle: the numbers that went in; by hand, 2 of 3 directions hold 99 % of 100 + 4 + 1."""
+    ax, = pictures.memory_held([10, 20], [6e6, 12e6], [2e6, 4e6]).axes
+    assert [list(line.get_ydata()) for line in ax.lines] == [[6, 12], [2, 4]]
+    assert ax.get_title(loc="left") == "Measured: keys and values are 3 times as large"
+    ax, = pictures.spectrum([torch.tensor([10.0, 2.0, 1.0])], rank=2).axes
+    assert list(ax.lines[0].get_ydata()) == pytest.approx([1, 0.2, 0.1])
+    assert ax.get_legend().get_texts()[0].get_text() == "layer 1: 99 % in 2"
+
+
+def test_the_fastest_step_and_the_crossing_are_computed(pictures):
+    """Oracle: by hand; the titles for lines that cross, and for lines that do not."""
+    kept, anew = {64: 1, 256: 4, 1024: 9}, {64: 5, 256: 9, 1024: 30}
+    for ours, words in (({64: 2, 256: 3, 1024: 4}, "fastest from 256 cached tokens on"),
+                        ({64: 0.5, 256: 5, 1024: 8}, "fastest from 1,024 cached tokens on"),
+                        ({64: 2, 256: 5, 1024: 10}, "not the fastest")):
+        ax, = pictures.step_times({"kept": kept, "anew": anew, "ours": ours}).axes
+        assert [list(line.get_ydata()) for line in ax.lines] == [
+            list(line.values()) for line in (kept, anew, ours)]
+        assert ax.get_title(loc="left").endswith(words)
+    for absorbed, words in (({1: 1, 16: 4, 64: 30}, "the lines cross between 16 and 64 queries"),
+                            ({1: 6, 16: 1, 64: 30}, "the lines touch near 1 queries"),
+                            ({1: 1, 16: 2, 64: 3}, "absorbing is faster everywhere"),
+                            ({1: 6, 16: 9, 64: 30}, "expanding is faster everywhere")):
+        ax, = pictures.query_times({1: 5, 16: 6, 64: 9}, absorbed, counted=20).axes
+        assert ax.get_title(loc="left") == f"Measured: {words}"
