@@ -100,11 +100,11 @@ def missed(kinds, favourite, others, errors, experts):
     """Loss added to each kind without its favourite expert, and without one of the others.
 
     favourite, others, errors: one number for each kind [nats per token]; errors: the standard
-    errors of favourite; experts: the index of the favourite.
+    errors of their difference; experts: the index of the favourite.
     """
     figure, ax = plots.canvas(size=(10, 5))
     rows = np.arange(len(kinds))
-    clear = [value > 2 * error for value, error in zip(favourite, errors)]
+    clear = [mine - other > 2 * error for mine, other, error in zip(favourite, others, errors)]
     ax.barh(rows - 0.19, favourite, 0.36, xerr=2 * np.asarray(errors), edgecolor=plots.BLACK,
             color=plots.ORANGE, capsize=4, label="without the expert that it visits most")
     ax.barh(rows + 0.19, others, 0.36, edgecolor=plots.BLACK, color="white",
@@ -113,9 +113,9 @@ def missed(kinds, favourite, others, errors, experts):
     ax.set_yticks(rows, [f"{kind} ({e})" for kind, e in zip(kinds, experts)])
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
-    ax.set_xlabel("loss added to the tokens of this kind [nats per token], ± 2 standard errors")
+    ax.set_xlabel("loss added to tokens of this kind [nats per token]")
     ax.legend(loc="lower right")
-    ax.set_title(f"{sum(clear)} of {len(kinds)} kinds clearly miss the expert that they visit most",
+    ax.set_title(f"{sum(clear)} of {len(kinds)} kinds clearly need the expert that they visit most",
                  loc="left")
     return figure
 
@@ -135,7 +135,8 @@ def named(right):
 
 @plots.style()
 def loss_added(lost):
-    """Loss added by changes of the experts: {change: nats per token}."""
+    """Loss added by changes of the experts: {change: losses of tokens [nats]}; their mean."""
+    lost = {name: losses.mean().item() for name, losses in lost.items()}
     figure, ax = plots.canvas(size=(10, 4.2))
     return plots.bars(lost, "loss added [nats per token]",
                       "One expert is hardly missed; the right choice is", "{:.3f}",

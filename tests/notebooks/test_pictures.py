@@ -142,8 +142,19 @@ def test_who_goes_where_puts_the_experts_of_a_kind_together(pictures):
 
 
 def test_missed_counts_what_is_clear(pictures):
-    """Oracle: by hand; of three kinds one lies more than two standard errors above 0."""
-    ax, = pictures.missed("abc", [0.5, 0.1, -0.3], [0, 0.1, 0], [0.2, 0.1, 0.1], [4, 5, 6]).axes
-    assert [bar.get_width() for bar in ax.patches] == [0.5, 0.1, -0.3, 0, 0.1, 0]
+    """Oracle: by hand; one of three kinds lies more than two standard errors above the others."""
+    ax, = pictures.missed("abc", [0.5, 0.3, -0.3], [0, 0.2, 0], [0.2, 0.1, 0.1], [4, 5, 6]).axes
+    assert [bar.get_width() for bar in ax.patches] == [0.5, 0.3, -0.3, 0, 0.2, 0]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a (4)", "b (5)", "c (6)"]
-    assert ax.get_title(loc="left").startswith("1 of 3 kinds clearly miss")
+    assert ax.get_title(loc="left").startswith("1 of 3 kinds clearly need")
+
+
+def test_named_and_loss_added_are_bars(pictures):
+    """Oracle: by hand; the domain is compared with the random number, and losses are averaged."""
+    right = {"the token": 60, "token and a random number": 59, "token and the domain": 61.5}
+    ax, = pictures.named(right).axes
+    assert [bar.get_width() for bar in ax.patches] == list(right.values())
+    assert ax.get_title(loc="left").startswith("The token tells 60 % of the experts; the domain")
+    assert ax.get_title(loc="left").endswith("adds 2.5 points")
+    ax, = pictures.loss_added({"one": torch.tensor([0.5, 1]), "all": torch.tensor([1, 2.0])}).axes
+    assert [bar.get_width() for bar in ax.patches] == [0.75, 1.5]
