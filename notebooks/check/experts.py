@@ -40,10 +40,10 @@ def listed(**tensors):
                      for name, value in tensors.items())
 
 
-def as_numbers(student):
+def as_numbers(function):
     """A student may return a list in which tensors of one number stand beside plain numbers."""
     def run(*case):
-        got = student(*case)
+        got = function(*case)
         return [float(each) for each in got] if isinstance(got, list | tuple) else got
     return run
 
