@@ -25,7 +25,9 @@ from .eight_bits import truncated_sum as truncated_sum
 from .experts import choose_experts as choose_experts
 from .experts import gates as gates
 from .experts import group_scores as group_scores
+from .experts import moe_layer as moe_layer
 from .experts import moe_output as moe_output
+from .experts import visit_share as visit_share
 from .memory import decoder_step as decoder_step
 from .memory import keys_computed as keys_computed
 from .memory import may_see as may_see

@@ -12,6 +12,12 @@ from .cache import query_times as query_times
 from .cache import spectrum as spectrum
 from .cache import step_times as step_times
 from .cache import two_routes as two_routes
+from .experts import loss_added as loss_added
+from .experts import missed as missed
+from .experts import named as named
+from .experts import steps as steps
+from .experts import stored_and_activated as stored_and_activated
+from .experts import who_goes_where as who_goes_where
 from .memory import changes as changes
 from .memory import time_and_memory as time_and_memory
 from .pipeline import bubbles_over_weight as bubbles_over_weight

@@ -157,3 +157,48 @@ def test_the_fastest_step_and_the_crossing_are_computed(pictures):
                             ({1: 6, 16: 9, 64: 30}, "expanding is faster everywhere")):
         ax, = pictures.query_times({1: 5, 16: 6, 64: 9}, absorbed, counted=20).axes
         assert ax.get_title(loc="left") == f"Measured: {words}"
+def test_stored_and_activated_are_two_bars_of_all(pictures):
+    """Oracle: by hand; 6 of 8 are stored, 1 of 4 is activated."""
+    ax, = pictures.stored_and_activated({"routed_experts": 6, "rest": 2},
+                                        {"routed_experts": 1, "rest": 3}).axes
+    assert [bar.get_width() for bar in ax.patches] == [0.75, 0.25, 0.25, 0.75]
+    assert "75% of what is stored, 25% of what is activated" in ax.get_title(loc="left")
+
+
+def test_steps_of_a_router_are_a_table(pictures):
+    """Oracle: by hand; of two groups of two the first is kept, and the best expert is lost."""
+    ax, = pictures.steps([0.5, 0.4, 0.9, 0.1], [0, 0.25, -0.75, 0], [True, False],
+                         [2, 0.5, 0, 0]).axes
+    texts = [text.get_text() for text in ax.texts]
+    assert texts[16:20] == ["0.50", "0.65", "out", "out"]
+    assert [patch.get_facecolor() for patch in ax.patches].count(to_rgba("#E69F00")) == 2
+    assert ax.get_title(loc="left").startswith("Expert 2 fits best (blue) and is not chosen")
+
+
+def test_who_goes_where_puts_the_experts_of_a_kind_together(pictures):
+    """Oracle: by hand; experts 1 and 2 belong to the first kind, experts 3 and 0 to the second."""
+    shares = [[0, 0.9, 0.6, 0.1], [0.4, 0.1, 0.3, 0.8]]
+    ax = pictures.who_goes_where(shares, ["a", "b"], 0.45).axes[0]
+    assert ax.images[0].get_array().tolist() == [[0.9, 0.6, 0.1, 0], [0.1, 0.3, 0.8, 0.4]]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2", "3", "0"]
+    assert [text.get_text() for text in ax.texts] == ["90"]
+    assert ax.get_title(loc="left").startswith("1 of 2 kinds have an expert that 90% or more")
+
+
+def test_missed_counts_what_is_clear(pictures):
+    """Oracle: by hand; one of three kinds lies more than two standard errors above the others."""
+    ax, = pictures.missed("abc", [0.5, 0.3, -0.3], [0, 0.2, 0], [0.2, 0.1, 0.1], [4, 5, 6]).axes
+    assert [bar.get_width() for bar in ax.patches] == [0.5, 0.3, -0.3, 0, 0.2, 0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a (4)", "b (5)", "c (6)"]
+    assert ax.get_title(loc="left").startswith("1 of 3 kinds clearly need")
+
+
+def test_named_and_loss_added_are_bars(pictures):
+    """Oracle: by hand; the domain is compared with the random number, and losses are averaged."""
+    right = {"the token": 60, "token and a random number": 59, "token and the domain": 61.5}
+    ax, = pictures.named(right).axes
+    assert [bar.get_width() for bar in ax.patches] == list(right.values())
+    assert ax.get_title(loc="left").startswith("The token tells 60 % of the experts; the domain")
+    assert ax.get_title(loc="left").endswith("adds 2.5 points")
+    ax, = pictures.loss_added({"one": torch.tensor([0.5, 1]), "all": torch.tensor([1, 2.0])}).axes
+    assert [bar.get_width() for bar in ax.patches] == [0.75, 1.5]
