@@ -8,6 +8,9 @@ The style is that of the package (`minidsv3/measure/plots.py`). Each notebook ha
 from .block import block as block
 from .memory import changes as changes
 from .memory import time_and_memory as time_and_memory
+from .network import after_each_block as after_each_block
+from .network import lens as lens
+from .network import stored_and_activated as stored_and_activated
 from .pipeline import bubbles_over_weight as bubbles_over_weight
 from .position import clocks as clocks
 from .position import wavelengths as wavelengths
