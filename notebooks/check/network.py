@@ -152,7 +152,8 @@ def fused_block(student, hint=1):
         if case == "by hand":
             return (lambda x: x / 2), (lambda x: x + 10), (lambda x: x / 2), (lambda x: 100 * x)
         gain_1, mix, gain_2, inner = weights
-        return (normed_by(gain_1), lambda x: mix @ x, normed_by(gain_2), lambda x: (x @ inner).tanh())
+        return (normed_by(gain_1), lambda x: mix @ x, normed_by(gain_2),
+                lambda x: (x @ inner).tanh())
 
     def normed_by(gain):
         return lambda x: gain * x / x.square().mean(-1, keepdim=True).sqrt()

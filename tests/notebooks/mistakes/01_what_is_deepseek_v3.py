@@ -125,7 +125,7 @@ def bits_a_byte__tokens(nats, text):
 
 
 def bits_a_byte__nats(nats, text):
-    """nats=1 for the text 'a': expected 1.442695, got 1. Your losses are still in nats."""
+    """nats=[1] for the text 'a': expected 1.442695, got 1. Your losses are still in nats."""
     return nats.sum() / len(text.encode())
 
 
