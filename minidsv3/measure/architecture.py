@@ -9,6 +9,7 @@ residual sum around every MLA, SwiGLU and MoE, and the RMSNorm in front of it, a
     python -m minidsv3.measure.architecture v3-671b architecture.svg
 """
 
+import math
 import sys
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -164,9 +165,19 @@ def draw_mla(d, c):
         d.text(x + w / 2, 276, f"{size:,}")
         d.arrow((x + w / 2, 240), (x + w / 2, 214))
     d.box(314, 164, 354, 48, BLUE, f"attention in {heads:,} heads",
-          f"softmax(q · k / √{nope + rope}) v")
+          f"softmax({scaled_score(c)}) v")
     d.column(391, 200, 164, (112, 30, WHITE, f"o_proj, {heads * value:,} → {c.hidden_size:,}"))
     d.output(491, 112, f"output, {c.hidden_size:,}")
+
+
+def scaled_score(c):
+    """How a score is scaled: by the root of the width, and with YaRN by its temperature too."""
+    width = c.qk_nope_head_dim + c.qk_rope_head_dim
+    yarn = getattr(c, "rope_scaling", None)
+    if yarn is None or not yarn.mscale_all_dim:
+        return f"q · k / √{width}"
+    temperature = 0.1 * yarn.mscale_all_dim * math.log(max(yarn.factor, 1)) + 1
+    return f"{temperature**2 / math.sqrt(width):.4f} q · k"
 
 
 def draw_moe(d, c):

@@ -39,7 +39,7 @@ from .memory import keys_computed as keys_computed
 from .memory import may_see as may_see
 from .network import active_parameters as active_parameters
 from .network import bits_a_byte as bits_a_byte
-from .network import mtp_pairs as mtp_pairs
+from .network import fused_block as fused_block
 from .network import rms_norm as rms_norm
 from .network import swiglu as swiglu
 from .pipeline import one_forward_one_backward as one_forward_one_backward

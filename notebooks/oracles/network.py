@@ -39,7 +39,8 @@ def bits_a_byte(nats, text):
     return sum(value / math.log(2) for value in nats.tolist()) / len(text.encode("utf-8"))
 
 
-def mtp_pairs(tokens):
-    """(i, token i+1, token i+2) for every position i that has two tokens after it."""
-    t = tokens.tolist()
-    return torch.tensor([(i, t[i + 1], t[i + 2]) for i in range(len(t) - 2)])
+def fused_block(out, stream, norm_1, attention, norm_2, ffn):
+    """The report's figure 2 with every sum written out, the last one left to the next block."""
+    read = stream.double() + out.double()
+    attended = attention(norm_1(read.float())).double()
+    return torch.stack([ffn(norm_2((read + attended).float())).double(), read + attended])

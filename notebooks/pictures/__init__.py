@@ -20,6 +20,9 @@ from .experts import stored_and_activated as stored_and_activated
 from .experts import who_goes_where as who_goes_where
 from .memory import changes as changes
 from .memory import time_and_memory as time_and_memory
+from .network import after_each_block as after_each_block
+from .network import lens as lens
+from .network import stored_and_used as stored_and_used
 from .pipeline import bubbles_over_weight as bubbles_over_weight
 from .position import clocks as clocks
 from .position import wavelengths as wavelengths

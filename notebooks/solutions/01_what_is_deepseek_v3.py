@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 import torch.nn.functional as F
 
 
@@ -17,7 +16,7 @@ def swiglu(x, gate, up, down):
 
 
 def active_parameters(width, inner, routed, shared, chosen):
-    """Three matrices for each expert at work, and the gate, which must score all of them."""
+    """Three matrices for each expert that works, and the router, which scores all routed ones."""
     return (shared + chosen) * 3 * width * inner + routed * width
 
 
@@ -26,8 +25,9 @@ def bits_a_byte(nats, text):
     return nats.sum() / math.log(2) / len(text.encode("utf-8"))
 
 
-def mtp_pairs(tokens):
-    """The joined token was its own target: the module only had to copy it. The target is the next
-    one, so the last position has none and falls away."""
-    i = torch.arange(len(tokens) - 2)
-    return torch.stack([i, tokens[i + 1], tokens[i + 2]], dim=1)
+def fused_block(out, stream, norm_1, attention, norm_2, ffn):
+    """The norms replaced the stream, so everything that was added before them was scaled down. The
+    stream itself is only added to; a normed copy goes into attention and into ffn."""
+    stream = stream + out
+    stream = stream + attention(norm_1(stream))
+    return ffn(norm_2(stream)), stream

@@ -9,6 +9,7 @@ import matplotlib
 import pytest
 from PIL import ImageFont
 
+from minidsv3.config import ModelConfig
 from minidsv3.measure.architecture import ORANGE, architecture_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -62,6 +63,13 @@ def test_the_numbers_are_the_configs():
         "sum 2.75", "14,022", "→ 7,011",
     }
     assert expected <= set(words(Config())), expected - set(words(Config()))
+
+
+def test_the_scale_of_the_scores_has_yarns_temperature():
+    """Oracle: 0.1352 of the released model, from the specification; without YaRN the root alone."""
+    v3 = ModelConfig.preset("v3-671b")
+    assert "softmax(0.1352 q · k) v" in words(v3)
+    assert "softmax(q · k / √192) v" in words(v3.replace(rope_scaling=None))
 
 
 def test_parts_that_the_model_lacks_are_not_drawn():

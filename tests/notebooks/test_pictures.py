@@ -48,6 +48,25 @@ def test_shares_and_maps_show_what_they_are_given(pictures):
     assert figure.get_suptitle() == "all found"
 
 
+def test_the_lens_and_the_bars_show_what_they_are_given(pictures):
+    """Oracle: the numbers that went in; 8 of 16 in experts and 4 beside them are 12 of 20."""
+    certainty = torch.tensor([[0.25, 0.5], [1, 0.5]])
+    figure = pictures.lens(certainty, [["\n    self", "a"], [" ", "b"]], ["x", " "])
+    ax = figure.axes[0]
+    assert ax.images[0].get_array().tolist() == certainty.tolist()
+    assert [text.get_text() for text in ax.texts] == ["↵self", "a", "␣", "b"]
+    assert ax.get_title(loc="left").endswith("0 of 1 after block 1, 1 after block 2")
+    assert [frame.get_xy() for frame in ax.patches] == [pytest.approx((-0.46, 0.56))]
+    ax, = pictures.after_each_block([2, 1.5, 1], 2.5).axes
+    assert [bar.get_height() for bar in ax.patches] == [2, 1.5, 1]
+    assert ax.get_title(loc="left") == ("Read after block 1: 2.00 bits per byte; "
+                                        "after the last block: 1.00")
+    ax, = pictures.stored_and_used(16, 4, 1 / 2).axes
+    assert [(bar.get_x(), bar.get_width()) for bar in ax.patches] == [(0, 16), (16, 4), (0, 8),
+                                                                      (8, 4)]
+    assert ax.get_title(loc="left") == "60.0% of the parameters are activated per token"
+
+
 def test_bubbles_are_two_lines(pictures):
     """Oracle: the numbers that went in."""
     ax, = pictures.bubbles_over_weight([0.5, 1, 1.5], [7, 6, 6], [7, 6, 5]).axes
