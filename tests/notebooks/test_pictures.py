@@ -78,7 +78,7 @@ def test_each_distance_has_an_arrow(pictures):
     plain, turned = torch.tensor([1.0, 0.5]), torch.tensor([[1.0, 0.5], [0.0, -1.0], [-1.0, 0.5]])
     left, right = pictures.absorbed_queries(plain, turned).axes
     tips = [[text.xy for text in ax.texts if hasattr(text, "xyann")] for ax in (left, right)]
-    assert tips == [[[1.0, 0.5]], turned.tolist()]
+    assert [[list(tip) for tip in side] for side in tips] == [[[1.0, 0.5]], turned.tolist()]
     names = [text.get_text() for text in right.texts if not hasattr(text, "xyann")]
     assert names == ["0", "1", "2"]
 
