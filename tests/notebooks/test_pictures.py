@@ -76,7 +76,7 @@ def test_a_score_is_written_into_each_cell(pictures):
 def test_each_distance_has_an_arrow(pictures):
     """Oracle: the queries that went in are the tips; one arrow on the left, three on the right."""
     plain, turned = torch.tensor([1.0, 0.5]), torch.tensor([[1.0, 0.5], [0.0, -1.0], [-1.0, 0.5]])
-    left, right = pictures.absorbed_queries(plain, turned).axes
+    left, right = pictures.rotated_queries(plain, turned).axes
     tips = [[text.xy for text in ax.texts if hasattr(text, "xyann")] for ax in (left, right)]
     assert [[list(tip) for tip in side] for side in tips] == [[[1.0, 0.5]], turned.tolist()]
     names = [text.get_text() for text in right.texts if not hasattr(text, "xyann")]
