@@ -47,6 +47,7 @@ from .pipeline import peak_alive as peak_alive
 from .pipeline import squared_paper as squared_paper
 from .position import angles as angles
 from .position import frequencies as frequencies
+from .position import half_order as half_order
 from .position import rotate as rotate
 from .position import turns as turns
 from .prediction import joined_tokens as joined_tokens

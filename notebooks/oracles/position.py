@@ -31,3 +31,11 @@ def angles(theta, new, cached):
     """Angles of the tokens cached, cached + 1, ..., cached + new - 1 -> (new, Dr/2)."""
     return torch.tensor([[position * angle for angle in theta.tolist()]
                          for position in range(cached, cached + new)], dtype=torch.float64)
+
+
+def half_order(width):
+    """Which interleaved channel comes to each place of the half-split layout -> (width,)."""
+    order = [0] * width
+    for m in range(width // 2):
+        order[m], order[m + width // 2] = 2 * m, 2 * m + 1
+    return torch.tensor(order)

@@ -25,6 +25,8 @@ from .network import lens as lens
 from .network import stored_and_used as stored_and_used
 from .pipeline import bubbles_over_weight as bubbles_over_weight
 from .position import clocks as clocks
+from .position import distances as distances
+from .position import rotated_queries as rotated_queries
 from .position import wavelengths as wavelengths
 from .service import by_kind as by_kind
 from .service import one_user as one_user

@@ -27,6 +27,39 @@ def clocks(places, theta):
     return figure
 
 
+def distances(scores):
+    """Scores (T, T) of one query at each position t with one key at each position j."""
+    places, largest = range(len(scores)), abs(scores).max().item()
+    return plots.heat_map(scores, "score", "Equal distance, equal score: each diagonal has one "
+                          "number", places, places, "position of the key, j",
+                          "position of the query, t", 0, (0, largest),
+                          [[f"{score:.2f}" for score in row] for row in scores.tolist()])
+
+
+@plots.style()
+def rotated_queries(plain, turned):
+    """Queries for a latent of two channels: one for all distances (2,), and one for each (N, 2)."""
+    figure, panels = plots.canvas(1, 2, sharey=True)
+    reach = 1.35 * max(plain.norm(), turned.norm(dim=1).max()).item()
+    for ax, queries, names, words in (
+            (panels[0], plain[None], [f"0 to {len(turned) - 1}"],
+             "not rotated: one for all distances"),
+            (panels[1], turned, range(len(turned)), "rotated: one for each distance")):
+        for query, name in zip(queries, names, strict=True):
+            ax.annotate("", query.tolist(), (0, 0), arrowprops={
+                "arrowstyle": "->", "linewidth": 2, "color": plots.BLUE, "shrinkA": 0,
+                "shrinkB": 0})
+            ax.text(*(query + 0.12 * reach * query / query.norm()).tolist(), name, ha="center",
+                    va="center")
+        ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal",
+               xlabel="latent channel 1")
+        ax.set_title(words, loc="left", fontsize=13)
+    panels[0].set_ylabel("latent channel 2")
+    figure.suptitle("If all channels are rotated, each distance needs its own absorbed query",
+                    x=0.01, ha="left")
+    return figure
+
+
 @plots.style()
 def wavelengths(theta, window, longer):
     """Tokens for a turn of each pair, beside the trained window and a longer one [tokens]."""

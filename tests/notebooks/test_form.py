@@ -112,9 +112,10 @@ def links_to_what_exists(content):
 
 
 def starts_as_the_others(content):
-    first = re.sub(r"minutes=[\d.]+", "minutes=0.5", code(content)[0]["source"])
-    usual = code(read(NOTEBOOKS / "01_what_is_deepseek_v3.ipynb"))[0]["source"]
-    return first != re.sub(r"minutes=[\d.]+", "minutes=0.5", usual) and "another first cell than notebook 01"
+    usual = read(NOTEBOOKS / "01_what_is_deepseek_v3.ipynb")
+    first, usual = (re.sub(r"minutes=[\d.]+", "minutes=0.5", code(each)[0]["source"])
+                    for each in (content, usual))
+    return first != usual and "another first cell than notebook 01"
 
 
 def first_text(content, new):

@@ -84,6 +84,24 @@ def test_clocks_show_the_time_and_wavelengths_what_is_too_slow(pictures):
     assert ax.get_title(loc="left") == "1 of 2 pairs never complete a turn in 100 tokens"
 
 
+def test_a_score_is_written_into_each_cell(pictures):
+    """Oracle: the numbers that went in."""
+    scores = torch.tensor([[4.0, 2.5], [-1.25, 4.0]])
+    ax = pictures.distances(scores).axes[0]
+    assert ax.images[0].get_array().tolist() == scores.tolist()
+    assert [text.get_text() for text in ax.texts] == ["4.00", "2.50", "-1.25", "4.00"]
+
+
+def test_each_distance_has_an_arrow(pictures):
+    """Oracle: the queries that went in are the tips; one arrow on the left, three on the right."""
+    plain, turned = torch.tensor([1.0, 0.5]), torch.tensor([[1.0, 0.5], [0.0, -1.0], [-1.0, 0.5]])
+    left, right = pictures.rotated_queries(plain, turned).axes
+    tips = [[text.xy for text in ax.texts if hasattr(text, "xyann")] for ax in (left, right)]
+    assert [[list(tip) for tip in side] for side in tips] == [[[1.0, 0.5]], turned.tolist()]
+    names = [text.get_text() for text in right.texts if not hasattr(text, "xyann")]
+    assert names == ["0", "1", "2"]
+
+
 def test_journeys_have_an_arrow_for_each_copy(pictures):
     """Oracle: by hand; arrows and their colours: vermillion between nodes, blue inside, black."""
     chosen = [[[1, 4], [2, 3]], [[4, 7]], [], [[2, 6], [0, 5]]]
