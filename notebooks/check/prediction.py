@@ -104,8 +104,8 @@ def verify_greedy(student, hint=1):
     return compare(student, cases, oracles.verify_greedy, (
         "Which drafts equal the main model's choice, up to the first that does not? And which "
         "token comes behind them?",
-        "logits.argmax(-1) are the k + 1 choices. If n drafts are accepted, the answer is the first "
-        "n + 1 choices; (drafts == choices[:-1]).long().cumprod(0).sum() is n."), hint,
+        "logits.argmax(-1) are the k + 1 choices. If n drafts are accepted, the answer is the "
+        "first n + 1 choices; (drafts == choices[:-1]).long().cumprod(0).sum() is n."), hint,
         describe=lambda drafts, logits: f"drafts {drafts.tolist()}, the main model chooses "
         f"{logits.argmax(-1).tolist()}", slips=slips)
 

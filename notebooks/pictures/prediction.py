@@ -23,13 +23,14 @@ def chain(T, depths):
                     fontsize=15)
             if k:
                 ax.annotate("", (3 * i, k - 0.24), (3 * i, k - 0.76),
-                            arrowprops={"arrowstyle": "<|-", "color": plots.BLACK})
+                            arrowprops={"arrowstyle": "-|>", "color": plots.BLACK})
     ax.text(-1.4, -0.72, "blue, left: the token that is read or joined", color=plots.BLUE)
     ax.text(3 * T - 1.6, -0.72, "red, right: the token that is guessed", color=plots.VERMILLION,
             ha="right")
     ax.set(xlim=(-1.6, 3 * T - 1.4), ylim=(-0.9, depths + 0.45))
     ax.set_xticks([3 * i for i in range(T)], [f"position {i}" for i in range(T)])
-    ax.set_yticks(range(depths + 1), ["main model", *(f"MTP, depth {k + 1}" for k in range(depths))])
+    names = ["main model", *(f"MTP, depth {k}" for k in range(1, depths + 1))]
+    ax.set_yticks(range(depths + 1), names)
     ax.grid(False)
     ax.set_title("Each depth reads one token more and guesses one further", loc="left")
     return figure
@@ -60,7 +61,7 @@ def rejected(words, p, q):
     left.set_title("the drafts: q", loc="left")
     right.set_title("the text: exactly p", loc="left")
     left.set(ylabel="probability [0 to 1]", ylim=(0, 1.15 * max(*p, *q)))
-    figure.suptitle(f"{lost:.0%} are rejected, and {lost:.0%} are missing: they fit exactly",
+    figure.suptitle(f"What is rejected on the left is drawn anew on the right: {lost:.0%}",
                     x=0.01, ha="left")
     return figure
 
@@ -169,7 +170,7 @@ def copying(curve, every):
 
 @plots.style()
 def halves(losses, vocabulary):
-    """Losses of the module {name: nats per token}, the first as trained; a line at ln(vocabulary)."""
+    """Losses of the module {name: nats per token}, the first as trained, and ln(vocabulary)."""
     ax = plots.canvas(size=(10, 4.6))[1]
     figure = plots.bars(losses, "loss of the module [nats per token]",
                         "It needs both halves, in the right order", form="{:.2f}",
