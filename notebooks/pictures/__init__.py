@@ -28,6 +28,14 @@ from .position import clocks as clocks
 from .position import distances as distances
 from .position import rotated_queries as rotated_queries
 from .position import wavelengths as wavelengths
+from .prediction import by_certainty as by_certainty
+from .prediction import chain as chain
+from .prediction import copying as copying
+from .prediction import drafted_text as drafted_text
+from .prediction import halves as halves
+from .prediction import rejected as rejected
+from .prediction import speed_up as speed_up
+from .prediction import steps_and_time as steps_and_time
 from .service import by_kind as by_kind
 from .service import one_user as one_user
 from .service import queues as queues

@@ -5,14 +5,12 @@ import torch.nn.functional as F
 
 
 def joined_tokens(T, k):
-    """Depth k has read k tokens more than the main model's state, and guesses the one behind."""
+    """Each depth has read one token more, so position i joins i + k and guesses the next one.
+
+    The last known token is x_(T-1), so the last k positions have nothing to join.
+    """
     joined = torch.arange(k, T)                                        # (T-k,)
     return torch.stack([joined, joined + 1], dim=-1)                   # (T-k, 2)
-
-
-def tokens_per_step(acceptance):
-    """One token in any case, and draft n if it and all before it stand: a product of chances."""
-    return 1 + acceptance.cumprod(0).sum()
 
 
 def mtp_loss(logits, tokens, weight):
@@ -24,13 +22,24 @@ def mtp_loss(logits, tokens, weight):
 
 
 def verify_greedy(drafts, logits):
-    """The drafts that stand are equal to the verdicts, so the verdicts themselves are returned."""
-    verdicts = logits.argmax(-1)                                       # (k+1,)
-    stood = (drafts == verdicts[:-1]).long().cumprod(0).sum()
-    return verdicts[:stood + 1]
+    """Accepted drafts equal the main model's choices, so the choices themselves are returned.
+
+    cumprod is 1 up to the first draft that differs, and 0 from there on.
+    """
+    choices = logits.argmax(-1)                                        # (k+1,)
+    accepted = (drafts == choices[:-1]).long().cumprod(0).sum()
+    return choices[:accepted + 1]
 
 
 def replacement(p, q):
     """Accepted drafts give min(p, q) of each word; this is the rest of p, made to sum to 1."""
     missing = (p - q).clamp(min=0)                                     # (V,)
     return missing / missing.sum()
+
+
+def tokens_per_step(acceptance):
+    """One token in any case, and draft n if it and all before it are accepted: a product.
+
+    The rates are shares of the drafts that are judged, so they are not chances in all steps.
+    """
+    return 1 + acceptance.cumprod(0).sum()

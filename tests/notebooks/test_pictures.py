@@ -239,3 +239,64 @@ def test_named_and_loss_added_are_bars(pictures):
     assert ax.get_title(loc="left").endswith("adds 2.5 points")
     ax, = pictures.loss_added({"one": torch.tensor([0.5, 1]), "all": torch.tensor([1, 2.0])}).axes
     assert [bar.get_width() for bar in ax.patches] == [0.75, 1.5]
+def heights(ax):
+    """Of each bar, rounded."""
+    return [round(bar.get_height(), 6) for bar in ax.patches]
+
+
+def test_the_chain_reads_and_guesses_one_further_at_each_depth(pictures):
+    """Oracle: by hand; three inputs and two depths."""
+    ax, = pictures.chain(T=3, depths=2).axes
+    texts = [text.get_text() for text in ax.texts]
+    assert [text for text in texts if text.endswith("→")] == [
+        f"$x_{n}$ →" for n in (0, 1, 2, 1, 2, 2)]
+    assert [text for text in texts if text.startswith("→")] == [
+        f"→ $x_{n}$" for n in (1, 2, 3, 2, 3, 3)]
+
+
+def test_what_is_rejected_is_as_much_as_what_is_drawn_anew(pictures):
+    """Oracle: by hand; min(p, q), then the rest of q on the left and of p on the right."""
+    left, right = pictures.rejected(["a", "b"], [0.75, 0.25], [0.5, 0.5]).axes
+    assert heights(left) == [0.5, 0.25, 0, 0.25] and heights(right) == [0.5, 0.25, 0.25, 0]
+    assert left.texts[0].get_text() == "25% rejected"
+    assert right.texts[0].get_text() == "25% drawn anew"
+
+
+def test_a_drafted_text_shades_the_drafts_and_counts_tokens(pictures):
+    """Oracle: by hand; two signs of a draft are shaded, a new line is not."""
+    from minidsv3.infer.text import Piece
+    pieces = [Piece(5, "x"), Piece(6, "yz\n", True), Piece(7, "w"), Piece(None, "")]
+    ax, = pictures.drafted_text("a b", pieces, passes=2).axes
+    assert [patch.get_xy() for patch in ax.patches] == [(4, 0), (5, 0)]
+    assert ax.get_title(loc="left").startswith("3 tokens in 2 passes")
+
+
+def test_certainty_groups_the_places(pictures):
+    """Oracle: by hand; two unsure places, of which one agrees, and a sure one; no empty group."""
+    ax, = pictures.by_certainty(torch.tensor([0.1, 0.2, 1.0]), torch.tensor([1, 0, 1])).axes
+    assert [bar.get_width() for bar in ax.patches] == [50, 100]
+
+
+def test_steps_and_speeds_are_ratios(pictures):
+    """Oracle: by hand; half the steps in four fifths of the time; a rate of 1/2 at no cost."""
+    ax, = pictures.steps_and_time([8, 4], [1.0, 0.8]).axes
+    assert [pytest.approx(line.get_ydata().tolist()) for line in ax.lines] == [
+        [1, 2], [1, 1.6], [1, 1.25]]
+    ax, = pictures.speed_up({"free": 0, "dear": 0.5}, 0.5, drafts=2, most=2).axes
+    curves = [line.get_ydata().tolist() for line in ax.lines if len(line.get_ydata()) == 3]
+    assert curves == [[1, 1.5, 1.75], [1, 1, 0.875]]
+    assert ax.get_title(loc="left") == "2 drafts: 1.75 times with free, 0.88 times with dear"
+
+
+def test_copying_shows_both_losses(pictures):
+    """Oracle: the numbers that went in."""
+    ax, = pictures.copying([(3, 4), (2, 1)], every=10).axes
+    assert [line.get_xdata().tolist() for line in ax.lines] == [[0, 10]] * 2
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[3, 2], [4, 1]]
+
+
+def test_halves_are_bars_beside_equal_chances(pictures):
+    """Oracle: the numbers that went in; the line stands at ln 8."""
+    ax, = pictures.halves({"as trained": 1, "no state": 2.5}, 8).axes
+    assert [bar.get_width() for bar in ax.patches] == [1, 2.5]
+    assert ax.lines[0].get_xdata()[0] == pytest.approx(3 * math.log(2))
