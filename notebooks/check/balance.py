@@ -99,8 +99,6 @@ def sequence_balance(student, hint=1):
         *[("Your f lacks a factor: eq. 18 multiplies the count by E / (K T), since a token fills K "
            "places.", term(f=f))
           for f in (lambda counts, T, E, K: counts, lambda counts, T, E, K: counts * E / T)],
-        ("Your P is 1 divided by the number of experts; it must be the mean of eq. 19.",
-         term(P=lambda s: torch.full(s.shape[1:], 1 / s.shape[1]))),
     ]
     s = torch.tensor([[.9, .6, .2, .1], [.8, .3, .5, .1], [.7, .2, .4, .6], [.6, .9, .1, .3]])
     idle = torch.tensor([[.9, .8, .1], [.7, .6, .2]])    # the last expert is never chosen

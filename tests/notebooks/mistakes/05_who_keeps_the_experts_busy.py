@@ -119,13 +119,6 @@ def sequence_balance__no_K(affinity, K):
     return (counts * E / T * (affinity / affinity.sum(dim=-1, keepdim=True)).mean(dim=0)).sum()
 
 
-def sequence_balance__no_P(affinity, K):
-    """it must be the mean of eq. 19"""
-    T, E = affinity.shape
-    counts = affinity.topk(K, dim=-1).indices.flatten().bincount(minlength=E)
-    return (counts / (K * T)).sum()
-
-
 def sequence_balance__no_minlength(affinity, K):
     """affinity of 2 tokens to 3 experts, K=2: your function ended in RuntimeError"""
     T, E = affinity.shape
