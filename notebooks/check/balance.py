@@ -42,7 +42,8 @@ def worst_violation(student, hint=1):
         ("You divide the wrong way round: the mean is a small part of the N tokens.",
          lambda routed, chosen: chosen / routed - 1),
     ]
-    return compare(student, [(4, 2), (16, 2), (10, 4), (64, 6), (256, 8)], oracles.worst_violation, (
+    cases = [(4, 2), (16, 2), (10, 4), (64, 6), (256, 8)]
+    return compare(student, cases, oracles.worst_violation, (
         "Let all N tokens choose the same experts. How many tokens does each of these get?",
         "N tokens choose K experts each: that is N K places for E experts, so the mean is N K / E. "
         "The busiest expert has N tokens."), hint,
@@ -87,7 +88,7 @@ def sequence_balance(student, hint=1):
             T, E = affinity.shape
             counts = affinity.topk(K, dim=-1).indices.flatten().bincount(minlength=E)
             fair = counts * E / (K * T) if f is None else f(counts, T, E, K)
-            liked = (affinity / affinity.sum(-1, keepdim=True)).mean(0) if P is None else P(affinity)
+            liked = P(affinity) if P else (affinity / affinity.sum(-1, keepdim=True)).mean(0)
             return (fair * liked).sum()
         return value
 

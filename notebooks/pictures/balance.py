@@ -13,8 +13,8 @@ BOXES = {"chosen more often": (3.3, 6), "more tokens to learn from": (3.3, 4),
          "count the tokens\nof each expert": (9.8, 4),
          "bias b: down if above\nthe mean, up if below": (9.8, 6)}
 LOOP = [((3.3, 5.4), (3.3, 4.6)), ((3.3, 3.4), (3.3, 2.6)), ((3.3, 1.4), (3.3, 0.6)),
-        ((1.4, 0), (0.2, 0)), ((0.2, -0.04), (0.2, 6.04)), ((0.2, 6), (1.5, 6))]
-BRAKE = [((5.3, 4), (8.2, 4)), ((9.8, 4.7), (9.8, 5.3)), ((7.5, 6), (5.0, 6))]
+        ((2.2, 0), (0.2, 0)), ((0.2, -0.04), (0.2, 6.04)), ((0.2, 6), (2.05, 6))]
+BRAKE = [((5.0, 4), (8.65, 4)), ((9.8, 4.7), (9.8, 5.3)), ((8.35, 6), (4.6, 6))]
 
 
 @plots.style()
@@ -49,7 +49,7 @@ def shares(histories, title=None):
                  for share, (name, colour, style) in zip(history.T, LOOKS)]
         busiest = history[-20:].max()
         ax.set(xlabel="round", ylim=(-2, 104))
-        ax.set_title(f"γ = {gamma:.2g}: the busiest has up to {busiest:.0%}", fontsize=13)
+        ax.set_title(f"γ = {gamma:.2g}: up to {busiest:.0%} for one", fontsize=13)
         plots.label_ends(ax, lines, gap=0.07)
     panels[0, 0].set_ylabel("share of the tokens [%]")
     figure.suptitle(title or "In the last 20 rounds:", x=0.01, ha="left")
@@ -77,7 +77,8 @@ def balancing(loads, biases):
 def collapse(loads, title, at_once=5):
     """Maps of the load of each expert over training: {variant: (steps, E)}.
 
-    The load of `at_once` steps is one cell. Idle: less than a tenth of the mean in the last 20 steps.
+    The load of `at_once` steps is one cell. A panel's title has the share of the busiest quarter
+    of the experts in the last 20 steps.
     """
     figure, panels = plots.canvas(1, len(loads), size=(12, 4.6), sharey=True)
     stacked = torch.stack([load.double() for load in loads.values()], dim=1)       # (S, M, E)
@@ -85,8 +86,9 @@ def collapse(loads, title, at_once=5):
     steps = range(at_once // 2, len(stacked), at_once)
     plots.expert_load(cells / cells.mean(-1, keepdim=True), steps, panels)
     for ax, name, load in zip(panels, loads, stacked[-20:].mean(0)):
-        idle = int((load < 0.1 * load.mean()).sum())
-        ax.set_title(f"{name}:\n{idle} of {len(load)} idle at the end", fontsize=13)
+        few = len(load) // 4
+        share = load.topk(few).values.sum() / load.sum()
+        ax.set_title(f"{name}: in the end\n{few} experts take {share:.0%}", fontsize=13)
         ax.set_xlabel("step")
     panels[0].set_ylabel("routed expert [index]")
     figure.suptitle(title, x=0.01, ha="left")
