@@ -5,6 +5,10 @@
 The style is that of the package (`minidsv3/measure/plots.py`). Each notebook has a file here.
 """
 
+from .balance import balancing as balancing
+from .balance import collapse as collapse
+from .balance import loop_and_brake as loop_and_brake
+from .balance import shares as shares
 from .block import block as block
 from .cache import absorbed_queries as absorbed_queries
 from .cache import memory_held as memory_held

@@ -300,3 +300,28 @@ def test_halves_are_bars_beside_equal_chances(pictures):
     ax, = pictures.halves({"as trained": 1, "no state": 2.5}, 8).axes
     assert [bar.get_width() for bar in ax.patches] == [1, 2.5]
     assert ax.lines[0].get_xdata()[0] == pytest.approx(3 * math.log(2))
+
+
+def test_shares_and_loads_of_experts_show_what_they_are_given(pictures):
+    """Oracle: the numbers that went in; by hand, four of sixteen experts take 28 of 40 tokens."""
+    history = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.7, 0.1, 0.1, 0.1]])
+    figure = pictures.shares({0: history, 0.5: history}, "A wins")
+    assert [line.get_ydata().tolist() for line in figure.axes[1].lines] == [
+        (100 * share).tolist() for share in history.T]
+    assert figure.axes[1].get_title() == "γ = 0.5: up to 70% for one"
+    loads, biases = 100 * history, history - 0.25
+    left, right = pictures.balancing(loads, biases).axes
+    for ax, values in ((left, loads), (right, biases)):
+        assert [line.get_ydata().tolist() for line in ax.lines] == values.T.tolist()
+    assert left.get_title(loc="left") == "All loads meet at 25 tokens"
+    load = torch.tensor([[7] * 4 + [1] * 12] * 20)
+    figure = pictures.collapse({"nothing": load, "bias": torch.ones_like(load)}, "few")
+    assert [ax.get_title() for ax in figure.axes[:2]] == [
+        "nothing: in the end\n4 experts take 70%", "bias: in the end\n4 experts take 25%"]
+
+
+def test_the_loop_has_six_arrows_and_the_brake_three(pictures):
+    """Oracle: by hand; the loop is vermillion, the brake is green."""
+    ax, = pictures.loop_and_brake().axes
+    colours = [text.arrow_patch.get_edgecolor() for text in ax.texts if hasattr(text, "xyann")]
+    assert [colours.count(to_rgba(colour)) for colour in ("#D55E00", "#009E73")] == [6, 3]
