@@ -20,12 +20,14 @@ from tests.clients.test_gguf import made
 
 pytestmark = pytest.mark.clients
 
-HARD = ["x", " ", "\n", "a\r\nb", "  def f(x):\n\treturn x+1\n\n\n", "1234567 8.90e-12", "x²³½ ٣٤٥",
-        "don't I'LL we'Ve", "Ünïcödé naïve ﬁ ß ẞ", "e\u0301a\u0308 \u0301", "漢字かなカナ混じり12文",
-        "한국어 텍스트", "שלום עולם", "नमस्ते दुनिया", "😀👩‍👩‍👧‍👦🏳️‍🌈", "\u00a0\u2003\u3000 x", "a\u200bb\u200d",
-        "!?#$ %&'()*+,-./:;<=>?@[\\]^_`{|}~", "_snake__case__", "«quoted» “text” — dash…", "   \n \t x  ",
-        "https://example.org/a_b?c=d&e=%20f", "\x00\x01\x7f\x85\x9f", "a" * 300, " " * 130 + "z",
-        "<|end|> <｜begin of text｜>", "λ→∀x∈ℝ: x²≥0 ∎", "€5 £6 ¥7 ₿8", "\ufeffBOM", "Ⅷ ⅷ ①②"]
+HARD = ["x", " ", "\n", "a\r\nb", "  def f(x):\n\treturn x+1\n\n\n", "1234567 8.90e-12",
+        "x²³½ ٣٤٥", "don't I'LL we'Ve", "Ünïcödé naïve ﬁ ß ẞ", "e\u0301a\u0308 \u0301",
+        "漢字かなカナ混じり12文", "한국어 텍스트", "שלום עולם", "नमस्ते दुनिया",
+        "😀👩\u200d👩\u200d👧🏳️\u200d🌈", "\u00a0\u2003\u3000 x", "a\u200bb\u200d",
+        "!?#$ %&'()*+,-./:;<=>?@[\\]^_`{|}~", "_snake__case__", "«quoted» “text” — dash…",
+        "   \n \t x  ", "https://example.org/a_b?c=d&e=%20f", "\x00\x01\x7f\x85\x9f", "a" * 300,
+        " " * 130 + "z", "<|end|> <｜end▁of▁sentence｜>", "λ→∀x∈ℝ: x²≥0 ∎", "€5 £6 ¥7 ₿8",
+        "\ufeffBOM", "Ⅷ ⅷ ①②"]
 
 
 def llama(path):
