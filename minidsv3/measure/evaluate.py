@@ -246,8 +246,7 @@ def run(arguments):
     """Print the figures of a checkpoint -> exit code."""
     if arguments.tasks:
         results, table = run_tasks(hf.locate(arguments.folder), arguments.tasks,
-                                   choose_device(arguments.device), arguments.window,
-                                   TOKENS_AT_ONCE)
+                                   choose_device(arguments.device), arguments.window)
         print(json.dumps(results) if arguments.json else table)
         return 0
     figures = measure(arguments)

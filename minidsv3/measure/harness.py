@@ -15,17 +15,17 @@ from ..files import first_line
 from ..hf.names import FP8
 
 
-def run_tasks(folder, file, device, window, at_once):
+def run_tasks(folder, file, device, window=None):
     """Evaluate a checkpoint folder on the task (or group of tasks) in a YAML file.
 
-    window: longest context [tokens], None for the trained one; at_once: tokens per pass. -> the
-    harness's results and its table. Raises UserError if the harness is not installed, the file is
-    no task, or the harness would load other numbers than we.
+    window: longest context [tokens], None for the trained one. -> the harness's results and its
+    table. Raises UserError if the harness is not installed, the file is no task, or the harness
+    would load other numbers than we.
     """
     lm_eval, HFLM, TaskManager, make_table = library()
     if not file.is_file():
         raise UserError(f"there is no file {file}; --tasks needs the YAML file of a task.")
-    config = hf.read_config(folder)
+    hf.read_config(folder)                       # a folder that is no checkpoint ends here
     checkpoint = hf.Checkpoint(folder)
     if FP8 in checkpoint.dtypes.values():
         raise UserError(f"{folder} is in FP8, which others may read wrongly; first run: " +
@@ -37,9 +37,9 @@ def run_tasks(folder, file, device, window, at_once):
         raise UserError(f"{file} is no task that the harness can load ({first_line(error)}); "
                         "correct it, and keep its data in local files.") from None
     stored = checkpoint.raw("model.embed_tokens.weight").dtype
-    model = HFLM(pretrained=str(folder), device=str(device), max_length=window,
-                 dtype=loading_dtype(stored, torch.device(device)),
-                 batch_size=max(1, at_once // (window or config.max_position_embeddings)))
+    # One window per pass: of two equal windows in a batch it scores one with the other's length.
+    model = HFLM(pretrained=str(folder), device=str(device), max_length=window, batch_size=1,
+                 dtype=loading_dtype(stored, torch.device(device)))
     results = lm_eval.simple_evaluate(model=model, tasks=[str(file)], task_manager=manager)
     return results["results"], make_table(results)
 

@@ -17,6 +17,8 @@ from minidsv3.data.tokenizer import Tokenizer
 from minidsv3.hf.__main__ import main as hf_main
 from minidsv3.measure.evaluate import main
 
+# In the last text two windows are equal, of which the harness scores 32 tokens and 8: in a batch
+# it would take them for the same.
 TEXTS = ["".join(f"def g{n}(x):\n    return x * {n}  # é😀\n" for n in range(40)), "short é\n",
          "x" * 31 + "\n", "# Ünïcödé <｜end▁of▁sentence｜>\n" * 9]
 
