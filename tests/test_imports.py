@@ -21,6 +21,7 @@ MODEL = ["layers", "rope", "cache", "mla", "experts", "moe", "block", "mtp", "ob
 
 # Imports that take seconds or that not everybody has, and the modules that may have them on top.
 HEAVY = {"matplotlib": {"minidsv3.measure.plots"}, "transformers": set(), "datasets": set(),
+         "lm_eval": set(),
          "triton": set(), "huggingface_hub": set()}
 
 MAX_MODULE, MAX_MODEL, MAX_SCRIPT = 299, 999, 149

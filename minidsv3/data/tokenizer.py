@@ -27,9 +27,9 @@ import tiktoken
 
 from ..command import UserError
 from ..files import write_text
-from ..hf.splits import CJK, RELEASED
+from ..hf.splits import CJK, PAD, RELEASED
 
-BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
+BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 FIM_BEGIN, FIM_HOLE, FIM_END = "<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"
 SPECIAL_TOKENS = (BOS, EOS, PAD, FIM_BEGIN, FIM_HOLE, FIM_END)     # index = id
 SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256

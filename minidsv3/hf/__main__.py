@@ -22,10 +22,12 @@ from .config import QUANTIZATION, read_json
 from .hub import SMALL, HubHeaders
 from .names import FP8, SCALE, copies, is_fp8, unstack
 from .reader import INDEX
+from .splits import PAD
 from .to_gguf import write_gguf
 from .writer import to_fp8, write_weights
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+NO_LIMIT = int(1e30)                             # how transformers writes: no longest text
 SHOWN = 10                                       # problems that `info` prints
 
 
@@ -122,7 +124,7 @@ def convert(folder, out, fp8, max_shard_size, mtp=True):
         if values.pop("quantization_config", None) or fp8 or FP8 in checkpoint.dtypes.values():
             values |= dict.fromkeys({"torch_dtype", "dtype"} & {"torch_dtype", *values}, "bfloat16")
             values |= {"quantization_config": quantization} if fp8 else {}
-        write_companions(folder, out, values)
+        write_companions(folder, out, values, config.max_position_embeddings)
     except BaseException:                        # Ctrl-C too: leave no incomplete folder
         shutil.rmtree(out, ignore_errors=True)
         if not made:
@@ -133,12 +135,39 @@ def convert(folder, out, fp8, max_shard_size, mtp=True):
     return 0
 
 
-def write_companions(folder, out, values):
-    """Write config.json with these values; copy the tokenizer, summary and other small files."""
+def write_companions(folder, out, values, window):
+    """Write config.json with these values; copy the tokenizer, summary and other small files.
+
+    window: the trained one [tokens], for a tokenizer_config.json that lacks it.
+    """
     for file in folder.iterdir():
         if file.suffix in (".json", ".model", ".jinja") and file.name not in (INDEX, "config.json"):
             shutil.copyfile(file, out / file.name)
+    complete_tokenizer_settings(folder, out, window)
     write_text(out / "config.json", json.dumps(values, indent=2) + "\n")
+
+
+def complete_tokenizer_settings(folder, out, window):
+    """Add to an older tokenizer_config.json of ours what others need for batches and long texts.
+
+    Ours are known by a setting that other checkpoints do not have. The ids stay: a folder without
+    a token for padding pads with its end token, as it did.
+    """
+    path, tokenizer = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    settings = read_json(path) if path.is_file() else {}
+    if settings.get("split_special_tokens") is not True or not tokenizer.is_file():
+        return
+    try:
+        padding = PAD if PAD in read_json(tokenizer)["model"]["vocab"] else settings["eos_token"]
+    except (LookupError, TypeError):
+        raise UserError(f"{path} names no eos_token, or {tokenizer} holds no vocabulary; copy "
+                        "both again.") from None
+    added = {"padding_side": "left", "pad_token": padding, "model_max_length": window}
+    if settings.get("model_max_length") == NO_LIMIT:
+        del settings["model_max_length"]
+    if added.keys() - settings.keys():
+        write_text(out / path.name, json.dumps(added | settings, ensure_ascii=False, indent=2)
+                   + "\n")
 
 
 def quantized(name, left_out):

@@ -1,4 +1,9 @@
-"""How the released tokenizer.json splits a text into pieces, before BPE joins bytes inside them."""
+"""How the released tokenizer.json splits a text into pieces, before BPE joins bytes inside them.
+
+And the name of its token for padding.
+"""
+
+PAD = "<｜▁pad▁｜>"
 
 # By these, one after the other: up to three digits, Chinese and Japanese, then the rest. Of the
 # rest a piece is a word with one sign or space before it, a run of signs with the line ends after

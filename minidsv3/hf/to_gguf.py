@@ -78,11 +78,18 @@ def tokenizer_content(folder):
 
 
 def check(config):
-    """Raise UserError if llama.cpp computes YaRN's temperature for these settings otherwise."""
+    """Raise UserError if llama.cpp would not load these settings, or would compute otherwise."""
     scaling = config.rope_scaling
     if scaling and (not scaling.mscale_all_dim or scaling.mscale != scaling.mscale_all_dim):
         raise UserError(f"rope_scaling.mscale={scaling.mscale} and mscale_all_dim="
                         f"{scaling.mscale_all_dim}: llama.cpp needs them to be equal and above 0.")
+    # It knows models without a query latent by their numbers of blocks.
+    blocks, rank = config.num_hidden_layers, config.q_lora_rank
+    if (rank is None) != (blocks in (26, 27) or (blocks, config.vocab_size) == (48, 128_256)):
+        raise UserError(f"q_lora_rank={rank} with num_hidden_layers={blocks}: llama.cpp expects "
+                        "null with 26 or 27 blocks, and a number with others.")
+    if not config.n_shared_experts and blocks > config.first_k_dense_replace:
+        raise UserError("n_shared_experts=0: llama.cpp needs at least one shared expert.")
 
 
 def add_sizes(writer, gguf, config):

@@ -2,6 +2,7 @@
 
     python -m minidsv3.measure.evaluate runs/tiny                  the run's own validation text
     python -m minidsv3.measure.evaluate DIR --data my_texts/       all of another text
+    python -m minidsv3.measure.evaluate DIR --tasks FILE.yaml      a task of lm-evaluation-harness
 """
 
 import ast
@@ -27,6 +28,7 @@ from ..files import SHARED, STATE_FILE
 from ..infer.text import complete
 from ..model.layers import at_least_float32
 from ..model.moe import hits
+from .harness import run_tasks
 
 TOKENS_AT_ONCE = 4096                            # per pass; no default window is longer
 
@@ -218,6 +220,8 @@ def parse_arguments(arguments=None):
     parser.add_argument("folder", metavar="DIR", help="run or checkpoint, or a name on the hub")
     parser.add_argument("--data", metavar="PATH", help="a file, a folder, a URL or hf:NAME "
                         "[the validation part of the text that the run was trained on]")
+    parser.add_argument("--tasks", type=Path, metavar="FILE.yaml", help="evaluate this task by "
+                        "the lm-evaluation-harness, in place of the figures of minidsv3")
     parser.add_argument("--window", type=int, metavar="TOKENS",
                         help="longest context of a prediction [the window that the model was "
                         f"trained on, at most {TOKENS_AT_ONCE:,}]")
@@ -232,11 +236,19 @@ def parse_arguments(arguments=None):
         value = getattr(parsed, name)
         if value is not None and value < least:
             raise UserError(f"--{name} {value} must be at least {least}.")
+    if parsed.tasks and parsed.data:
+        raise UserError(f"--data {parsed.data}: the file of --tasks names the text; leave --data "
+                        "out.")
     return parsed
 
 
 def run(arguments):
     """Print the figures of a checkpoint -> exit code."""
+    if arguments.tasks:
+        results, table = run_tasks(hf.locate(arguments.folder), arguments.tasks,
+                                   choose_device(arguments.device), arguments.window)
+        print(json.dumps(results) if arguments.json else table)
+        return 0
     figures = measure(arguments)
     if arguments.json:
         print(json.dumps(figures))

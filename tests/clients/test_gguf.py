@@ -121,7 +121,10 @@ def test_settings_and_tokens(tmp_path, yarn):
 @pytest.mark.parametrize("change, words", [
     (dict(splits="wide"), "--set splits=released"),
     (dict(rope_scaling=YARN), "mscale=1.0 and mscale_all_dim=0.7"),
-    (dict(rope_scaling=RopeScaling(4.0, 32)), "mscale=None and mscale_all_dim=None")])
+    (dict(rope_scaling=RopeScaling(4.0, 32)), "mscale=None and mscale_all_dim=None"),
+    (dict(q_lora_rank=None, num_hidden_layers=2), "q_lora_rank=None with num_hidden_layers=2"),
+    (dict(num_hidden_layers=26), "q_lora_rank=12 with num_hidden_layers=26"),
+    (dict(n_shared_experts=0), "n_shared_experts=0")])
 def test_what_llama_cpp_would_read_otherwise_is_refused(tmp_path, capsys, change, words):
     """Oracle: one line with the value; no file, no folder."""
     pytest.importorskip("gguf", reason="pip install -r tests/clients/requirements.txt")

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import train_tiny
 from minidsv3 import hf
 from minidsv3.command import UserError
-from minidsv3.data.tokenizer import FIM_HOLE, PAD, SPECIAL_TOKENS, Tokenizer
+from minidsv3.data.tokenizer import EOS, FIM_HOLE, PAD, SPECIAL_TOKENS, Tokenizer
 from minidsv3.hf.__main__ import main
 from minidsv3.infer.text import complete
 from tests.data.test_foreign import CONFIG, TEXTS, byte_level, read_tokenizer
@@ -78,6 +78,59 @@ def test_a_foreign_tokenizer_gets_the_window_of_the_new_model(tmp_path, beside):
     written = tmp_path / "new/tokenizer_config.json"
     assert written.exists() == bool(beside)
     assert not beside or json.loads(written.read_text()) == beside | {"model_max_length": 48}
+
+
+LATER = ("model_max_length", "padding_side", "pad_token")
+
+
+@pytest.mark.parametrize("special, lacking, window, pad", [
+    (SPECIAL_TOKENS, LATER, 128, PAD),
+    ([s for s in SPECIAL_TOKENS if s != PAD], LATER, 128, EOS),
+    ([s for s in SPECIAL_TOKENS if s != PAD], ("padding_side",), 61, EOS)])
+@pytest.mark.parametrize("by_transformers", [False, True], ids=["", "written again"])
+def test_converting_completes_the_settings_of_an_older_tokenizer(folder, tmp_path, special, lacking,
+                                                                 window, pad, by_transformers):
+    """Oracle: what transformers does with the new folder; ids and tokenizer.json as they were."""
+    trained = Tokenizer.load(folder)
+    Tokenizer(list(trained.ranks), 320, trained.splits, tuple(special)).save(folder, 61)
+    beside = folder / "tokenizer_config.json"
+    older = json.loads(beside.read_text(encoding="utf-8"))
+    beside.write_text(json.dumps({k: v for k, v in older.items() if k not in lacking}), "utf-8")
+    if by_transformers:
+        AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+    assert main(["convert", str(folder), str(tmp_path / "new"), "--fp8"]) == 0
+    before, after = map(AutoTokenizer.from_pretrained, (folder, tmp_path / "new"))
+    assert (after.model_max_length, after.padding_side, after.pad_token) == (window, "left", pad)
+    text = "a: ünïcödé 12345\n" * 3
+    assert after(text).input_ids == before(text).input_ids and len(after) == len(before)
+    assert after(["x", text], padding=True).attention_mask[0][-1] == 1
+    assert ((folder / "tokenizer.json").read_bytes()
+            == (tmp_path / "new/tokenizer.json").read_bytes())
+
+
+@pytest.mark.parametrize("settings", [
+    {"eos_token": "x"}, {"eos_token": EOS, "model_max_length": 70},
+    {"split_special_tokens": True, "eos_token": EOS, "pad_token": EOS, "padding_side": "right",
+     "model_max_length": 33}])
+def test_converting_changes_no_other_settings(folder, tmp_path, settings):
+    """Oracle: the bytes of the file; a user may have chosen the right side in one of ours."""
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), "utf-8")
+    assert main(["convert", str(folder), str(tmp_path / "new")]) == 0
+    assert ((folder / "tokenizer_config.json").read_bytes()
+            == (tmp_path / "new/tokenizer_config.json").read_bytes())
+
+
+@pytest.mark.parametrize("name, content", [
+    ("tokenizer_config.json", "[1]"), ("tokenizer_config.json", '{"split_special_tokens": tru'),
+    ("tokenizer.json", '{"model": 7}')])
+def test_a_broken_tokenizer_is_one_line(folder, tmp_path, capsys, name, content):
+    """Oracle: exit code 2, the name of the file, and no new folder."""
+    beside = folder / "tokenizer_config.json"
+    beside.write_text(beside.read_text("utf-8").replace("pad_token", "other"), "utf-8")
+    (folder / name).write_text(content)
+    assert main(["convert", str(folder), str(tmp_path / "new")]) == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert name in line and not (tmp_path / "new").exists()
 
 
 @torch.no_grad()
