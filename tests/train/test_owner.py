@@ -99,8 +99,7 @@ def test_an_old_run_stays_until_the_new_one_can_begin(
         assert train_tiny.main([*miniature, "--out", str(run), "--overwrite", *options]) == 2
     else:
         monkeypatch.setattr(Step, "gradients", out_of_memory)
-        with pytest.raises(RuntimeError, match="not enough memory"):
-            train_tiny.main([*miniature, "--out", str(run), "--overwrite"])
+        assert train_tiny.main([*miniature, "--out", str(run), "--overwrite"]) == 2
     assert listing(run) == before
 
 
@@ -121,8 +120,7 @@ def test_an_old_extension_stays_until_the_new_one_can_begin(
         assert extend.main(arguments) == 2
     else:
         monkeypatch.setattr(Step, "gradients", out_of_memory)
-        with pytest.raises(RuntimeError, match="not enough memory"):
-            extend.main(arguments)
+        assert extend.main(arguments) == 2
     assert listing(out) == before
 
 
