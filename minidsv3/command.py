@@ -114,8 +114,9 @@ def for_terminal(text, stream=None):
 def answer(work, unread=False):
     """Call work() -> the exit code: its own or 0 if it returns, 2 after an error of one line.
 
-    Ctrl-C gives 130, other signals 128 and their number. If the output goes to a program that has stopped reading, it is 141. unread:
-    whether the work goes on then, because it is done for its files.
+    Ctrl-C gives 130, another signal 128 + its number. If the output goes to a program that has
+    stopped reading, it is 141. unread: whether the work goes on then, because it is done for its
+    files.
     """
     if hasattr(sys.stdout, "reconfigure"):       # legacy consoles cannot encode every character
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")
