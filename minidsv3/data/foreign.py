@@ -91,8 +91,9 @@ class ForeignTokenizer:
         except Exception as error:               # the library raises bare Exceptions
             raise UserError(f"{path} cannot be used ({first_line(error)}); need byte-level BPE as "
                             "in DeepSeek's checkpoints or those of train_tiny.py.") from None
-        spelt = {number: self.for_prompts.id_to_token(number).encode()
-                 for number in {*self.added, *self.special}}
+        spelt = {number: text_of(self.for_prompts.id_to_token(number))
+                 for number in self.special - self.added.keys()}
+        spelt |= {number: token.content.encode() for number, token in self.added.items()}
         # If a whole word is a special token, text can reach it without its mark being looked for.
         self.spelling = {number: [token_of[bytes([byte])] for byte in spelt[number]]
                          for number in self.special}
@@ -173,6 +174,11 @@ def is_byte_level(content, tokenizer):
     """Whether a tokenizer.json is byte-level BPE; without a decoder, its first step decides."""
     step = content.get("decoder") or content.get("pre_tokenizer")
     return isinstance(tokenizer.model, tokenizers.models.BPE) and "ByteLevel" in json.dumps(step)
+
+
+def text_of(token):
+    """The bytes of a token of the vocabulary, or of its name if that is not in GPT-2's alphabet."""
+    return from_visible(token) if BYTE_OF.keys() >= set(token) else token.encode()
 
 
 def ordinary_tokens(tokenizer, others):
