@@ -209,7 +209,8 @@ def files_below(root, left_out):
                 left_out.append((kind, path.relative_to(root).as_posix()))
             elif name not in own:
                 folders.append(name)
-        for path in (Path(place, name) for name in files if name[0] != "." and name not in own):
+        for path in (Path(place, name) for name in sorted(files)
+                     if name[0] != "." and name not in own):
             if path.is_file():
                 found[path.relative_to(root).as_posix()] = path
             else:
