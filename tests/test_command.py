@@ -153,6 +153,6 @@ def test_names_of_others_are_shown_as_signs_too(monkeypatch, capsys):
 def test_a_folder_that_looks_like_an_option_is_printed_as_a_path():
     """Oracle: the option parser of train_tiny.py; a word that is no Path stays."""
     import train_tiny
-    line = command_line("--steps", "-1", "--out", Path("-my run"), "--resume")
+    line = command_line("--steps", "-1", "--out", Path("-run"), "--resume")
     assert shlex.split(line)[:2] == ["--steps", "-1"]
-    assert Path(train_tiny.parse_arguments(shlex.split(line)[2:]).out) == Path("-my run")
+    assert Path(train_tiny.parse_arguments(shlex.split(line)[2:]).out) == Path("-run")
