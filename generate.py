@@ -84,7 +84,9 @@ def prompts(arguments):
 def piped_in():
     """The text on stdin: None at a terminal, an empty text if nothing can be read."""
     try:
-        return None if sys.stdin.isatty() else sys.stdin.buffer.read().decode("utf-8", "replace")
+        if sys.stdin.isatty():
+            return None
+        return sys.stdin.buffer.read().decode("utf-8-sig", "replace")  # without a byte order mark
     except (AttributeError, OSError, ValueError):
         return ""
 

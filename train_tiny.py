@@ -87,7 +87,7 @@ def main(arguments=None, begin=None):
     begin: when the program began, by time.perf_counter; None: now.
     """
     begin = time.perf_counter() if begin is None else begin
-    return answer(lambda: run(parse_arguments(arguments), begin))
+    return answer(lambda: run(parse_arguments(arguments), begin), unread=True)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 import argparse
 import os
 import shlex
+import signal
 import subprocess
 import sys
-from contextlib import redirect_stderr, suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from functools import cache
 from pathlib import Path
 
@@ -38,12 +39,16 @@ class Parser(argparse.ArgumentParser):
 @cache
 def notice(text):
     """Print a line that the user should know on stderr; the same text only once in a process."""
-    print(text, file=sys.stderr, flush=True)
+    print(for_terminal(text, sys.stderr), file=sys.stderr, flush=True)
 
 
 def command_line(*words):
-    """Words as one line, ready to be pasted into the shell of this system."""
-    words = [str(word) for word in words]
+    """Words as one line, ready to be pasted into the shell of this system.
+
+    A Path that begins with a dash, which would be read as an option, gets ./ in front.
+    """
+    words = [os.path.join(os.curdir, word) if isinstance(word, Path) and str(word)[0] == "-"
+             else str(word) for word in words]
     return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
 
 
@@ -55,11 +60,13 @@ def script(name):
 class Stderr:
     """A stream for progress and notices that ends nothing when it cannot be written.
 
-    Its reader may have gone, as with `2>&1 | head` or a closed terminal, or it may be None.
+    Its reader may have gone, as with `2>&1 | head` or a closed terminal, or it may be None. lost:
+    whether that has happened.
     """
 
     def __init__(self, stream):
-        self.stream = stream or open(os.devnull, "w", encoding="utf-8")    # pythonw has none
+        self.stream = stream or nowhere()
+        self.lost = False
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
@@ -72,13 +79,23 @@ class Stderr:
         """Flush, if that is possible."""
         self.attempt(self.stream.flush)
 
+    def isatty(self):
+        """Whether it is a terminal."""
+        return bool(self.attempt(self.stream.isatty))
+
     def attempt(self, function, *arguments):
         """Call a function of the stream; if it fails, send all that follows nowhere."""
         try:
             return function(*arguments)
         except (OSError, ValueError):            # ValueError: the stream is closed
+            self.lost = True
             with suppress(OSError, ValueError):
                 lead_nowhere(self.stream)
+
+
+def nowhere():
+    """A stream that keeps nothing, for one that is None, as under pythonw or after `>&-`."""
+    return open(os.devnull, "w", encoding="utf-8")
 
 
 def lead_nowhere(stream):
@@ -86,31 +103,37 @@ def lead_nowhere(stream):
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def for_terminal(text):
-    """A model's text for stdout; at a terminal, which would obey them, control characters as signs.
+def for_terminal(text, stream=None):
+    """A text of others for a stream [stdout]; at a terminal, control characters become signs.
 
-    Line ends and tabs stay. A file or a pipe gets the text as it is.
+    A terminal would obey them. Line ends and tabs stay. A file or a pipe gets the text as it is.
     """
-    return text.translate(SIGNS) if sys.stdout.isatty() else text
+    return text.translate(SIGNS) if (stream or sys.stdout).isatty() else text
 
 
-def answer(work):
+def answer(work, unread=False):
     """Call work() -> the exit code: its own or 0 if it returns, 2 after an error of one line.
 
-    Ctrl-C gives 130. If the output goes to a program that has stopped reading, it is 141.
+    Ctrl-C gives 130, another signal 128 + its number. If the output goes to a program that has
+    stopped reading, it is 141. unread: whether the work goes on then, because it is done for its
+    files.
     """
     if hasattr(sys.stdout, "reconfigure"):       # legacy consoles cannot encode every character
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")
-    with redirect_stderr(Stderr(sys.stderr)):
+    out = Stderr(sys.stdout) if unread else sys.stdout or nowhere()
+    with redirect_stderr(Stderr(sys.stderr)), redirect_stdout(out):
         try:
-            return work() or 0
-        except KeyboardInterrupt:
+            code = work() or 0
+            return 141 if code == 0 and unread and out.lost else code
+        except KeyboardInterrupt as stop:        # a handler may give the number of its signal
             print()
-            return 130
+            return 128 + next(iter(stop.args), signal.SIGINT)
         except BrokenPipeError:                  # the reader has closed the pipe, as `| head` does
             lead_nowhere(sys.stdout)
             return 141
-        except MemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
             print("error: there is not enough memory; give less text, or choose a smaller model, "
                   "batch or window.", file=sys.stderr)
             return 2
@@ -118,5 +141,12 @@ def answer(work):
             # An error with errno comes from the system, whose message names no remedy.
             advice = ("; check the disk and the permissions." if getattr(error, "errno", None)
                       else "")
-            print(f"error: {error}{advice}", file=sys.stderr)
+            print(for_terminal(f"error: {error}{advice}", sys.stderr), file=sys.stderr)
             return 2
+
+
+def out_of_memory(error):
+    """Whether this error says that memory is short; torch's own, a RuntimeError, has many texts."""
+    return isinstance(error, MemoryError) or any(
+        words in str(error) for words in ("out of memory", "can't allocate memory",
+                                          "not enough memory"))

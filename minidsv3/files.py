@@ -2,6 +2,8 @@
 
 from contextlib import contextmanager, suppress
 
+from .command import UserError
+
 STATE_FILE, SHARED = "state.pt", "state"         # of one process, of several
 LOCK = "run.lock"                                # while a run goes on
 EXPORTS = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
@@ -10,12 +12,22 @@ EXPORTS = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_conf
 
 
 def holds_a_run(folder):
-    """Whether a run, a study or a converted checkpoint is in this very folder."""
+    """Whether a run, a study, a map of needles or a checkpoint is in this very folder."""
     def has(*names):
         return all((folder / name).is_file() for name in names)
 
-    return (has(STATE_FILE) or has(LOCK) or has("study.json")
-            or has("tokenizer.json", "train.json") or has("tokenizer.json", "config.json"))
+    return (has(STATE_FILE) or has(LOCK) or has("study.json") or has("needle.json")
+            or has("tokenizer.json", "train.json") or has("tokenizer.json", "config.json")
+            or has("config.json") and any(folder.glob("*.safetensors")))
+
+
+def check_name(folder):
+    """UserError if the name of a folder is not UTF-8, which safetensors needs."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"folder {str(folder)!r}: the name is not UTF-8, and safetensors reads no "
+                        "file there; rename it, or name another folder.") from None
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """How a command ends: one line for a user's error, a traceback for a programming mistake."""
 
+import io
 import shlex
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from minidsv3.command import (
     REPOSITORY,
     Parser,
+    Stderr,
     UserError,
     answer,
     command_line,
@@ -100,3 +102,57 @@ def test_generate_shows_escape_sequences_as_signs(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     generate.write(pieces, "p", None, generate.parse_arguments(["--show-drafts"]))
     assert capsys.readouterr().out == "p\033[32m\u241b[2Jx\033[0m\u2408\n\n"
+
+
+@pytest.mark.parametrize("said", [
+    "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried "
+    "to allocate 640000000000 bytes.", "CUDA out of memory. Tried to allocate 20.00 GiB.",
+    "MPS backend out of memory (MPS allocated: 9 GB)", "DefaultCPUAllocator: not enough memory"])
+def test_too_little_memory_for_a_tensor_is_one_line(said, capsys):
+    """Oracle: what torch says on a CPU, a GPU, a Mac and Windows, each a RuntimeError."""
+    assert answer(fail(RuntimeError(said))) == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: there is not enough memory; ")
+
+
+def test_without_stdout_a_command_works(monkeypatch):
+    """As after `>&-`, or under pythonw. Oracle: the exit code of the work."""
+    monkeypatch.setattr(sys, "stdout", None)
+    for unread in (True, False):
+        assert answer(lambda: print(for_terminal("text")) or 7, unread) == 7
+    assert sys.stdout is None
+
+
+class NobodyReads(io.StringIO):
+    """A stream whose reader has gone."""
+
+    def write(self, text):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    def fileno(self):
+        raise ValueError("no file")
+
+
+@pytest.mark.parametrize("returned, code", [(0, 141), (None, 141), (3, 3)])
+def test_work_that_is_done_for_its_files_goes_on_when_nobody_reads(monkeypatch, returned, code):
+    """Oracle: what the work did after its first line; an exit code of its own comes first."""
+    done = []
+    monkeypatch.setattr(sys, "stdout", NobodyReads())
+    assert answer(lambda: print("line") or done.append("file") or returned, unread=True) == code
+    assert done == ["file"]
+
+
+def test_names_of_others_are_shown_as_signs_too(monkeypatch, capsys):
+    """Errors and notices name files and tensors of others. Oracle: the characters by hand."""
+    monkeypatch.setattr(Stderr, "isatty", lambda self: True)
+    answer(lambda: notice("left out: \x1b[31mred.txt") or fail(UserError("no tensor \x9b2J"))())
+    assert capsys.readouterr().err == "left out: \u241b[31mred.txt\nerror: no tensor \\x9b2J\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="quotes as POSIX shells read them")
+def test_a_folder_that_looks_like_an_option_is_printed_as_a_path():
+    """Oracle: the option parser of train_tiny.py; a word that is no Path stays."""
+    import train_tiny
+    line = command_line("--steps", "-1", "--out", Path("-run"), "--resume")
+    assert shlex.split(line)[:2] == ["--steps", "-1"]
+    assert Path(train_tiny.parse_arguments(shlex.split(line)[2:]).out) == Path("-run")

@@ -507,3 +507,13 @@ def test_generate_takes_bytes_that_are_no_utf_8(finished_run, capsys, options):
         assert generate.main([*arguments, *each]) == 0
         texts.append(capsys.readouterr().out.replace("?", "\ufffd"))   # how a console shows it
     assert texts[0] == texts[1]
+
+
+def test_generate_drops_a_byte_order_mark(finished_run, monkeypatch, capsys):
+    """Some shells put one before what they pipe. Oracle: the same text as --prompt."""
+    arguments = ["--model", str(finished_run), "--device", "cpu", "--max-new-tokens", "5"]
+    assert generate.main([*arguments, "--prompt", "x = \ufeff1"]) == 0
+    expected = capsys.readouterr().out
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\ufeffx = \ufeff1".encode())))
+    assert generate.main(arguments) == 0
+    assert capsys.readouterr().out == expected

@@ -260,7 +260,7 @@ def parse_arguments(arguments=None):
 def main(arguments=None, begin=None):
     """Run; bad input ends in one line and exit code 2, a loss that diverged in 1."""
     begin = time.perf_counter() if begin is None else begin
-    return answer(lambda: run(parse_arguments(arguments), begin))
+    return answer(lambda: run(parse_arguments(arguments), begin), unread=True)
 
 
 if __name__ == "__main__":

@@ -226,7 +226,7 @@ def parse_arguments(arguments=None):
 
 def main(arguments=None):
     """Run; bad input ends in one line and exit code 2."""
-    return answer(lambda: run(parse_arguments(arguments)))
+    return answer(lambda: run(parse_arguments(arguments)), unread=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from ..command import UserError, notice
 from ..files import first_line
 from ..hf import read_json
 from .tokenizer import (
+    BYTE_OF,
     FIM_BEGIN,
     FIM_END,
     FIM_HOLE,
@@ -79,14 +80,20 @@ class ForeignTokenizer:
             marks = self.fim_begin_id, self.fim_hole_id, self.fim_end_id = [
                 self.for_prompts.token_to_id(mark) for mark in (FIM_BEGIN, FIM_HOLE, FIM_END)]
             self.added = self.for_prompts.get_added_tokens_decoder()   # {id: AddedToken}
-            self.special = {number for number, token in self.added.items() if token.special
-                            or number in (self.bos_id, *self.ends, *marks)}
+            self.special = {number for number, token in self.added.items() if token.special}
+            # Some files have these in the vocabulary alone, where texts may reach them by merges.
+            # A single character is a byte, for a config.json that names a wrong token.
+            self.special |= {number for number in (self.bos_id, *self.ends, *marks)
+                             if number is not None
+                             and len(self.for_prompts.id_to_token(number) or "") > 1}
             self.for_texts = without_special(content, self.special)
-            token_of = ordinary_tokens(self.for_prompts, self.added)
+            token_of = ordinary_tokens(self.for_prompts, {*self.added, *self.special})
         except Exception as error:               # the library raises bare Exceptions
             raise UserError(f"{path} cannot be used ({first_line(error)}); need byte-level BPE as "
                             "in DeepSeek's checkpoints or those of train_tiny.py.") from None
-        spelt = {number: token.content.encode() for number, token in self.added.items()}
+        spelt = {number: text_of(self.for_prompts.id_to_token(number))
+                 for number in self.special - self.added.keys()}
+        spelt |= {number: token.content.encode() for number, token in self.added.items()}
         # If a whole word is a special token, text can reach it without its mark being looked for.
         self.spelling = {number: [token_of[bytes([byte])] for byte in spelt[number]]
                          for number in self.special}
@@ -169,11 +176,19 @@ def is_byte_level(content, tokenizer):
     return isinstance(tokenizer.model, tokenizers.models.BPE) and "ByteLevel" in json.dumps(step)
 
 
-def ordinary_tokens(tokenizer, added):
-    """{bytes: id} of the tokens that are not added ones. Raises ValueError if a byte has none."""
+def text_of(token):
+    """The bytes of a token of the vocabulary, or of its name if that is not in GPT-2's alphabet."""
+    return from_visible(token) if BYTE_OF.keys() >= set(token) else token.encode()
+
+
+def ordinary_tokens(tokenizer, others):
+    """{bytes: id} of all tokens but the others (ids). Raises ValueError if a byte has none.
+
+    A token with a character beyond GPT-2's alphabet stands for no bytes.
+    """
     token_of = {from_visible(token): number
                 for token, number in tokenizer.get_vocab(with_added_tokens=False).items()
-                if number not in added}
+                if number not in others and BYTE_OF.keys() >= set(token)}
     if lost := [byte for byte in UTF8 if bytes([byte]) not in token_of]:
         raise ValueError(f"it has no token for {len(lost)} of the bytes that texts are made of, "
                          f"{lost[0]} among them")
@@ -181,8 +196,12 @@ def ordinary_tokens(tokenizer, added):
 
 
 def without_special(content, special):
-    """The tokenizer of these contents that reads the names of special tokens (ids) as text."""
-    added = [token | {"special": token["special"] or token["id"] in special}
+    """The tokenizer of these contents that reads the names of special tokens (ids) as text.
+
+    Other added tokens leave the spaces around them: the tokens of a text must give it back.
+    """
+    added = [token | {"special": token["special"] or token["id"] in special, "lstrip": False,
+                      "rstrip": False}
              for token in content.get("added_tokens") or []]
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content | {"added_tokens": added}))
     tokenizer.encode_special_tokens = True       # in the library's words: as if they were not

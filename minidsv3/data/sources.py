@@ -33,6 +33,7 @@ HUB_DOCUMENTS = 50_000
 
 BOM = "\ufeff"                   # a byte order mark, which some editors write before a text
 RUN_FILES = {STATE_FILE, SHARED, LOCK, "lineage.json", *EXPORTS}
+RUN_FILES |= {f"{name}.tmp" for name in RUN_FILES}       # which a killed run leaves
 
 
 class Document(NamedTuple):
@@ -208,9 +209,12 @@ def files_below(root, left_out):
                 left_out.append((kind, path.relative_to(root).as_posix()))
             elif name not in own:
                 folders.append(name)
-        for path in (Path(place, name) for name in files if name[0] != "." and name not in own):
+        for path in (Path(place, name) for name in sorted(files)
+                     if name[0] != "." and name not in own):
             if path.is_file():
                 found[path.relative_to(root).as_posix()] = path
+            else:
+                left_out.append(("broken link or no file", path.relative_to(root).as_posix()))
         own = set()                              # below the root, such names are not of a run
     return found
 

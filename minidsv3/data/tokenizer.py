@@ -66,11 +66,6 @@ SPLITS = {"wide": (WIDE,), "released": RELEASED}                   # the recipe'
 OPENING = "\n\n\n"
 
 
-# What a broken file name or a broken console gives; of two that belong together Python makes one
-# character.
-UNPAIRED = re.compile("[\ud800-\udfff]")
-
-
 def as_one(splits):
     """One expression for splits that are made one after the other."""
     return RELEASED_AS_ONE if splits == RELEASED else "|".join(splits)
@@ -232,6 +227,11 @@ class Tokenizer:
                 if token[:cut] in self.ranks and token[cut:] in self.ranks]
 
 
+# What a broken file name or a broken console gives; of two that belong together Python makes one
+# character.
+UNPAIRED = re.compile("[\ud800-\udfff]")
+
+
 def well_formed(text):
     """A text in which U+FFFD stands for each lone surrogate, which UTF-8 cannot hold."""
     return UNPAIRED.sub("\ufffd", text)         # the very same text if there is none
@@ -241,15 +241,17 @@ def as_saved(content):
     """What a tokenizer.json of ours was before `transformers` wrote it again.
 
     It lists our special tokens once more, adds a post-processor that adds no token, and keeps the
-    padding and truncation of its last call. Raises ValueError if any other token is added.
+    padding, truncation and dropout of its last call. Raises ValueError if any other token is added.
     """
     vocabulary = content["model"]["vocab"]
     for token in content["added_tokens"]:
         if token["content"] not in SPECIAL_TOKENS or vocabulary[token["content"]] != token["id"]:
             raise ValueError
     after = content["post_processor"]
-    adds_nothing = after and after["type"] == "TemplateProcessing" and not after["special_tokens"]
+    adds_nothing = after and (after["type"] == "ByteLevel" or after["type"] == "TemplateProcessing"
+                              and not after["special_tokens"])
     return content | {"added_tokens": [], "truncation": None, "padding": None,
+                      "model": content["model"] | {"dropout": None},
                       "post_processor": None if adds_nothing else after}
 
 

@@ -14,8 +14,8 @@ from functools import partial
 from math import prod
 from pathlib import Path
 
-from ..command import Parser, UserError, answer
-from ..files import write_text
+from ..command import Parser, UserError, answer, for_terminal
+from ..files import check_name, write_text
 from ..fp8 import BLOCK
 from . import Checkpoint, compare_copies, locate, read_config, skeleton
 from .config import QUANTIZATION, read_json
@@ -75,16 +75,17 @@ def info(folder, checkpoint):
             if repeated else ""),
     }
     for name, text in rows.items():
-        print(f"{name:14}{text}")
+        print(for_terminal(f"{name:14}{text}"))
     if ragged := [name for name, dtype in checkpoint.dtypes.items() if dtype == FP8
                   and any(side > step and side % step
                           for side, step in zip(checkpoint.shapes[name], BLOCK))]:
-        print(f"  {len(ragged):,} FP8 matrices have sides above {BLOCK[0]} that are no multiples "
+        print(for_terminal(
+              f"  {len(ragged):,} FP8 matrices have sides above {BLOCK[0]} that are no multiples "
               f"of it, as {ragged[0]} {checkpoint.shapes[ragged[0]]}; other programs may "
               "cut their blocks elsewhere and compute wrong numbers: read them with minidsv3, or "
-              "convert the checkpoint to bfloat16 first.")
+              "convert the checkpoint to bfloat16 first."))
     for complaint in complaints[:SHOWN]:
-        print(f"  {complaint}")
+        print(for_terminal(f"  {complaint}"))
     if len(complaints) > SHOWN:
         print(f"  and {len(complaints) - SHOWN:,} more")
     return 2 if complaints else 0
@@ -104,6 +105,7 @@ def convert(folder, out, fp8, max_shard_size, mtp=True):
     values = read_json(folder / "config.json")
     quantization = QUANTIZATION | (values.get("quantization_config") or {})
     chosen = partial(quantized, left_out=quantization.get("modules_to_not_convert"))
+    check_name(out)
     if out.is_symlink():
         raise UserError(f"{out} is a link, and it is not clear what to write to; name a new "
                         "folder.")
@@ -113,7 +115,7 @@ def convert(folder, out, fp8, max_shard_size, mtp=True):
     out.mkdir(parents=True, exist_ok=True)
     try:
         tensors = released(checkpoint, chosen if fp8 else None)
-        if not mtp:
+        if not (mtp and model.mtp):              # config.json may name layers that are not there
             tensors = without_mtp(tensors, config.num_hidden_layers)
             values["num_nextn_predict_layers"] = 0
         if config.tie_word_embeddings and "lm_head.weight" not in checkpoint.shapes:

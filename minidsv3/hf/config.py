@@ -23,7 +23,7 @@ QUANTIZATION = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dyna
                 "weight_block_size": list(BLOCK)}
 # Keys that other programs write as null. These then have their only value, or one of their own.
 NULL_IS_DEFAULT = ("num_key_value_heads", "scoring_func", "topk_method", "moe_layer_freq",
-                   "attention_bias", "partial_rotary_factor")
+                   "attention_bias", "partial_rotary_factor", "initializer_range")
 NULL_IS_NONE = {"n_shared_experts": 0, "num_nextn_predict_layers": 0, "norm_topk_prob": False,
                 "tie_word_embeddings": False}
 # Keys that may stand beside YaRN's fields under rope_scaling or rope_parameters.
@@ -105,7 +105,8 @@ def our_fields(values):
     check_quantization(values.get("quantization_config"))
     chosen = {key: NULL_IS_NONE.get(key) if value is None else value
               for key, value in values.items()
-              if key in ModelConfig.__dataclass_fields__ and not key.startswith("rope_")}
+              if key in ModelConfig.__dataclass_fields__ and not key.startswith("rope_")
+              and not (value is None and key in NULL_IS_DEFAULT)}
     return chosen | rope_fields(values)
 
 
@@ -123,6 +124,9 @@ def rope_fields(values):
         thetas[f"{key}.rope_theta"] = rope.get("rope_theta")
         if rope_type(rope, key):
             scalings[key] = read_rope_scaling(rope, key, values)
+        elif unused := sorted(rope.keys() - {*ROPE_BOOKKEEPING, "type"}):
+            notice(f"{key} in config.json names no type, so its {', '.join(unused)} do nothing, as "
+                   'in transformers; if this is YaRN, add "type": "yarn".')
     thetas = {key: theta for key, theta in thetas.items() if theta is not None}
     agree(thetas)
     agree(scalings)

@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ..command import UserError
-from ..files import first_line
+from ..files import check_name, first_line
 from ..fp8 import BLOCK, dequantize
 from .config import read_json
 from .names import FP8, SCALE
@@ -27,6 +27,7 @@ class Checkpoint:
 
     def __init__(self, folder):
         self.folder = Path(folder)
+        check_name(self.folder)
         self.path = self.handle = None           # the file that is open at the moment
         self.file_of, self.shapes, self.dtypes = {}, {}, {}
         for file, names in self.listed().items():

@@ -162,7 +162,8 @@ def documents_of(folder, data):
     """The documents to evaluate on, and a name for them.
 
     Of the text that the run was trained on, only the validation part; any other text is used whole.
-    The text is known by its hash. A notice says if one of the same name has another.
+    The text is known by its hash. A notice says if one of the same name has another, if the hash
+    is not known, or if the text may hold a part of that other text.
     """
     recipe = folder / "train.json"
     trained_on = hf.read_json(recipe).get("data", "") if recipe.is_file() else ""
@@ -176,17 +177,31 @@ def documents_of(folder, data):
         notice(f"{data} is not the text that this model was trained on: its SHA-256 is another, "
                "so the model may have been trained on a part of these documents.")
         return corpus.split(loaded.documents)[1], f"validation part of {data}, not as in training"
+    if named and known is None:
+        notice(f"whether {data} is still the text that this model was trained on is not known: "
+               f"neither summary.json nor {STATE_FILE} in {folder} has its SHA-256.")
+    elif trained_on and known != loaded.sha256 and overlap(data, trained_on):
+        notice(f"{data} has documents in common with {trained_on}, which this model was trained "
+               "on; its figure may be too good.")
     if named or data == DEFAULT_DATA or known == loaded.sha256:
         return corpus.split(loaded.documents)[1], f"validation part of {data}"
     return loaded.documents, f"all of {data}"
+
+
+def overlap(data, trained_on):
+    """Whether one of two texts is a part of the other, by their names."""
+    if {data, trained_on} == {"python-stdlib", "python-packages"}:
+        return True
+    one, other = Path(data).resolve(), Path(trained_on).resolve()
+    return one.exists() and other.exists() and (one in other.parents or other in one.parents)
 
 
 def hash_of_text(folder):
     """SHA-256 of the text that a run was trained on, or None if its folder does not tell."""
     shared = sorted((folder / SHARED).glob("step-*/run.json"))
     for path in (folder / "summary.json", *shared[-1:]):
-        if path.is_file():
-            return hf.read_json(path).get("corpus_sha256")
+        if path.is_file() and (known := hf.read_json(path).get("corpus_sha256")):
+            return known
     with suppress(Exception):                    # there is no state, or none that can be read
         return torch.load(folder / STATE_FILE, weights_only=True, mmap=True)["corpus_sha256"]
     return None

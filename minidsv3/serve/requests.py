@@ -80,7 +80,7 @@ def read_trace(path):
     Raises UserError, with the number of the line, for what cannot be.
     """
     rows = []
-    with open(path, encoding="utf-8", errors="replace") as file:       # such a line is no JSON
+    with open(path, encoding="utf-8-sig", errors="replace") as file:       # such a line is no JSON
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)

@@ -138,6 +138,8 @@ def make_missing(arguments):
                                 "another --out" + (", or --overwrite." if (
                                     run["arm"], run["seed"]) in asked else "."))
     (arguments.out / "runs").mkdir(parents=True, exist_ok=True)
+    # Its name keeps the results out of the text, if they lie within it.
+    write_text(arguments.out / "study.json", json.dumps(wanted) + "\n")
     run_all(train_and_store, [(path, *key, arguments.steps, arguments.optimizer, arguments.data,
                                arguments.device) for key, path in missing.items()], arguments.jobs)
 
@@ -188,7 +190,7 @@ def run(arguments):
 
 def main(arguments=None):
     """Run; bad input ends in one line and exit code 2."""
-    return answer(lambda: run(parse_arguments(arguments)))
+    return answer(lambda: run(parse_arguments(arguments)), unread=True)
 
 
 if __name__ == "__main__":

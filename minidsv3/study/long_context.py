@@ -211,7 +211,7 @@ def run(arguments):
 
 def main(arguments=None):
     """Run; bad input ends in one line and exit code 2."""
-    return answer(lambda: run(parse_arguments(arguments)))
+    return answer(lambda: run(parse_arguments(arguments)), unread=True)
 
 
 if __name__ == "__main__":

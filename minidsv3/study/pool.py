@@ -17,6 +17,7 @@ from ..command import Stderr, UserError
 from ..train.checkpoint import RunFolder
 from ..train.owner import owned
 from ..train.prepare import make_trainer
+from ..train.stop import Stop
 
 CPU = torch.device("cpu")
 
@@ -46,17 +47,33 @@ def begin_process():
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+class StopAll(Stop):
+    """Within this context a signal that asks this process to stop asks its processes, too.
+
+    Their runs finish their step and save. Without it they would go on alone.
+    """
+
+    def __init__(self):
+        super().__init__(None)
+
+    def note(self, number, _):
+        """Ask all of them, then end the work as Ctrl-C does."""
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise KeyboardInterrupt(number)
+
+
 def run_all(function, tasks, jobs, keep=lambda result: None):
     """Call function(*task) for each of the tasks, `jobs` at once, in processes of their own.
 
     The function stores its own result, so that it is kept if another one fails. Or keep(result)
     does, which is called in this process, one at a time, so that all results can share a file.
-    Raises UserError if a process was killed.
+    Raises UserError if a process was killed, KeyboardInterrupt after a signal.
     """
     spawn = multiprocessing.get_context("spawn")
     if jobs > 1:
         os.environ["TQDM_DISABLE"] = "1"         # in the processes, whose bars would overlap
-    with (ProcessPoolExecutor(jobs, spawn, begin_process) as pool,
+    with (ProcessPoolExecutor(jobs, spawn, begin_process) as pool, StopAll(),
           tqdm(total=len(tasks), unit="run", disable=not tasks) as bar):
         under_way = [pool.submit(function, *task) for task in tasks]
         try:

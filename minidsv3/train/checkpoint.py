@@ -23,7 +23,7 @@ import torch
 
 from .. import hf
 from ..command import UserError, script
-from ..files import EXPORTS, SHARED, STATE_FILE, first_line, replacing, write_text
+from ..files import EXPORTS, SHARED, STATE_FILE, check_name, first_line, replacing, write_text
 
 STATE = {"step", "seconds", "config", "model_config", "corpus_sha256", "model", "average",
          "optimizers", "rng"}                    # what a state.pt holds
@@ -52,11 +52,7 @@ class Watched:
 
 def refuse_files(path):
     """UserError if a file stands where this folder or one above it should be, or for its name."""
-    try:
-        str(path.absolute()).encode()
-    except UnicodeEncodeError:
-        raise UserError(f"--out {str(path)!r}: the name is not UTF-8, and safetensors writes no "
-                        "such file; name another folder.") from None
+    check_name(path.absolute())
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
             raise UserError(f"--out {path}: {place} is a file; name a folder.")
@@ -115,6 +111,14 @@ class RunFolder:
             return
         raise UserError(f"{self.path} holds {what}; {way}--overwrite to replace it, "
                         "or --out for another folder.")
+
+    def refuse_to_remove(self, text):
+        """UserError if the text of a new run is a file of the older run that it replaces."""
+        path = Path(text).resolve()
+        if path.parent == self.path.resolve() and path.name in EXPORTS:
+            raise UserError(f"--data {text} is a file of the run in {self.path}, which goes with "
+                            "--overwrite; copy it elsewhere first, or name another folder with "
+                            "--out.")
 
     def start(self, first_state=None):
         """Make the folder and remove what a killed run left half-written.
@@ -210,5 +214,5 @@ def as_metrics(line):
     try:
         metrics = json.loads(line)
         return metrics if isinstance(metrics["step"], int) else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -108,7 +108,7 @@ def configure(arguments, saved=None):
     else:
         model = ModelConfig.from_dict(saved["model_config"])
         recipe = TrainConfig().replace(**saved["config"])
-        check_preset(arguments.preset, model, recipe)
+        check_preset(arguments.preset, {**model_changes, **recipe_changes}, model, recipe)
         if recipe.start and recipe_changes.pop("start", recipe.start) != recipe.start:
             notice(f"--from {arguments.start} is not read: the run goes on from its own state.")
         recipe_changes.setdefault("data", where_it_was(saved))
@@ -139,8 +139,8 @@ def refuse(name, began, value):
                     "out, or begin another with --out.")
 
 
-def check_preset(name, model, recipe):
-    """UserError if another preset than the one named is nearer to a saved run.
+def check_preset(name, changes, model, recipe):
+    """UserError if another preset than the one named, with these changes, is nearer to a saved run.
 
     The run may have changed any field of its preset, so an exact one cannot be asked for.
     """
@@ -149,8 +149,10 @@ def check_preset(name, model, recipe):
     fields = {**model.to_dict(), **recipe.to_dict()}
     apart = {}
     for preset in dict.fromkeys([name, *PRESETS]):
-        its = {**ModelConfig.preset(preset).to_dict(), **TrainConfig.preset(preset).to_dict()}
-        apart[preset] = sum(its[field] != value for field, value in fields.items())
+        its = {**ModelConfig.preset(preset).to_dict(), **TrainConfig.preset(preset).to_dict(),
+               **changes}
+        apart[preset] = sum(its[field] != value for field, value in fields.items()
+                            if field not in (*FREE, "max_position_embeddings"))    # the window
     if min(apart.values()) < apart[name]:
         refuse("preset", min(apart, key=apart.get), name)
 

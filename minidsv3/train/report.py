@@ -23,22 +23,25 @@ def run_and_report(trainer, resume):
     """Run a Trainer to its end and print what came of it -> exit code of the command.
 
     resume: the command that goes on with an interrupted run. Codes: 0 finished, 1 the loss is no
-    number, 130 stopped by Ctrl-C.
+    number, 128 + the number of a signal that stopped it, which is 130 for Ctrl-C.
     """
+    folder = trainer.folder.path
     try:
         summary = trainer.run()
     except KeyboardInterrupt:
-        print("\nstopped at once; --resume goes on from the last checkpoint")
+        print(f"\nstopped at once; the run in {folder} is finished" if
+              (folder / "summary.json").exists() else
+              "\nstopped at once; --resume goes on from the last checkpoint")
         return 130
     except FloatingPointError as error:          # Diverged, or a layer in 8 bits
         print(f"error: {error}", file=sys.stderr)
         return 1
     if not trainer.team.first:
-        return 0 if summary else 130
+        return 0 if summary else 128 + trainer.signal
     if summary is None:
         print(f"stopped after step {trainer.step} and saved; go on with: {resume}")
-        return 130
-    if (path := trainer.folder.path / "sample.txt").exists():
+        return 128 + trainer.signal
+    if (path := folder / "sample.txt").exists():
         print(f"\n{for_terminal(path.read_text(encoding='utf-8'))}\n")
     print(f"validation: {summary['val_bits_per_byte']:.4f} bits per byte "
           f"({summary['val_bits_per_byte_ema']:.4f} averaged weights), MaxVio by layer "

@@ -28,7 +28,7 @@ class Stop:
 
     def note(self, number, _):
         """Remember that the run is to stop; after Ctrl-C the next one does what it usually does."""
-        self.trainer.interrupted = True
+        self.trainer.interrupted, self.trainer.signal = True, number
         if number == signal.SIGINT:
             signal.signal(number, self.usual[number])
 

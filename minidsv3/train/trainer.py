@@ -7,6 +7,7 @@ repeats an uninterrupted one bit for bit.
 import json
 import math
 import os
+import signal
 import sys
 import time
 
@@ -38,7 +39,8 @@ class Trainer:
         self.folder, self.team, self.device = folder, team, model.norm.weight.device
         self.update = Step(model, optimizers, config)
         self.average = [p.detach().clone() for p in model.parameters()]
-        self.step, self.seconds, self.interrupted, self.shown = 0, 0.0, False, {}
+        self.step, self.seconds, self.shown = 0, 0.0, {}
+        self.interrupted, self.signal = False, signal.SIGINT           # and by what, if it is
         self.directory = os.getcwd()             # where the name of the text is understood
         self.set_recipe(config)
 
@@ -142,6 +144,7 @@ class Trainer:
         Before an older run goes, this one shows that it can compute a step.
         """
         if self.folder.replaces:
+            self.folder.refuse_to_remove(self.config.data)
             tokens = self.data.batches.take(0, self.sizes[0])          # (B, T+1)
             self.update.rehearse(send(self.team.own(tokens), self.device))
         self.folder.start(None if self.step else self.state())

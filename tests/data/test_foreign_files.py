@@ -161,3 +161,72 @@ def test_what_a_model_reads_first_is_what_the_library_gives(tmp_path, bos, promp
     library = byte_level().encode(prompt.removesuffix(cut), add_special_tokens=False).ids
     assert sequence.tokens == ([] if bos is None else [0]) + library
     assert sequence.ending == cut.encode()
+
+
+def test_an_end_token_of_the_vocabulary_alone_is_not_forged(tmp_path):
+    """It is no added token, and a text reaches it by merges. Oracle: ids, and the text's bytes.
+
+    A prompt gets the library's ids, and the token still ends a text and has no bytes.
+    """
+    def change(content):
+        content["added_tokens"] = []
+
+    word = byte_level().token_to_id("Ġwords")
+    config = CONFIG.replace(eos_token_id=word)
+    tokenizer = read_tokenizer(written(tmp_path, change), config)
+    text = "some words and words"
+    ids = tokenizer.encode(text)
+    assert word not in ids and tokenizer.decode(ids) == text
+    assert word in tokenizer.encode_prompt(text) and tokenizer.token_bytes[word] == b""
+    assert tokenizer.eos_id == word
+
+
+@pytest.mark.parametrize("flags", [
+    {"lstrip": True, "special": False}, {"rstrip": True, "special": False},
+    {"lstrip": True, "rstrip": True, "special": True}])
+def test_spaces_around_added_tokens_are_kept_in_a_corpus(tmp_path, flags):
+    """The library drops them. Oracle: the bytes of the text; prompts get the library's ids."""
+    def change(content):
+        next(token for token in content["added_tokens"]
+             if token["content"] == "<think>").update(flags)
+
+    tokenizer = read_tokenizer(written(tmp_path, change), CONFIG)
+    text, library = "a   <think>  b <think>\n", tokenizers.Tokenizer.from_file(
+        str(tmp_path / "tokenizer.json"))
+    assert tokenizer.decode_bytes(tokenizer.encode(text)) == text.encode()
+    assert tokenizer.encode_prompt(text) == library.encode(text).ids
+    stem, ending = split_prompt(text, tokenizer.uncut(text))
+    marks = [[number for number in ids if number in tokenizer.added]
+             for ids in (library.encode(text).ids, tokenizer.encode_prompt(stem))]
+    assert marks[0] == marks[1]
+    assert stem + ending == text
+
+
+def test_a_tokenizer_of_ours_that_was_changed_is_read_as_a_foreign_one(tmp_path):
+    """Its special tokens are no added ones. Oracle: our own ids, and the bytes of the text."""
+    ours = Tokenizer.train(TEXTS, 420)
+    ours.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["model"]["fuse_unk"] = True          # changes no id, but we do not write it
+    path.write_text(json.dumps(content), encoding="utf-8")
+    tokenizer, text = read_tokenizer(tmp_path, CONFIG), f"def f(x): {EOS}words"
+    assert type(tokenizer) is not Tokenizer and tokenizer.eos_id == ours.eos_id
+    assert tokenizer.encode(text) == ours.encode(text)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("change", [
+    lambda content: content["model"].update(dropout=0.3),
+    lambda content: content.update(post_processor={
+        "type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True})])
+def test_what_changes_no_id_leaves_a_tokenizer_ours(tmp_path, change):
+    """As the `tokenizers` library writes it. Oracle: the type and the ids."""
+    ours = Tokenizer.train(TEXTS, 420)
+    ours.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    tokenizer = read_tokenizer(tmp_path, CONFIG)
+    assert type(tokenizer) is Tokenizer and tokenizer.encode(TEXTS[1]) == ours.encode(TEXTS[1])

@@ -12,11 +12,14 @@ import pytest
 
 import train_tiny
 from minidsv3.command import answer
+from minidsv3.context import needle
 from minidsv3.data import corpus, sources
 from minidsv3.data.batches import encode_documents
 from minidsv3.data.corpus import Document
 from minidsv3.data.tokenizer import Tokenizer, well_formed
 from minidsv3.measure import evaluate
+from minidsv3.study import fp8 as study_fp8
+from tests.train.test_trainer import ctrl_c_in_the_third_step, metrics
 
 
 def write(root, files):
@@ -95,7 +98,8 @@ def test_a_run_inside_its_own_text_is_no_text(miniature, small_text, tmp_path, m
     (["state.pt"], True), (["run.lock"], True), (["study.json"], True),
     (["tokenizer.json", "train.json"], True), (["tokenizer.json", "config.json"], True),
     (["train.json"], False), (["config.json"], False), (["tokenizer.json"], False),
-    (["summary.json", "sample.txt"], False)])
+    (["needle.json"], True), (["config.json", "model-00001-of-00002.safetensors"], True),
+    (["model.safetensors.txt", "config.json"], False), (["summary.json", "sample.txt"], False)])
 def test_what_is_taken_for_a_run(tmp_path, files, is_run):
     """Texts may be called train.json, too. Oracle: the documents of the folder above."""
     write(tmp_path, {f"inner/{name}": f"content of {name}\n".encode() for name in files}
@@ -196,3 +200,47 @@ def test_too_little_memory_is_one_line(tmp_path, monkeypatch, capsys):
     assert answer(fail) == 2
     assert capsys.readouterr().err == ("error: there is not enough memory; give less text, or "
                                        "choose a smaller model, batch or window.\n")
+
+
+def test_what_a_map_of_needles_writes_is_no_text(finished_run, small_text, tmp_path, monkeypatch):
+    """It is written below the text by default. Oracle: the hash before."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"mine.txt": small_text.read_bytes()})
+    before = corpus.load(".").sha256
+    assert needle.main([str(finished_run), "--data", ".", "--lengths", "80", "--depths", "1",
+                        "--trials", "1", "--device", "cpu"]) == 0
+    assert list(tmp_path.glob("runs/**/needle.json")) and corpus.load(".").sha256 == before
+
+
+def test_what_a_study_in_eight_bits_writes_is_no_text(small_text, tmp_path, monkeypatch):
+    """Its runs lie below the text. Oracle: the hash before, in place of the runs."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"mine.txt": small_text.read_bytes()})
+    before = corpus.load(".").sha256
+    monkeypatch.setattr(study_fp8, "run_all", lambda _, tasks, *__: write(
+        tmp_path, {str(path): b"{}" for path, *_ in tasks}))
+    study_fp8.make_missing(study_fp8.parse_arguments(
+        ["--data", ".", "--out", "mine", "--seeds", "1", "--arms", "fp32"]))
+    assert len(list(tmp_path.glob("mine/runs/*.json"))) == 2 and corpus.load(".").sha256 == before
+
+
+def test_what_a_killed_run_left_half_written_is_no_text(
+        finished_run, miniature, small_text, tmp_path, monkeypatch):
+    """In the folder of the run, which is that of the text. Oracle: the unbroken run's log."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"small.txt": small_text.read_bytes()})
+    with ctrl_c_in_the_third_step(monkeypatch):
+        assert train_tiny.main([*miniature, "--data", ".", "--out", "."]) == 130
+    write(tmp_path, {"metrics.jsonl.tmp": b'{"step": 1}\n', "tokenizer.json.tmp": b"{"})
+    assert train_tiny.main(["--resume", "--out", ".", "--device", "cpu"]) == 0
+    assert metrics(tmp_path) == metrics(finished_run)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
+def test_links_that_lead_nowhere_and_pipes_are_told(tmp_path, capsys):
+    """Oracle: the number of both, and the first of them by name; nothing waits for the pipe."""
+    write(tmp_path, {"b.txt": b"text\n"})
+    (tmp_path / "a.txt").symlink_to(tmp_path / "gone.txt")
+    os.mkfifo(tmp_path / "c.txt")
+    assert names(tmp_path) == ["b.txt"]
+    assert "2 broken link or no file (a.txt, ...)" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ import safetensors.torch
 import torch
 
 from minidsv3 import hf
+from minidsv3.command import notice
 from minidsv3.fp8 import BLOCK, dequantize, quantize
 from minidsv3.hf.__main__ import main, quantized
 from tests.hf.example import assert_refused, edit, random_model, rewrite
@@ -220,3 +222,41 @@ def test_headers_that_the_hub_does_not_give_are_one_line(folder, monkeypatch, ca
     assert main(["info", "owner/name"]) == 2
     line, = capsys.readouterr().err.splitlines()
     assert "owner/name" in line and "(no); with no network, name a folder" in line
+
+
+@pytest.mark.parametrize("told", [1, None])
+def test_a_converted_config_names_no_layer_that_is_not_there(folder, tmp_path, capsys, told):
+    """The MTP layer was removed, and config.json still has it, or says nothing. Oracle: by hand."""
+    rewrite(folder, lambda tensors: [tensors.pop(name) for name in list(tensors)
+                                     if name.startswith(MTP)])
+    config = written_config(folder, tmp_path / "out", [], num_nextn_predict_layers=told)
+    assert config["num_nextn_predict_layers"] == 0
+    notice.cache_clear()
+    capsys.readouterr()
+    hf.load(tmp_path / "out")
+    assert capsys.readouterr().err == ""
+
+
+def test_names_of_tensors_are_shown_as_signs(folder, monkeypatch, capsys):
+    """A terminal would obey them. Oracle: the characters by hand; a pipe gets them all."""
+    rewrite(folder, lambda tensors: tensors.update({"model.\x1b[2Jx": torch.zeros(2)}))
+    for terminal, name in ((True, "model.\u241b[2Jx"), (False, "model.\x1b[2Jx")):
+        monkeypatch.setattr("sys.stdout.isatty", partial(bool, terminal), raising=False)
+        assert main(["info", str(folder)]) == 2
+        assert f"the checkpoint has tensor {name}, for which" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode on Windows")
+def test_a_folder_whose_name_is_no_utf_8_is_named_before_anything_is_written(
+        folder, tmp_path, capsys):
+    """Oracle: the words, for writing and for reading; no folder is made."""
+    odd = tmp_path / os.fsdecode(b"stra\xdfe")
+    assert main(["convert", str(folder), str(odd)]) == 2
+    assert "the name is not UTF-8" in capsys.readouterr().err and not odd.exists()
+    try:
+        folder.rename(odd)
+    except OSError:
+        pytest.skip("this file system takes Unicode names only")
+    assert main(["info", str(odd)]) == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert "the name is not UTF-8" in line and "rename it" in line and "copy it" not in line

@@ -134,3 +134,25 @@ def test_two_spellings_that_agree_are_one(folder, rope):
     config = hf.read_config(folder)
     assert config.rope_scaling == RopeScaling(4.0, 32, mscale=1.0, mscale_all_dim=0.7)
     assert config.rope_theta == 77.0
+
+
+@pytest.mark.parametrize("rope, unused", [
+    ({"rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 32}},
+     "rope_scaling in config.json names no type, so its factor, original_max_position_embeddings"),
+    ({"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 4.0}}},
+     "rope_parameters in config.json names no type, so its full_attention do nothing")])
+def test_rope_settings_without_a_type_are_told(folder, capsys, rope, unused):
+    """Transformers, the oracle, takes them for plain rotary positions; one line says it."""
+    from transformers import DeepseekV3Config
+    set_keys(folder, **{"rope_scaling": None} | rope)
+    assert hf.read_config(folder).rope_scaling is None
+    assert unused in capsys.readouterr().err
+    assert DeepseekV3Config.from_pretrained(folder).rope_parameters["rope_type"] == "default"
+
+
+def test_how_weights_were_initialised_may_be_null(folder):
+    """It changes no result. Oracle: the tensors of the same folder before."""
+    before = hf.load(folder).state_dict()
+    set_keys(folder, initializer_range=None)
+    after = hf.load(folder).state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())

@@ -3,13 +3,14 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from minidsv3 import DeepSeekV3, ModelConfig
 from minidsv3.data.batches import raw_bytes, validation_windows
-from minidsv3.data.corpus import Document
+from minidsv3.data.corpus import Corpus, Document
 from minidsv3.data.tokenizer import Tokenizer
 from minidsv3.infer.text import Piece
 from minidsv3.measure import evaluate as evaluate_module
@@ -244,3 +245,43 @@ def test_a_run_of_several_processes_knows_its_text(tmp_path):
     shutil.rmtree(tmp_path / "state")
     (tmp_path / "state.pt").write_bytes(b"damaged")
     assert evaluate_module.hash_of_text(tmp_path) is None
+
+
+@pytest.mark.parametrize("trained_on, data, told", [
+    ("texts", "texts/a/1.txt", True), ("texts/a", "texts", True), ("texts/a", "texts/b", False),
+    ("texts/a/1.txt", ".", True), ("texts", "texts2", False), ("gone", ".", False)])
+def test_a_text_that_overlaps_with_that_of_the_training_is_told(
+        tmp_path, monkeypatch, capsys, trained_on, data, told):
+    """Of one folder a part may be evaluated, or all of it with more. Oracle: by hand."""
+    for name in ("texts/a/1.txt", "texts/b/2.txt", "texts2/3.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"text of {name}\n" * 99)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/train.json").write_text(json.dumps({"data": trained_on}))
+    (tmp_path / "run/summary.json").write_text('{"corpus_sha256": "another"}')
+    assert evaluate_module.documents_of(tmp_path / "run", data)[1] == f"all of {data}"
+    assert (f"documents in common with {trained_on}" in capsys.readouterr().err) == told
+
+
+def test_the_library_is_a_part_of_all_packages(tmp_path, monkeypatch, capsys):
+    """Oracle: the line, for a run on all packages that is evaluated on the library."""
+    (tmp_path / "train.json").write_text('{"data": "python-packages"}')
+    monkeypatch.setattr(evaluate_module.corpus, "load", lambda name: Corpus(
+        name, [Document(f"{n}", f"text {n}") for n in range(40)], "hash"))
+    assert "validation" in evaluate_module.documents_of(tmp_path, "python-stdlib")[1]
+    assert "in common with python-packages" in capsys.readouterr().err
+
+
+def test_a_run_that_does_not_know_its_text_says_so(finished_run, tmp_path, capsys):
+    """Only what other programs read was copied, or an old summary. Oracle: the line; none beside
+    the summary of a run.
+    """
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    (run / "state.pt").unlink()
+    assert "validation" in evaluate_module.documents_of(run, None)[1]
+    assert capsys.readouterr().err == ""
+    (run / "summary.json").write_text("{}")
+    assert "validation" in evaluate_module.documents_of(run, None)[1]
+    assert "is still the text that this model was trained on is not known" in (
+        capsys.readouterr().err)

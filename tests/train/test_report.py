@@ -94,3 +94,10 @@ def test_a_step_of_special_tokens_alone_has_no_bits_per_byte(miniature, tmp_path
     assert figures[2] is None and all(each > 0 for each in figures[:2] + figures[3:])
     assert "val_bits_per_byte" not in metrics(tmp_path / "run")[2]
     assert MINIATURE["eval_every"] == 3
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"step": "2"}', '{"step": 1e3}', "\x00\x00", "7"])
+def test_a_line_that_is_none_is_left_out(tmp_path, line):
+    """Oracle: by hand; the lines around it stay."""
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
+    assert RunFolder(tmp_path, overwrite=True).read_metrics() == [{"step": 1}, {"step": 2}]

@@ -16,9 +16,11 @@ import pytest
 import torch
 
 import train_tiny
+from minidsv3 import config
 from minidsv3.context import extend
 from minidsv3.data import dataset
 from minidsv3.data.tokenizer import Tokenizer
+from minidsv3.train import recipe
 from minidsv3.train.checkpoint import RunFolder
 from tests.train.test_trainer import ctrl_c_in_the_third_step, metrics
 
@@ -235,3 +237,23 @@ def test_killed_terminated_cut_off_moved_and_with_half_the_micro_batch(
     assert go_on(moved, "--data", str(there), "--set", "micro_batch=3") == 0
     ours, whole = ([line["loss"] for line in metrics(each)] for each in (moved, Path("whole")))
     assert ours[:done] == whole[:done] and ours == pytest.approx(whole, rel=1e-4)
+
+
+def test_the_same_command_goes_on_whatever_it_changed(miniature, tmp_path, monkeypatch, capsys):
+    """A run of one preset may have nearly all fields of another. Oracle: exit codes.
+
+    The same preset without its changes is another run, and so is another preset with them.
+    """
+    base = {**recipe.PRESETS["tiny"], **config.PRESETS["tiny"]}
+    other = {**base, **recipe.PRESETS["short"], **config.PRESETS["short"], "batch_size": 4,
+             "batch_start": 4, "micro_batch": 4, "steps": 6, "retrieval": 0.0, "vocab_size": 300}
+    del other["max_position_embeddings"]         # is the window, if nobody names it
+    changes = [word for name, value in other.items() if value != base.get(name)
+               for word in ("--set", f"{name}={json.dumps(value)}")]
+    files = ["--data", miniature[1], "--out", str(tmp_path / "run"), "--device", "cpu"]
+    with ctrl_c_in_the_third_step(monkeypatch):
+        assert train_tiny.main(["--preset", "tiny", *changes, *files]) == 130
+    for bad in (["--preset", "tiny"], ["--preset", "small", *changes]):
+        assert train_tiny.main([*bad, *files, "--resume"]) == 2
+        assert "began with preset='short'" in capsys.readouterr().err or "small" in bad
+    assert train_tiny.main(["--preset", "tiny", *changes, *files, "--resume"]) == 0

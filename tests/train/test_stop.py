@@ -7,15 +7,18 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 import train_tiny
 from minidsv3.command import Stderr
+from minidsv3.train import report
 from minidsv3.train.checkpoint import RunFolder
 from minidsv3.train.stop import SIGNALS
 from minidsv3.train.trainer import Trainer
+from tests.conftest import MINIATURE
 from tests.train.test_trainer import metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +44,7 @@ def in_step_three(monkeypatch):
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_signal_ends_the_run_after_its_step(
         finished_run, miniature, tmp_path, monkeypatch, in_step_three, number, times):
-    """Oracle: the uninterrupted run, bit for bit; the handlers from before are back.
+    """Oracle: the uninterrupted run, bit for bit; a shell's exit codes; the handlers of before.
 
     A terminal that closes sends several SIGHUPs. Only a second Ctrl-C ends a run at once.
     """
@@ -50,7 +53,8 @@ def test_a_signal_ends_the_run_after_its_step(
     handlers = [signal.getsignal(each) for each in SIGNALS]
     in_step_three(lambda: [signal.raise_signal(number) for _ in range(times)])
     folder = tmp_path / "run"
-    assert train_tiny.main([*miniature, "--save-every", "9", "--out", str(folder)]) == 130
+    code = train_tiny.main([*miniature, "--save-every", "9", "--out", str(folder)])
+    assert code == {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}.get(number.name, 128 + number)
     assert RunFolder(folder, resume=True).load_state()["step"] == 3
     assert [signal.getsignal(each) for each in SIGNALS] == handlers
     monkeypatch.undo()
@@ -162,3 +166,62 @@ def test_what_a_stream_still_holds_is_not_written_at_exit():
         silent.flush()
         silent.write("more")
         silent.flush()
+
+
+@pytest.mark.slow
+def test_a_run_without_a_reader_from_its_beginning_is_trained(miniature, tmp_path):
+    """Oracle: a finished run; exit code 141, as in a shell."""
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "old.txt").write_bytes(b"\xff")       # of which the first line tells
+    (tmp_path / "texts" / "a.txt").write_bytes(Path(miniature[1]).read_bytes())
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train_tiny.py"), *miniature, "--data",
+         str(tmp_path / "texts"), "--out", str(tmp_path / "run")],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process.stdout.close()
+    assert process.wait(timeout=100) == 141
+    assert json.loads((tmp_path / "run" / "summary.json").read_bytes())["steps"] == 6
+
+
+@pytest.mark.parametrize("place, words, code", [
+    ("evaluate", "--resume goes on from the last checkpoint", 0), ("sample", "is finished", 2)])
+def test_ctrl_c_after_the_last_step_says_what_is_left(
+        miniature, tmp_path, monkeypatch, capsys, place, words, code):
+    """Before the summary is written the evaluation is missing, after it nothing that is needed.
+
+    Oracle: the exit code of --resume.
+    """
+    def ctrl_c(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "draw", lambda *_: None)         # which takes most of the time
+    with monkeypatch.context() as patch:
+        patch.setattr(report, place, ctrl_c)
+        assert train_tiny.main([*miniature, "--out", str(tmp_path / "run")]) == 130
+    assert words in capsys.readouterr().out.splitlines()[-1]
+    assert train_tiny.main(["--resume", "--out", str(tmp_path / "run"), "--device", "cpu"]) == code
+
+
+@pytest.mark.slow
+@POSIX
+def test_a_study_that_is_stopped_stops_its_runs(small_text, tmp_path):
+    """Oracle: its exit code, and the state of the last step in the log, which no longer grows."""
+    words = [word for name, value in MINIATURE.items() if name != "eval_every"
+             for word in ("--both", f"{name}={value}")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minidsv3.study.compare", "--set", "gamma=0", "--seeds", "1",
+         "--steps", "100000", "--data", str(small_text), "--device", "cpu", "--jobs", "1",
+         "--out", str(tmp_path / "out"), *words], cwd=ROOT, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True)
+    folder = tmp_path / "out" / "0-default" / "seed-0"
+    try:
+        while not (folder / "metrics.jsonl").exists() or len(metrics_so_far(folder)) < 2:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.terminate()
+        assert process.wait(timeout=100) == 143
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert RunFolder(folder, resume=True).load_state()["step"] == len(metrics(folder)) >= 2
+    assert not (folder / "run.lock").exists()
