@@ -36,7 +36,7 @@ def outlier_errors(sizes, errors):
     lines = [ax.loglog(sizes, 100 * torch.as_tensor(values), style, color=colour, label=name)[0]
              for (name, values), (colour, style) in zip(errors.items(), LOOKS)]
     ax.set(xlabel="size of one outlier; the others are about 1 [logarithmic]",
-           ylabel="error of all the others [%, log.]", ylim=(0.8, 150))
+           ylabel="error of all the others [%, log.]", ylim=(0.8, 300))
     ax.set_yticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
     ax.set_title("A tile keeps the damage of an outlier to itself", loc="left")
     plots.label_ends(ax, lines)
@@ -45,24 +45,27 @@ def outlier_errors(sizes, errors):
 
 @plots.style()
 def in_range(rows, title):
-    """Where numbers lie in the range of E4M3: {name: numbers, divided by their scales}."""
+    """Where numbers lie in the range of E4M3: {name: numbers, divided by their scales}.
+
+    A pair of braces in the title stands for the share of the first numbers that become 0.
+    """
     figure, panels = plots.canvas(len(rows), 1, size=(9, 1 + 1.6 * len(rows)), sharex=True,
                                   squeeze=False)
-    bins = torch.logspace(-45, 11, 113, base=2)
+    bins, losses = torch.logspace(-34, 11, 91, base=2), []
     for ax, (name, numbers) in zip(panels[:, 0], rows.items()):
         sizes = numbers.abs().flatten()
-        lost = (sizes <= SMALLEST / 2).float().mean()
+        losses.append(100 * (sizes <= SMALLEST / 2).float().mean())
         ax.axvspan(SMALLEST, LARGEST, facecolor="#FFE9BF", zorder=0)
-        ax.hist(sizes.clamp(min=2.0**-44.9), bins=bins, color=plots.SKY, edgecolor=plots.BLACK,
+        ax.hist(sizes.clamp(min=2.0**-33.9), bins=bins, color=plots.SKY, edgecolor=plots.BLACK,
                 linewidth=0.5)
-        ax.set(xscale="log", xlim=(2.0**-45, 2.0**11))
+        ax.set(xscale="log", xlim=(2.0**-34, 2.0**11))
         ax.set_yticks([])
         ax.grid(False)
-        ax.set_title(f"{name}: {lost:.1%} become 0", loc="left", fontsize=13)
+        ax.set_title(f"{name}: {losses[-1]:.1f} % become 0", loc="left", fontsize=13)
     panels[0, 0].text((SMALLEST * LARGEST)**0.5, panels[0, 0].get_ylim()[1] * 0.95,
                       "range of E4M3", ha="center", va="top")
     panels[-1, 0].set_xlabel("size of a number divided by its scale [logarithmic]")
-    figure.suptitle(title, x=0.01, ha="left")
+    figure.suptitle(title.format(f"{losses[0]:.0f} %"), x=0.01, ha="left")
     return figure
 
 
@@ -122,7 +125,8 @@ def sums(lengths, curves):
         for (name, values), (colour, style) in zip(ways.items(), looks):
             ax.loglog(lengths, [100 * value for value in values], style, color=colour, label=name)
         ax.set(xlabel="terms K [logarithmic]", ylim=(0.008, 12))
-        ax.set_title(kind, loc="left", fontsize=13)
+        last = (f"{100 * values[-1]:.2g} %" for values in ways.values())
+        ax.set_title(f"{kind}: {' or '.join(last)}", loc="left", fontsize=13)
         ax.set_xticks([128, 512, 2048], ["128", "512", "2,048"])
         ax.minorticks_off()
         plots.label_ends(ax, ax.get_lines())
@@ -134,19 +138,19 @@ def sums(lengths, curves):
 
 
 @plots.style()
-def loss_errors(parts, claim, title, floor):
+def loss_errors(parts, claim, plain, title):
     """Mean size of the loss error of each variant: parts {steps: {variant: errors of its seeds}}.
 
-    claim: the report's bound, a dashed line; floor: the variant without eight bits to compare with.
+    claim: the report's bound, a dashed line; plain: the variants without eight bits, in grey.
     """
-    figure, panels = plots.canvas(1, len(parts), size=(11, 4.5), sharey=True)
+    figure, panels = plots.canvas(1, len(parts), size=(11, 4.5), sharex=True, sharey=True)
     for ax, (name, variants) in zip(panels, parts.items()):
         above = 0
         for y, (variant, errors) in enumerate(variants.items()):
             percent = [100 * error for error in errors]
             above += sum(error > claim for error in errors)
             ax.barh(y, sum(percent) / len(percent), edgecolor=plots.BLACK,
-                    color="#DDDDDD" if variant == floor else plots.SKY)
+                    color="#DDDDDD" if variant in plain else plots.SKY)
             ax.plot(percent, [y] * len(percent), "o", color=plots.BLACK)
         count = sum(map(len, variants.values()))
         ax.axvline(100 * claim, color=plots.VERMILLION, linestyle="--")
