@@ -167,8 +167,8 @@ def scaled_product(student, hint=1):
                normal(O // step, K // step, seed=step).exp(), step)
               for N, K, O, step in [(5, 6, 4, 2), (2, 9, 6, 3)]]
     return compare(as_the_chip(student), [by_hand, *random], oracles.scaled_product, (
-        "Loop over the K/step tiles. In each, multiply codes with codes; which two scales does this "
-        "partial sum need?",
+        "Loop over the K/step tiles. In each, multiply codes with codes. Which two scales does "
+        "this partial sum need?",
         "For tile b the codes are q_x.split(step, dim=1)[b] and q_w.split(step, dim=1)[b], and the "
         "scales s_x[:, b, None] and s_w[:, b].repeat_interleave(step)."), hint,
         describe=lambda q_x, s_x, q_w, s_w, step: f"N={len(q_x)}, K={q_x.shape[1]}, "

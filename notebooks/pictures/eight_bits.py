@@ -74,7 +74,8 @@ def gradient_errors(errors):
     recipes = list(errors)[:-1]
     percent = {name: 100 * error for name, error in errors.items()}
     worst = max(percent[name] for name in recipes)
-    title = f"Rounding: at most {worst:.0f} %; {list(errors)[-1]}: {list(percent.values())[-1]:.0f} %"
+    *_, (other, far) = percent.items()
+    title = f"Rounding: at most {worst:.0f} %; {other}: {far:.0f} %"
     return plots.bars(percent, "error of the whole gradient [%]", title, form="{:.0f} %",
                       highlight=recipes[:1])
 
