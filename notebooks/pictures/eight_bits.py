@@ -120,7 +120,8 @@ def three_products():
 @plots.style()
 def sums(lengths, curves):
     """Error of sums over their length: {kind of numbers: {"never", "every 128": fractions}}."""
-    figure, panels = plots.canvas(1, len(curves), size=(10, 4.5), sharey=True)
+    figure, panels = plots.canvas(1, len(curves), size=(10, 4.5), sharey=True, squeeze=False)
+    panels = panels[0]
     looks = (plots.VERMILLION, "s--"), (plots.BLUE, "o-")
     for ax, (kind, ways) in zip(panels, curves.items()):
         for (name, values), (colour, style) in zip(ways.items(), looks):
@@ -144,7 +145,9 @@ def loss_errors(parts, claim, plain, title):
 
     claim: the report's bound, a dashed line; plain: the variants without eight bits, in grey.
     """
-    figure, panels = plots.canvas(1, len(parts), size=(11, 4.5), sharex=True, sharey=True)
+    figure, panels = plots.canvas(1, len(parts), size=(11, 4.5), sharex=True, sharey=True,
+                                  squeeze=False)
+    panels = panels[0]
     for ax, (name, variants) in zip(panels, parts.items()):
         above = 0
         for y, (variant, errors) in enumerate(variants.items()):
