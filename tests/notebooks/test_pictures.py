@@ -325,3 +325,45 @@ def test_the_loop_has_six_arrows_and_the_brake_three(pictures):
     ax, = pictures.loop_and_brake().axes
     colours = [text.arrow_patch.get_edgecolor() for text in ax.texts if hasattr(text, "xyann")]
     assert [colours.count(to_rgba(colour)) for colour in ("#D55E00", "#009E73")] == [6, 3]
+
+
+def test_lines_of_numbers_and_range_show_what_eight_bits_have(pictures):
+    """Oracle: by hand; 9 numbers of E4M3 from 1 to 2, and two of three sizes too small for it."""
+    codes = torch.arange(128, dtype=torch.uint8)
+    ax = pictures.number_lines({"E4M3": codes.view(torch.float8_e4m3fn)}).axes[1]
+    assert len(ax.collections[0].get_segments()) == 9
+    rows = {"none": torch.tensor([2.0**-10, 1e-9, 1.0]), "tiles": torch.tensor([448.0, 100, 1])}
+    figure = pictures.in_range(rows, "lost: {}")
+    assert figure.get_suptitle() == "lost: 67 %"
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["none: 66.7 % become 0",
+                                                                "tiles: 0.0 % become 0"]
+    assert sum(bar.get_height() for bar in figure.axes[0].containers[0]) == 3
+
+
+def test_errors_of_eight_bits_show_what_they_are_given(pictures):
+    """Oracle: the numbers that went in, in percent, and counts by hand in the titles."""
+    ax, = pictures.outlier_errors([1, 10], {"tile": [0.02, 0.03], "tensor": [0.02, 1.0]}).axes
+    assert [line.get_ydata().tolist() for line in ax.lines] == [
+        pytest.approx([2, 3]), pytest.approx([2, 100])]
+    ax = pictures.sums([128, 256], {"both": {"never": [0.1, 0.2], "every 128": [0.1, 0.1]}}).axes[0]
+    assert [list(line.get_ydata()) for line in ax.lines] == [[10, 20], [10, 10]]
+    assert ax.get_title(loc="left") == "both: 20 % or 10 %"
+    ax, = pictures.gradient_errors({"a": 0.1, "b": 0.12, "another batch": 1.4}).axes
+    assert ax.get_title(loc="left") == "Rounding: at most 12 %; another batch: 140 %"
+    parts = {"1 to 2": {"twin": [0.001, 0.003], "eight": [0.004]}}
+    figure = pictures.loss_errors(parts, 0.0025, ["twin"], "finding")
+    ax, = figure.axes
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx([0.2, 0.4])
+    assert [list(line.get_xdata()) for line in ax.lines[:2]] == [[0.1, 0.3], [0.4]]
+    assert ax.get_title(loc="left") == "steps 1 to 2: 2 of 3 runs above 0.25 %"
+
+
+def test_each_product_has_a_tile_along_its_sum(pictures):
+    """Oracle: by hand; of each factor one tile in colour, and the sizes of these tiles."""
+    panels = pictures.three_products().axes
+    assert [panel.get_title() for panel in panels] == ["Fprop", "Dgrad", "Wgrad"]
+    sizes = []
+    for panel in panels:
+        lit = [patch for patch in panel.patches if patch.get_facecolor()[:3] != (1, 1, 1)]
+        sizes.append([(patch.get_width(), patch.get_height()) for patch in lit[:2]])
+    assert sizes == [[(4, 1), (4, 4)], [(4, 1), (4, 4)], [(4, 1), (1, 4)]]
