@@ -16,12 +16,6 @@ from .cache import query_times as query_times
 from .cache import spectrum as spectrum
 from .cache import step_times as step_times
 from .cache import two_routes as two_routes
-from .experts import loss_added as loss_added
-from .experts import missed as missed
-from .experts import named as named
-from .experts import steps as steps
-from .experts import stored_and_activated as stored_and_activated
-from .experts import who_goes_where as who_goes_where
 from .eight_bits import gradient_errors as gradient_errors
 from .eight_bits import in_range as in_range
 from .eight_bits import loss_errors as loss_errors
@@ -29,6 +23,12 @@ from .eight_bits import number_lines as number_lines
 from .eight_bits import outlier_errors as outlier_errors
 from .eight_bits import sums as sums
 from .eight_bits import three_products as three_products
+from .experts import loss_added as loss_added
+from .experts import missed as missed
+from .experts import named as named
+from .experts import steps as steps
+from .experts import stored_and_activated as stored_and_activated
+from .experts import who_goes_where as who_goes_where
 from .memory import changes as changes
 from .memory import time_and_memory as time_and_memory
 from .network import after_each_block as after_each_block
