@@ -32,14 +32,19 @@ def notices_begin_anew():
 
 
 @pytest.fixture(autouse=True)
-def ctrl_c_is_not_ignored():
-    """Python's usual handler, even where a shell has started the suite in the background.
+def no_signal_is_ignored():
+    """The usual handlers, even where a shell has started the suite in the background, or nohup.
 
-    There Ctrl-C is ignored, and a run leaves that alone.
+    There Ctrl-C is ignored, or the end of the terminal, and a run leaves that alone. What a test
+    starts inherits it.
     """
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    usual = {signal.SIGINT: signal.default_int_handler}
+    if hasattr(signal, "SIGHUP"):
+        usual[signal.SIGHUP] = signal.SIG_DFL
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

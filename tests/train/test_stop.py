@@ -43,16 +43,13 @@ def in_step_three(monkeypatch):
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_signal_ends_the_run_after_its_step(
-        finished_run, miniature, tmp_path, monkeypatch, in_step_three, request, number, times):
+        finished_run, miniature, tmp_path, monkeypatch, in_step_three, number, times):
     """Oracle: the uninterrupted run, bit for bit; a shell's exit codes; the handlers of before.
 
     A terminal that closes sends several SIGHUPs. Only a second Ctrl-C ends a run at once.
     """
     if number == signal.SIGINT and times > 1:
         pytest.skip("is tested in test_trainer.py")
-    usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-    before = signal.signal(number, usual)        # it is ignored where the tests run under nohup
-    request.addfinalizer(lambda: signal.signal(number, before))
     handlers = [signal.getsignal(each) for each in SIGNALS]
     in_step_three(lambda: [signal.raise_signal(number) for _ in range(times)])
     folder = tmp_path / "run"
