@@ -109,5 +109,5 @@ def mix(colour, share):
 def finding(timeline):
     """What the picture says, as its title."""
     share = timeline.bubble / timeline.total if timeline.total else 0
-    return (f"{NAMES[timeline.schedule]}: the longest wait is {share:.0%} of the time "
+    return (f"{NAMES[timeline.schedule]}: a rank waits for up to {share:.0%} of the time "
             f"({timeline.bubble:.4g} of {timeline.total:.4g})")
