@@ -205,7 +205,7 @@ def test_squared_paper_names_the_rule_that_is_broken(row, words):
 
 @pytest.mark.parametrize("boxes, words", [
     ([[0], [1], [0]], "3 lists for 4 GPUs"),
-    ([[1], [2], [4], []], "2 is no number of a token: there are 2, from 0"),
+    ([[1], [2], [4], []], "there is no token 2: there are 2, from 0"),
     ([[0], [1, 0], [0], []], "the tokens in [1, 0] are not in their order"),
     (None, "returned nothing")])
 def test_dispatch_says_what_is_no_plan(boxes, words, check, capsys):

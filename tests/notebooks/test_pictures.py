@@ -111,7 +111,7 @@ def test_journeys_have_an_arrow_for_each_copy(pictures):
         arrows = [text.arrow_patch.get_edgecolor() for text in ax.texts if hasattr(text, "xyann")]
         found[hops] = [arrows.count(to_rgba(colour)) for colour in ("#D55E00", "#0072B2", "black")]
         found[hops].append(ax.get_title(loc="left"))
-    assert found[1] == [5, 2, 2, "10 choices are 9 copies; 5 cross between nodes"]
+    assert found[1] == [5, 2, 2, "10 choices need 9 copies; 5 cross between nodes"]
     assert found[2] == [4, 4, 9, "In two hops 4 copies cross between nodes"]
 
 
