@@ -120,7 +120,7 @@ def test_stacks_divide_the_load_of_copies(pictures):
     ax, = pictures.stacks([[0, 1], [0, 2], [0]], [12, 2, 3]).axes
     assert [bar.get_height() for bar in ax.patches] == [4, 2, 4, 3, 4]
     assert [bar.get_y() for bar in ax.patches] == [0, 4, 0, 4, 0]
-    assert ax.get_title(loc="left") == "The busiest GPU has 1.24 times the mean to do"
+    assert ax.get_title(loc="left") == "The busiest GPU has 1.24 times the mean load"
 
 
 def test_kinds_users_and_queues_show_what_they_are_given(pictures):
