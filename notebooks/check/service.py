@@ -15,8 +15,8 @@ def puzzle(student, hint=1):
 
     return compare(loads, [()], lambda: [9.0, 9.0, 9.0, 9.0], (
         "These are the loads of your GPUs. Which expert alone has more than 9? Host it more often.",
-        "Host expert 0 three times and expert 3 three times: copies of 4 and of 3. With expert 5 there "
-        "are four loads of 4: two GPUs get one of them, one GPU gets two, and one gets none."), hint)
+        "Host expert 0 three times and expert 3 three times: copies of 4 and of 3. With expert 5 "
+        "there are four loads of 4: two GPUs get one, one GPU gets two, and one gets none."), hint)
 
 
 def replicate(student, hint=1):
