@@ -92,13 +92,6 @@ def template(node):
     return "".join(map(part, node.values))
 
 
-def expressions(text):
-    """The expressions in {} of the text of an f-string, sorted."""
-    tree = ast.parse("f" + quoted(text), mode="eval").body
-    return sorted(template(ast.JoinedStr([value])) for value in tree.values
-                  if isinstance(value, ast.FormattedValue))
-
-
 def quoted(text):
     """A text as a Python string between double quotes."""
     return json.dumps(text, ensure_ascii=False)

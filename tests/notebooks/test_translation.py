@@ -19,14 +19,18 @@ NAMES = [f"{language}-{path.name[:2] if path else 'common'}" for language, path 
 
 
 def blank(source):
-    """The syntax tree of a source, as text, without the words of its strings."""
+    """The syntax tree of a source, as text, without the words of its strings.
+
+    A choice between two words, such as thread and threads, is words too.
+    """
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             node.value = ""
         if isinstance(node, ast.JoinedStr):
             node.values = sorted((each for each in node.values
-                                  if isinstance(each, ast.FormattedValue)), key=ast.unparse)
+                                  if isinstance(each, ast.FormattedValue)
+                                  and not isinstance(each.value, ast.IfExp)), key=ast.unparse)
     return ast.dump(tree)
 
 
