@@ -80,8 +80,8 @@ def test_changes_are_counted_and_drawn():
     moved[0, 1, 1] = 0.5
     figure = imported("pictures").changes({"Mask": [one, two, three], "None": [one, two, moved]})
     left, right = figure.axes[:2]
-    assert left.get_title(loc="left") == "Mask: 0 of 3 keys"
-    assert right.get_title(loc="left") == "None: 1 of 3 keys"
+    assert left.get_title(loc="left") == "Mask: 0 of 3 keys change"
+    assert right.get_title(loc="left") == "None: 1 of 3 keys change"
     assert right.images[0].get_array()[1].tolist() == pytest.approx([1e-5, 0.5])
 
 
