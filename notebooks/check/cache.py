@@ -113,9 +113,9 @@ def absorbed_attention(student, hint=1):
              latents(H=3, T=4, S=6, Dn=5, Dr=2, Dv=4, Rkv=7), latents(**WATCHED)]
     return compare(watched(student), cases, oracles.expanded_attention, (
         "Four steps: logits (H, T, S) from two products; minus infinity where a query would look "
-        "ahead; softmax; mix the latents, and only then go up.",
+        "ahead; softmax; the weighted mean of the latents, which only then goes up.",
         "q_nope @ w_uk @ c_kv.T is the first product. The T queries are the last of S positions: "
-        "torch.ones(T, S).triu(S - T + 1) marks what they may not see. The mixed latents go up by "
+        "torch.ones(T, S).triu(S - T + 1) marks what they may not see. The mean goes up by "
         "w_uv.transpose(1, 2)."), hint,
         describe=lambda q_nope, q_rope, c_kv, *rest: f"H={len(q_nope)}, T={q_nope.shape[1]}, "
         f"S={len(c_kv)}", slips=ATTENTION_SLIPS)
@@ -166,7 +166,7 @@ def watched(function):
                              "key may be formed")
         if sum(numbers[shape] for shape in values) > 2 * H * T * w_uv.shape[1]:
             raise ValueError(f"it computes values of cached tokens, a product of shape "
-                             f"{values[0]}, with Dv={w_uv.shape[1]}. Only what leaves may have "
+                             f"{values[0]}, with Dv={w_uv.shape[1]}. Only the output may have "
                              "this width")
         if not seen.shapes:
             raise ValueError("the checker sees no product. Compute with torch, so that it can see "

@@ -33,15 +33,15 @@ def two_routes(cached=6):
     for n in range(cached):
         box(expand, 2 + n, 2.6, 2.0, plots.ORANGE)
         arrow(expand, (2.3 + n, 1.4), (2.3 + n, 2.6))
-    expand.text(2, 4.9, "keys, formed again at each step", va="center")
+    expand.text(2, 4.9, "keys, computed again at each step", va="center")
     box(absorb, 0.2, 0.6, 0.8, plots.ORANGE)
     arrow(absorb, (0.5, 2.6), (0.5, 1.4))
-    absorb.text(2, 3.6, "no key is formed", va="center")
+    absorb.text(2, 3.6, "no key is computed", va="center")
     for ax, height in ((expand, 3.6), (absorb, 1.0)):
         ax.annotate("", (2, height), (0.8, height), arrowprops={
             "arrowstyle": "<|-|>", "color": plots.BLACK, "linewidth": 1.5})
-        ax.text(1.4, height + 0.25, "scores", ha="center", fontsize=11)
-    figure.suptitle("Absorbing: one product with W, not one for each cached token", x=0.01,
+        ax.text(1.4, height + 0.25, "scores", ha="center", fontsize=13)
+    figure.suptitle("Absorb: one product with $W^{UK}$, not one per cached token", x=0.01,
                     ha="left")
     return figure
 
@@ -99,7 +99,7 @@ def spectrum(spectra, rank):
     ax.set(xlabel="direction [largest first]", ylabel="singular value / largest [log]",
            xlim=(0, len(values)))
     ax.legend(loc="center right")
-    ax.set_title(f"{len(values)} numbers per token vary in {rank} ways, and no more", loc="left")
+    ax.set_title(f"{len(values)} numbers per token vary in only {rank} directions", loc="left")
     return figure
 
 
