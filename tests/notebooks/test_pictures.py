@@ -209,7 +209,7 @@ def test_steps_of_a_router_are_a_table(pictures):
     texts = [text.get_text() for text in ax.texts]
     assert texts[16:20] == ["0.50", "0.65", "out", "out"]
     assert [patch.get_facecolor() for patch in ax.patches].count(to_rgba("#E69F00")) == 2
-    assert ax.get_title(loc="left").startswith("Expert 2 fits best (blue) and is not chosen")
+    assert ax.get_title(loc="left").startswith("Blue: expert 2 fits best, but is not chosen")
 
 
 def test_who_goes_where_puts_the_experts_of_a_kind_together(pictures):
@@ -219,7 +219,7 @@ def test_who_goes_where_puts_the_experts_of_a_kind_together(pictures):
     assert ax.images[0].get_array().tolist() == [[0.9, 0.6, 0.1, 0], [0.1, 0.3, 0.8, 0.4]]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2", "3", "0"]
     assert [text.get_text() for text in ax.texts] == ["90"]
-    assert ax.get_title(loc="left").startswith("1 of 2 kinds have an expert that 90% or more")
+    assert ax.get_title(loc="left").startswith("1 of 2 kinds have an expert that at least 90% of")
 
 
 def test_missed_counts_what_is_clear(pictures):
@@ -235,7 +235,7 @@ def test_named_and_loss_added_are_bars(pictures):
     right = {"the token": 60, "token and a random number": 59, "token and the domain": 61.5}
     ax, = pictures.named(right).axes
     assert [bar.get_width() for bar in ax.patches] == list(right.values())
-    assert ax.get_title(loc="left").startswith("The token tells 60 % of the experts; the domain")
+    assert ax.get_title(loc="left").startswith("The token predicts 60 % of the experts; the domain")
     assert ax.get_title(loc="left").endswith("adds 2.5 points")
     ax, = pictures.loss_added({"one": torch.tensor([0.5, 1]), "all": torch.tensor([1, 2.0])}).axes
     assert [bar.get_width() for bar in ax.patches] == [0.75, 1.5]
