@@ -308,7 +308,7 @@ def test_shares_and_loads_of_experts_show_what_they_are_given(pictures):
     figure = pictures.shares({0: history, 0.5: history}, "A wins")
     assert [line.get_ydata().tolist() for line in figure.axes[1].lines] == [
         (100 * share).tolist() for share in history.T]
-    assert figure.axes[1].get_title() == "γ = 0.5: up to 70% for one"
+    assert figure.axes[1].get_title() == "γ = 0.5: at the end up to 70% for one"
     loads, biases = 100 * history, history - 0.25
     left, right = pictures.balancing(loads, biases).axes
     for ax, values in ((left, loads), (right, biases)):
