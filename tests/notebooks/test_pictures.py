@@ -285,7 +285,8 @@ def test_steps_and_speeds_are_ratios(pictures):
     ax, = pictures.speed_up({"free": 0, "costly": 0.5}, 0.5, drafts=2, most=2).axes
     curves = [line.get_ydata().tolist() for line in ax.lines if len(line.get_ydata()) == 3]
     assert curves == [[1, 1.5, 1.75], [1, 1, 0.875]]
-    assert ax.get_title(loc="left") == "2 drafts: 1.75 times with free, 0.88 times with costly"
+    assert ax.get_title(loc="left") == ("Speed with 2 drafts: 1.75 times with free, "
+                                        "0.88 times with costly")
 
 
 def test_copying_shows_both_losses(pictures):
