@@ -84,8 +84,10 @@ def round_bits(student, hint=1):
         ("Your ties all go away from zero. A tie goes to the even neighbour.",
          by(lambda count: (count.abs() + 0.5).floor() * count.sign())),
         ("You cut what does not fit. Round to the nearest number.", by(torch.trunc)),
-        ("Your steps are too wide by a factor of 2: you keep one bit too few.", by(torch.round, -1)),
-        ("Your steps are too narrow by a factor of 2: you keep one bit too many.", by(torch.round, 1)),
+        ("Your steps are too wide by a factor of 2: you keep one bit too few.",
+         by(torch.round, -1)),
+        ("Your steps are too narrow by a factor of 2: you keep one bit too many.",
+         by(torch.round, 1)),
         ("You use one step for all numbers. Each number has the step of its octave.",
          lambda x, mantissa: (x / steps_of(x.abs().max(), mantissa)[1]).round()
          * steps_of(x.abs().max(), mantissa)[1]),
@@ -126,7 +128,8 @@ def tile_scales(student, hint=1):
         ("You drop the smaller tiles at the edges, but they count.",
          scales(usual, lambda x, rows, columns: x[:len(x) // rows * rows,
                                                   :x.shape[1] // columns * columns])),
-        ("You exchanged rows and columns.", lambda x, rows, columns: scales(usual)(x, columns, rows)),
+        ("You exchanged rows and columns.",
+         lambda x, rows, columns: scales(usual)(x, columns, rows)),
     ]
     by_hand = torch.tensor([[448.0, -896, 0], [1, 2, -3]])
     ragged = normal(5, 7, seed=1) * normal(5, 1, seed=2).exp() * 1000
