@@ -121,7 +121,7 @@ def read_stored(path, settings):
     if not whole:
         raise UserError(f"{path} holds nothing that can be continued, perhaps results of an older "
                         "version; name another --out.")
-    for name in settings.keys() | stored.keys():
+    for name in {**settings, **stored}:
         if stored.get(name) != settings.get(name):
             raise UserError(f"{path} was made with {name} {stored.get(name)}, not "
                             f"{settings.get(name)}; repeat its settings, or name another --out.")

@@ -282,17 +282,22 @@ def test_every_claim_names_a_test_that_exists():
 
 
 def test_figures_and_samples_of_the_default_run_are_those_stored():
-    """Oracle: summary.json and sample.txt of the shipped checkpoint."""
-    stored = json.loads((ROOT / "checkpoints/tiny/summary.json").read_text(encoding="utf-8"))
-    sample = (ROOT / "checkpoints/tiny/sample.txt").read_text(encoding="utf-8").splitlines()
+    """Oracle: summary.json and sample.txt of the default run, and of the shipped checkpoint."""
+    stored, shipped = (json.loads((ROOT / folder / "summary.json").read_text(encoding="utf-8"))
+                       for folder in ("docs/default-run", "checkpoints/tiny"))
+    samples = [(ROOT / folder / "sample.txt").read_text(encoding="utf-8").splitlines()
+               for folder in ("docs/default-run", "checkpoints/tiny")]
     results = TEXTS["docs/results.md"]
     bits, busiest = stored["val_bits_per_byte"], max(stored["max_vio"])
     assert f"{bits:.3f} bits per byte" in README and f"| {bits:.4f} |" in results
     assert all(f"{1 + busiest:.2f} times" in " ".join(page.split()) for page in (README, results))
     assert f"| {', '.join(f'{each:.2f}' for each in stored['max_vio'])} (" in results
     assert f"{stored['tokens_per_s']:,.0f} tokens/s" in results
-    for text, shown in ((README, sample[:6]), (results, sample)):
-        assert re.search(r"^```python\n(def .*?)\n```$", text, re.M | re.S)[1].splitlines() == shown
+    assert f"{shipped['val_bits_per_byte_ema']:.3f}" in README
+    assert f"| {shipped['val_bits_per_byte_ema']:.4f} (" in results
+    for text, shown in ((README, [samples[1][:6]]), (results, samples)):
+        found = re.findall(r"^```python\n(def .*?)\n```$", text, re.M | re.S)
+        assert [each.splitlines() for each in found[:len(shown)]] == shown
 
 
 def test_minutes_of_the_notebooks_are_the_same_in_both_lists():

@@ -146,7 +146,7 @@ def test_a_stopped_benchmark_goes_on_where_it_was(benchmark, capsys):
 
 @pytest.mark.parametrize("words, named", [
     (["--seed", "1"], "seed 0, not 1"), (["--rounds", "2"], "rounds 1, not 2"),
-    (["--learning-rates", "0.5", "0.02"], "recipe of ours: muon_learning_rate 0.01, not 0.5"),
+    (["--learning-rates", "0.5", "0.01"], "recipe of ours: muon_learning_rate 0.01, not 0.5"),
     (["--optimizers", "muon", "adamw"], "recipe of dense GPT: optimizer muon, not adamw")])
 def test_other_settings_are_refused(benchmark, words, named, capsys):
     """Oracle: exit code 2, one line that names the setting; the file stays as it was."""
