@@ -309,7 +309,7 @@ def test_minutes_of_the_notebooks_are_the_same_in_both_lists():
 
 def test_the_glossary_has_each_term_once_in_two_lines():
     """Oracle: counts of terms and lines; a term has at most two lines."""
-    entries = re.findall(r"^- \*\*(.+?)\*\*: (.+?)(?=\n- |\Z)", TEXTS["docs/glossary.md"],
+    entries = re.findall(r"^- \*\*(.+?)\*\*: (.+?)(?=\n- |\n\n|\Z)", TEXTS["docs/glossary.md"],
                          flags=re.M | re.S)
     terms = [term for term, _ in entries]
     assert len(terms) == len(set(terms)) > 30
