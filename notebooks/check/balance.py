@@ -15,6 +15,8 @@ def max_violation(student, hint=1):
          lambda load: load.double().amax(-1) - load.double().mean(-1)),
         ("You take the mean over all layers. Each layer is measured by its own mean.",
          lambda load: load.double().amax(-1) / load.double().mean() - 1),
+        ("You take the busiest expert of all layers. Each layer has its own.",
+         lambda load: load.double().amax() / load.double().mean(-1) - 1),
         ("You also count experts with too few tokens. MaxVio looks at the busiest expert only.",
          lambda load: (load.double() / load.double().mean(-1, keepdim=True) - 1).abs().amax(-1)),
         ("You take the mean over the layers at the end. Return one number per layer.",
@@ -99,7 +101,8 @@ def sequence_balance(student, hint=1):
          term(P=lambda s: (s / s.sum(0)).mean(0))),
         *[("Your f lacks a factor: eq. 18 multiplies the count by E / (K T), since a token fills K "
            "places.", term(f=f))
-          for f in (lambda counts, T, E, K: counts, lambda counts, T, E, K: counts * E / T)],
+          for f in (lambda counts, T, E, K: counts, lambda counts, T, E, K: counts * E / T,
+                    lambda counts, T, E, K: counts / T, lambda counts, T, E, K: counts / (K * T))],
     ]
     s = torch.tensor([[.9, .6, .2, .1], [.8, .3, .5, .1], [.7, .2, .4, .6], [.6, .9, .1, .3]])
     idle = torch.tensor([[.9, .8, .1], [.7, .6, .2]])    # the last expert is never chosen

@@ -2,9 +2,8 @@
 
 import oracles
 import torch
-import torch.utils._python_dispatch
 
-from .verdict import compare, normal
+from .verdict import Products, compare, normal
 
 
 def cache_bytes_per_token(student, hint=1):
@@ -132,22 +131,6 @@ def latents(H, T, S, Dn, Dr, Dv, Rkv):
             normal(S, Dr, seed=4), normal(H, Dn, Rkv, seed=5), normal(H, Dv, Rkv, seed=6), 0.3)
 
 
-class Products(torch.utils._python_dispatch.TorchDispatchMode):
-    """Notes the shape of every sum of products that torch computes."""
-
-    NAMES = ("mm", "bmm", "mv", "dot", "addmm", "addmv", "baddbmm", "sum", "mean")
-
-    def __init__(self):
-        super().__init__()
-        self.shapes = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if function.__name__.split(".")[0] in self.NAMES:
-            self.shapes.append(tuple(result.shape))
-        return result
-
-
 def watched(function):
     """The same function, which ends in an error if it forms keys or values of WATCHED."""
     sizes = {name: WATCHED[name] for name in ("H", "T", "S", "Dn", "Dv")}
@@ -199,6 +182,8 @@ ATTENTION_SLIPS = [
      attention_with(lambda T, S: torch.ones(T, S).triu(1))),
     ("Your logits lack the product of q_rope and k_rope.",
      attention_with(future, lambda by_latent, by_position, scale: scale * by_latent)),
+    ("Your logits are not multiplied by scale.",
+     attention_with(future, lambda by_latent, by_position, scale: by_latent + by_position)),
     ("Your scale multiplies only one of the two products.",
      attention_with(future, lambda by_latent, by_position, scale: scale * by_latent + by_position)),
 ]

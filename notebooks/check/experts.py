@@ -3,7 +3,7 @@
 import oracles
 import torch
 
-from .verdict import compare, normal, numbers
+from .verdict import Products, compare, normal, numbers
 
 
 def in_groups(score):
@@ -108,13 +108,15 @@ def moe_output(student, hint=1):
     """Two numbers by hand: shared doubles, expert 1 negates, expert 2 swaps; then random.
 
     Experts that are not chosen hold no numbers (NaN): who lets them compute gets no numbers either.
+    Who computes with all of them and then takes the chosen ones is seen in the last case, where
+    the outputs of all experts are many more numbers than a right answer needs.
     """
     swap = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     routed = torch.stack([torch.full((2, 2), torch.nan), -torch.eye(2), swap])
     by_hand = (torch.tensor([1.0, 3.0]), 2 * torch.eye(2), routed,
                torch.tensor([0.9, 0.2, 0.6]), torch.tensor([1, 2]), 2.0)
     cases = [by_hand]
-    for C, E, experts in [(3, 4, [3, 0]), (5, 8, [6, 1, 4])]:
+    for C, E, experts in [(3, 4, [3, 0]), (5, 8, [6, 1, 4]), (3, 32, [7, 20])]:
         idle = torch.ones(E, dtype=torch.bool)
         idle[experts] = False
         matrices = normal(E, C, C, seed=C + 2)
@@ -123,7 +125,13 @@ def moe_output(student, hint=1):
                       normal(E, seed=C + 3).sigmoid(), torch.tensor(experts), 2.5))
 
     def only_the_chosen(*case):
-        got = as_numbers(student)(*case)
+        E, C = case[2].shape[:2]
+        with Products() as seen:
+            got = as_numbers(student)(*case)
+        large = [shape for shape in seen.shapes if torch.Size(shape).numel() >= E * C]
+        if large and E > 8:
+            raise ValueError("experts compute that were not chosen: a product has the shape "
+                             f"{large[0]}, but only {len(case[4])} of {E} experts were chosen")
         if got is not None and torch.as_tensor(got).isnan().any():
             raise ValueError("an expert that was not chosen has computed: its matrix is NaN")
         return got
@@ -136,6 +144,10 @@ def moe_output(student, hint=1):
          layer_with(lambda outputs, s, experts, scale: outputs.sum(dim=0))),
         ("You forgot scale.", layer_with(lambda outputs, s, experts, scale:
                                          weighed(outputs, s, experts, 1.0))),
+        ("Your result includes u: the block adds it later.",
+         lambda u, *rest: u + layer_with(weighed)(u, *rest)),
+        ("You do not divide by the sum of the chosen affinities.",
+         layer_with(lambda outputs, s, experts, scale: scale * s[experts] @ outputs)),
         ("You use the transposed matrices. An expert is matrix @ u.",
          lambda u, shared, routed, *rest: layer_with(weighed)(u, shared.mT, routed.mT, *rest)),
     ]

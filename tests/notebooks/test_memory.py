@@ -35,12 +35,14 @@ def test_right_counts_pass_in_each_form(form, check):
         [new * prompt + new * (new - 1) // 2, prompt + new - 1]))
 
 
-@pytest.mark.parametrize("form", [torch.Tensor.bool, torch.Tensor.float, torch.Tensor.double,
-                                  torch.Tensor.tolist])
-def test_a_right_mask_passes_in_each_form(form, check):
-    """Oracle: compared positions; the mask as bool, as numbers and as lists."""
-    assert check.may_see(lambda new, total: form(
+@pytest.mark.parametrize("form, right", [
+    (torch.Tensor.bool, True), (torch.Tensor.int, True), (torch.Tensor.tolist, True),
+    (torch.Tensor.float, False), (torch.Tensor.double, False)])
+def test_a_right_mask_passes_unless_attention_would_add_it(form, right, check, capsys):
+    """Oracle: compared positions; a mask of floats is no mask, because torch adds it to scores."""
+    assert right is check.may_see(lambda new, total: form(
         torch.arange(total - new, total)[:, None] >= torch.arange(total)))
+    assert right is ("attention adds a mask of floats" not in capsys.readouterr().out)
 
 
 def test_a_named_slip_is_one_that_gives_these_numbers(check, capsys):

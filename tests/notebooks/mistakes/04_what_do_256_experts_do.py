@@ -110,6 +110,23 @@ def moe_output__all_compute(u, shared, routed, affinity, experts, scale):
     return shared @ u + weights @ (routed @ u)
 
 
+def moe_output__with_u(u, shared, routed, affinity, experts, scale):
+    """got [7, 9]. Your result includes u: the block adds it later."""
+    weights = scale * affinity[experts] / affinity[experts].sum()
+    return u + shared @ u + weights @ (routed[experts] @ u)
+
+
+def moe_output__not_divided(u, shared, routed, affinity, experts, scale):
+    """got [5.2, 6]. You do not divide by the sum of the chosen affinities."""
+    return shared @ u + scale * affinity[experts] @ (routed[experts] @ u)
+
+
+def moe_output__all_compute_and_few_are_used(u, shared, routed, affinity, experts, scale):
+    """experts compute that were not chosen: a product has the shape"""
+    weights = scale * affinity[experts] / affinity[experts].sum()
+    return shared @ u + weights @ (routed @ u)[experts]
+
+
 def visits(kinds, experts, n_kinds, n_experts):
     return torch.stack([experts[kinds == k].flatten().bincount(minlength=n_experts)
                         for k in range(n_kinds)])

@@ -24,6 +24,11 @@ def max_violation__all_layers(load):
     return [row.max() / load.double().mean() - 1 for row in load]
 
 
+def max_violation__busiest_of_all(load):
+    """got [2, 0.2]. You take the busiest expert of all layers. Each layer has its own."""
+    return load.max() / load.double().mean(-1) - 1
+
+
 def max_violation__too_few(load):
     """MaxVio looks at the busiest expert only."""
     load = load.double()
@@ -117,6 +122,13 @@ def sequence_balance__no_K(affinity, K):
     T, E = affinity.shape
     counts = affinity.topk(K, dim=-1).indices.flatten().bincount(minlength=E)
     return (counts * E / T * (affinity / affinity.sum(dim=-1, keepdim=True)).mean(dim=0)).sum()
+
+
+def sequence_balance__shares(affinity, K):
+    """got 0.6283217. Your f lacks a factor: eq. 18 multiplies the count by E / (K T)"""
+    counts = affinity.topk(K, dim=-1).indices.flatten().bincount(minlength=affinity.shape[1])
+    share = affinity / affinity.sum(dim=-1, keepdim=True)
+    return (counts / len(affinity) * share.mean(dim=0)).sum()
 
 
 def sequence_balance__no_minlength(affinity, K):
