@@ -69,15 +69,15 @@ def close(got, expected):
             and bool((got - expected).abs().max() <= 1e-5 * max(1, expected.abs().max())))
 
 
-def named_slip(student, inputs, slips, cases=()):
-    """The words of the slip that gives the student's numbers, and a space; else an empty text.
+def named_slip(function, inputs, slips, cases=()):
+    """The words of the slip that gives a function's numbers, and a space; else an empty text.
 
     Two slips may give the same numbers in one case by chance. Then the one is named that agrees
-    with the student in most cases.
+    with the function in most cases.
     """
     def agrees(slip, case):
         try:
-            return close(answer(student, case), answer(slip, case))
+            return close(answer(function, case), answer(slip, case))
         except Exception:                            # one of the two ends in an error here
             return False
 
