@@ -12,7 +12,7 @@ import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from shutil import copytree, ignore_patterns
+from shutil import copyfile
 
 import nbformat
 from classroom import HERE, chosen
@@ -20,13 +20,9 @@ from classroom import HERE, chosen
 from minidsv3.command import Parser, UserError, answer, script
 from minidsv3.files import write_text
 
-# {folder beside the slides: (the package that has it, where it is there, what is left out)}
-ASSETS = {
-    "reveal": ("sphinx_revealjs", "_static/revealjs",
-               ignore_patterns("plugin", "fonts", "theme", "css", "*.esm.js", "*.map")),
-    "mathjax": ("jupyter_server_mathjax", "static",
-                ignore_patterns("a11y", "config", "fonts", "HTML-CSS", "localization")),
-}
+# Files that lie beside the slides: the package that has them, and where they are in it.
+REVEAL = "sphinx_revealjs", "_static/revealjs", ("LICENSE", "dist/reveal.js", "dist/reveal.css")
+MATHJAX = "mathjax", "static/mathjax", ("LICENSE", "es5/tex-svg-full.js")
 WIDGET, WIDGETS = (f"application/vnd.jupyter.widget-{kind}+json" for kind in ("view", "state"))
 
 
@@ -40,25 +36,22 @@ def parse_arguments(arguments=None):
     return parser.parse_args(arguments)
 
 
-def installed(package, folder):
-    """The folder of an installed package, which is not imported. Raises UserError."""
-    found = find_spec(package)
-    path = Path(found.submodule_search_locations[0]) / folder if found else None
-    if not path or not path.is_dir():
-        requirements = script("notebooks/requirements-slides.txt")
-        raise UserError(f"the slides need files of the package {package}, which is not installed: "
-                        f"pip install --no-deps -r {requirements}")
-    return path
-
-
 def write_assets(out):
     """Copy reveal.js, MathJax and our theme to the folder of the slides. Raises UserError."""
-    sources = {name: (installed(*place), left_out) for name, (*place, left_out) in ASSETS.items()}
-    for name, (source, left_out) in sources.items():
-        copytree(source, out / name, ignore=left_out, dirs_exist_ok=True)
-    theme = out / "reveal/dist/theme/slides.css"
+    for package, folder, names in (REVEAL, MATHJAX):
+        found = find_spec(package)               # finds a package without importing it
+        for name in names:
+            source = found and Path(found.submodule_search_locations[0]) / folder / name
+            if not source or not source.is_file():
+                requirements = script("notebooks/requirements-slides.txt")
+                raise UserError(f"the slides need {Path(name).name} of the package {package}: "
+                                f"pip install --no-deps -r {requirements}")
+            target = out / Path(folder).name / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copyfile(source, target)
+    theme = out / "revealjs/dist/theme/slides.css"
     theme.parent.mkdir(exist_ok=True)
-    write_text(theme, (HERE / "slides.css").read_text(encoding="utf-8"))
+    copyfile(HERE / "slides.css", theme)
 
 
 def for_slides(content):
@@ -93,8 +86,8 @@ def exporter():
     """nbconvert's exporter, with our template and with local files in the place of addresses."""
     from nbconvert import SlidesExporter         # takes a second
     slides = SlidesExporter(
-        template_file=str(HERE / "slides.html.j2"), reveal_url_prefix="reveal",
-        reveal_theme="slides", mathjax_url="mathjax/MathJax.js", reveal_width="1280",
+        template_file=str(HERE / "slides.html.j2"), reveal_url_prefix="revealjs",
+        reveal_theme="slides", mathjax_url="mathjax/es5/tex-svg-full.js", reveal_width="1280",
         reveal_height="720", exclude_input_prompt=True, exclude_output_prompt=True,
         exclude_anchor_links=True)
     slides.register_preprocessor(picture_code_remover(), enabled=True)
