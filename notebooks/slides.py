@@ -10,6 +10,7 @@ stored in the notebooks.
 
 import re
 import sys
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import copyfile
@@ -23,7 +24,7 @@ from minidsv3.files import write_text
 # Files that lie beside the slides: the package that has them, and where they are in it.
 REVEAL = "sphinx_revealjs", "_static/revealjs", ("LICENSE", "dist/reveal.js", "dist/reveal.css")
 MATHJAX = "mathjax", "static/mathjax", ("LICENSE", "es5/tex-svg-full.js")
-WIDGET, WIDGETS = (f"application/vnd.jupyter.widget-{kind}+json" for kind in ("view", "state"))
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def parse_arguments(arguments=None):
@@ -55,49 +56,51 @@ def write_assets(out):
 
 
 def for_slides(content):
-    """Change a notebook so that its slides work alone -> the same notebook.
+    """Change a notebook, as nbformat reads it, into one whose slides work alone -> the same one.
 
-    A slider needs a running kernel: its place takes the picture that it showed when the notebook
-    was stored. Links to other notebooks lead to their slides.
+    A slider needs a running kernel, and the picture before it shows the same: it is left out. A
+    cell that shows the source of a module gets the tag `source`, because that source is what
+    matters. A heading begins a new slide. Links to other notebooks lead to their slides.
     """
-    widgets = content.metadata.pop("widgets", {}).get(WIDGETS, {}).get("state", {})
+    content.metadata.pop("widgets", None)
+    content.metadata.title = content.cells[0].source.splitlines()[0].removeprefix("# ")
+    content.cells = [part for cell in content.cells if not is_slider(cell) for part in parts(cell)]
     for cell in content.cells:
         if cell.cell_type == "markdown":
             cell.source = re.sub(r"\]\((\d\d_\w+)\.ipynb", r"](\1.html", cell.source)
             cell.source = cell.source.replace("](README.md", "](../notebooks/README.md")
-            continue
-        cell.outputs = [shown for output in cell.outputs for shown in without_widget(output, widgets)]
+        elif re.search(r"\b(Code|print)\(inspect\.getsource\(", cell.source):
+            cell.metadata.tags = [*cell.metadata.get("tags", []), "source"]
     return content
 
 
-def without_widget(output, widgets):
-    """An output -> the outputs that a slide shows: itself, or what its widget has shown.
+def parts(cell):
+    """A cell -> the same, or for a text with more than one heading one cell for each."""
+    texts = re.split(r"\n\n(?=## )", cell.source) if cell.cell_type == "markdown" else [cell.source]
+    for n, text in enumerate(texts):
+        part = deepcopy(cell)
+        part.source = text
+        if n:
+            part.id += f"-{n}"
+            part.metadata.slideshow = {"slide_type": "subslide"}
+        yield part
 
-    widgets: {id: model} as the notebook stores them; a model names its children with a prefix.
-    """
-    if WIDGET not in output.get("data", {}):
-        return [output]
-    children = widgets[output.data[WIDGET].model_id].state.children
-    models = [widgets[child.removeprefix("IPY_MODEL_")] for child in children]
-    return [shown for model in models for shown in model.state.get("outputs", [])]
+
+def is_slider(cell):
+    """Whether the output of a cell is a widget."""
+    return any(WIDGET in output.get("data", {}) for output in cell.get("outputs", []))
 
 
 def exporter():
     """nbconvert's exporter, with our template and with local files in the place of addresses."""
     from nbconvert import SlidesExporter         # takes a second
-    slides = SlidesExporter(
-        template_file=str(HERE / "slides.html.j2"), reveal_url_prefix="revealjs",
-        reveal_theme="slides", mathjax_url="mathjax/es5/tex-svg-full.js", reveal_width="1280",
-        reveal_height="720", exclude_input_prompt=True, exclude_output_prompt=True,
-        exclude_anchor_links=True)
-    slides.register_preprocessor(picture_code_remover(), enabled=True)
-    return slides
-
-
-def picture_code_remover():
-    """Slides show a picture without the code that draws it: the tag `picture`."""
     from nbconvert.preprocessors import TagRemovePreprocessor
-    return TagRemovePreprocessor(remove_input_tags={"picture"}, enabled=True)
+    hide = TagRemovePreprocessor(enabled=True, remove_input_tags={"picture", "source"})
+    return SlidesExporter(
+        template_file=str(HERE / "slides.html.j2"), preprocessors=[hide],
+        reveal_url_prefix="revealjs", reveal_theme="slides", reveal_width="1280",
+        reveal_height="720", mathjax_url="mathjax/es5/tex-svg-full.js", exclude_anchor_links=True,
+        exclude_input_prompt=True, exclude_output_prompt=True)
 
 
 def main(arguments=None):
@@ -110,11 +113,10 @@ def main(arguments=None):
     write_assets(out)
     slides = exporter()
     for path in paths:
-        content = for_slides(nbformat.read(path, as_version=4))
-        content.metadata.title = content.cells[0].source.splitlines()[0].removeprefix("# ")
-        html, _ = slides.from_notebook_node(content)
-        write_text(out / f"{path.stem}.html", html)
-        print(f"{out / path.stem}.html: {html.count('<section') } slides")
+        html, _ = slides.from_notebook_node(for_slides(nbformat.read(path, as_version=4)))
+        target = out / f"{path.stem}.html"
+        write_text(target, html)
+        print(f"{target}: {html.count('<section>') - html.count('<section><section>')} slides")
     return 0
 
 
