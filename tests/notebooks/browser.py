@@ -22,10 +22,11 @@ def program():
 class Browser:
     """One browser process with one page, spoken to in the Chrome DevTools Protocol.
 
-    requests: the addresses that pages have asked for since the last `open`.
+    requests, failures: the addresses that the page has asked for since `open`, and why some of
+    them were not loaded.
     """
 
-    def __init__(self, folder, seconds=60):
+    def __init__(self, folder, seconds=300):
         from websocket import create_connection  # comes with jupyter
         self.process = subprocess.Popen([program(), *FLAGS, f"--user-data-dir={folder}"],
                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -38,7 +39,7 @@ class Browser:
             time.sleep(0.1)
         number, path = port.read_text(encoding="utf-8").splitlines()[:2]
         self.socket = create_connection(f"ws://127.0.0.1:{number}{path}", timeout=seconds)
-        self.count, self.session, self.requests = 0, {}, []
+        self.count, self.session, self.requests, self.failures = 0, {}, [], []
         page = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=page, flatten=True)
         self.session = {"sessionId": attached["sessionId"]}
@@ -56,13 +57,15 @@ class Browser:
             message = json.loads(self.socket.recv())
             if message.get("method") == "Network.requestWillBeSent":
                 self.requests.append(message["params"]["request"]["url"])
+            if message.get("method") == "Network.loadingFailed":
+                self.failures.append(message["params"]["errorText"])
             if message.get("id") == self.count:
                 assert "error" not in message, message
                 return message["result"]
 
     def open(self, address):
         """Open a page; what it loads goes on loading."""
-        self.requests = []
+        self.requests, self.failures = [], []
         self.call("Page.navigate", url=address)
 
     def run(self, expression):
