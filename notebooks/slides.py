@@ -41,9 +41,10 @@ def write_assets(out):
     """Copy reveal.js, MathJax and our theme to the folder of the slides. Raises UserError."""
     for package, folder, names in (REVEAL, MATHJAX):
         found = find_spec(package)               # finds a package without importing it
+        places = (found and found.submodule_search_locations) or [""]
         for name in names:
-            source = found and Path(found.submodule_search_locations[0]) / folder / name
-            if not source or not source.is_file():
+            source = Path(places[0]) / folder / name
+            if not source.is_file():
                 requirements = script("notebooks/requirements-slides.txt")
                 raise UserError(f"the slides need {Path(name).name} of the package {package}: "
                                 f"pip install --no-deps -r {requirements}")
