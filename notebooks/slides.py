@@ -94,7 +94,7 @@ def is_slider(cell):
 
 def exporter():
     """nbconvert's exporter, with our template and with local files in the place of addresses."""
-    from nbconvert import SlidesExporter         # takes a second
+    from nbconvert import SlidesExporter  # takes a second
     from nbconvert.preprocessors import TagRemovePreprocessor
     hide = TagRemovePreprocessor(enabled=True, remove_input_tags={"picture", "source"})
     return SlidesExporter(
