@@ -3,9 +3,9 @@
     python notebooks/slides.py                           of all notebooks, in the folder slides
     python notebooks/slides.py 02 06                     of two of them
 
-Open slides/02_why_so_little_cache.html in a browser. Stories go right, details go down. The folder
-is complete: it can be copied to another computer as it is. The slides show the outputs that are
-stored in the notebooks.
+Open slides/02_why_so_little_cache.html in a browser. The right arrow goes to the next topic, the
+down arrow to its details. The folder is complete: it can be copied to another computer as it is.
+The slides show the outputs that are stored in the notebooks.
 """
 
 import re

@@ -101,7 +101,7 @@ def least_height(cell):
     for part in filter(None, cell["source"].split("\n\n")):
         rows = part.splitlines()
         paragraph = ceil(len(part) / 115)
-        height += 24 * 1.35 * (len(rows) - 1 if rows[0].startswith("|") else paragraph) + 12
+        height += 24 * 1.3 * (len(rows) - 1 if rows[0].startswith("|") else paragraph) + 12
     return height
 
 
