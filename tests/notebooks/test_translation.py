@@ -147,6 +147,7 @@ def test_a_folder_of_one_notebook_is_complete(tmp_path, capsys):
     assert [cell.get("outputs") for cell in made["cells"]] == [
         cell.get("outputs") for cell in english["cells"]]
     setup, = (cell for cell in made["cells"] if cell["id"] == "setup")
-    assert json.dumps((tmp_path / "zh").resolve().as_posix()) in "".join(setup["source"])
+    path = json.dumps((tmp_path / "zh").resolve().as_posix())
+    assert f"sys.path.insert(0, {path})" in "".join(setup["source"])
     for folder in ("check", "oracles", "pictures/en", "pictures/zh"):
         assert (tmp_path / "zh" / folder / "__init__.py").exists()
