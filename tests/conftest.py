@@ -8,6 +8,9 @@ import torch
 from hypothesis import settings
 
 from minidsv3 import command
+from minidsv3.infer.text import complete
+from minidsv3.measure import plots
+from minidsv3.train import report
 
 # The same examples on every machine, and no time limit.
 settings.register_profile("minidsv3", derandomize=True, deadline=None)
@@ -74,3 +77,19 @@ def finished_run(tmp_path_factory, miniature):
     folder = tmp_path_factory.mktemp("runs") / "finished"
     assert train_tiny.main([*miniature, "--out", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def short_end(finished_run):
+    """Runs in this process end with a sample of three tokens and with pictures that are empty.
+
+    Sample and pictures take five sixths of the time of a miniature run. `finished_run` has them in
+    full, since it is made before.
+    """
+    def three_tokens(model, tokenizer, prompt, length, **settings):
+        return complete(model, tokenizer, prompt, min(length, 3), **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "png", lambda fig, dpi: b"\x89PNG")
+        patch.setattr(report, "complete", three_tokens)
+        yield
