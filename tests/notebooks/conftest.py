@@ -1,5 +1,6 @@
 """The notebooks as data, and their checkers as a student imports them."""
 
+import functools
 import importlib
 import json
 import sys
@@ -35,8 +36,9 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("exercise", found, ids=[name for _, name, _ in found])
 
 
+@functools.cache
 def read(path):
-    """A notebook as a dict; a cell's source and output texts joined to one text each."""
+    """A notebook as a dict; a cell's source joined to one text. Copy it before you change it."""
     content = json.loads(Path(path).read_text(encoding="utf-8"))
     for cell in content["cells"]:
         cell["source"] = "".join(cell["source"])
