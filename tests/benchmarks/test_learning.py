@@ -12,6 +12,8 @@ import torch
 import train
 from contender import DENSE, MODELS, WITH_MTP, WITHOUT_MTP
 
+from minidsv3.measure import plots
+from minidsv3.measure.plots import png
 from minidsv3.study.pool import run_all
 from tests.benchmarks.conftest import OURS, RECIPE
 
@@ -96,7 +98,10 @@ def pretend(planned, *_):
 
 @pytest.fixture
 def benchmark(small_text, tmp_path, monkeypatch):
-    """A function that starts the benchmark on a miniature in this process -> runs that it made."""
+    """A function that starts the benchmark on a miniature in this process -> runs that it made.
+
+    Its picture is empty unless `draws` is set: to draw it takes most of the time.
+    """
     made = []
 
     def run_here(function, tasks, jobs, keep):
@@ -113,7 +118,9 @@ def benchmark(small_text, tmp_path, monkeypatch):
                                  "--out", str(tmp_path / "out"), *words])
         return [(run["minutes"], run["seed"], run["model"]) for run in made]
 
-    start.path = tmp_path / "out/train.json"
+    start.path, start.draws = tmp_path / "out/train.json", False
+    monkeypatch.setattr(plots, "png",
+                        lambda fig, dpi: png(fig, dpi) if start.draws else b"\x89PNG")
     monkeypatch.setattr(train.ModelConfig, "preset", lambda name: CONFIG)
     monkeypatch.setattr(train.TrainConfig, "preset",
                         lambda name: RECIPE.replace(data=str(small_text)))
@@ -187,6 +194,7 @@ def test_a_run_of_other_steps_is_refused(benchmark, capsys):
 
 def test_the_results_name_machine_and_settings(benchmark, capsys):
     """Oracle: the file and the printed lines."""
+    benchmark.draws = True
     benchmark("--minutes", "0.001:2", "0.002:2")
     results, printed = stored(benchmark.path), capsys.readouterr().out
     machine = results["machine"]
