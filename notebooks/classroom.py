@@ -39,6 +39,15 @@ def chosen(numbers):
     return [there[number] for number in numbers or there]
 
 
+def new_folder(path):
+    """Make a folder for copies. Raises UserError if it is there and not empty."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"--out {path} is there and not empty; it may hold somebody's work: name "
+                        "a new folder.")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def for_a_class(content, core=False):
     """A notebook as a dict -> the same without outputs; core: only its core path, if it has one."""
     is_core = [core and "core" in cell["metadata"].get("tags", []) for cell in content["cells"]]
@@ -53,11 +62,7 @@ def for_a_class(content, core=False):
 def main(arguments=None):
     """Write the copies -> exit code."""
     arguments = parse_arguments(arguments)
-    paths, out = chosen(arguments.notebooks), arguments.out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out} is there and not empty; a class may have work in it, so name "
-                        "a new folder.")
-    out.mkdir(parents=True, exist_ok=True)
+    paths, out = chosen(arguments.notebooks), new_folder(arguments.out)
     for path in paths:
         content = for_a_class(json.loads(path.read_text(encoding="utf-8")), arguments.core)
         write_text(out / path.name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -213,7 +213,6 @@ def test_a_quick_command_runs(line, tmp_path, monkeypatch, capsys):
     """Oracle: its exit code, and that it prints something; it generates only three tokens.
 
     An evaluation reads two short files; on a run's own text tests/measure/ compares its figures.
-
     --tasks needs a package that not everybody has; tests/clients/ runs it.
     """
     assert run(line, SHORTER[OURS[line][0]], tmp_path, monkeypatch) == 0
@@ -311,7 +310,7 @@ def test_minutes_of_the_notebooks_are_the_same_in_both_lists():
 
 def test_the_glossary_has_each_term_once_in_two_lines():
     """Oracle: counts of terms and lines; a term has at most two lines."""
-    entries = re.findall(r"^- \*\*(.+?)\*\*: (.+?)(?=\n- |\Z)", TEXTS["docs/glossary.md"],
+    entries = re.findall(r"^- \*\*(.+?)\*\*: (.+?)(?=\n- |\n\n##|\Z)", TEXTS["docs/glossary.md"],
                          flags=re.M | re.S)
     terms = [term for term, _ in entries]
     assert len(terms) == len(set(terms)) > 30

@@ -52,7 +52,7 @@ def yarn(window, longest):
 
 
 def phase_recipe(recipe, window, steps):
-    """The recipe of a phase: longer windows, as many tokens a step, the last learning rate."""
+    """The recipe of a phase: longer windows, as many tokens per step, the last learning rate."""
     batch = max(1, recipe.batch_size * recipe.window // window)
     at_once = max(1, recipe.micro_batch * recipe.window // window)
     return recipe.replace(

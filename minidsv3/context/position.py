@@ -60,7 +60,8 @@ def picture(curves, window, title):
     ax.set_xscale("log", base=2)
     apart = [place for place in curve if place == min(curve) or place / 2 in curve]
     ax.set_xticks(apart, [f"{place:,}" for place in apart])            # whose names do not overlap
-    ax.set(xlabel="tokens read, these included", ylabel="bits per byte of the same tokens")
+    ax.set(xlabel="tokens read, with those predicted [log scale]",
+           ylabel="bits per byte of the same tokens")
     ax.set_title(title, loc="left")
     ax.legend()
     return figure

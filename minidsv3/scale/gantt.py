@@ -109,5 +109,5 @@ def mix(colour, share):
 def finding(timeline):
     """What the picture says, as its title."""
     share = timeline.bubble / timeline.total if timeline.total else 0
-    return (f"{NAMES[timeline.schedule]}: a rank waits for up to {timeline.bubble:.4g} of "
-            f"{timeline.total:.4g} ({share:.0%})")
+    return (f"{NAMES[timeline.schedule]}: a rank waits for up to {share:.0%} of the time "
+            f"({timeline.bubble:.4g} of {timeline.total:.4g})")

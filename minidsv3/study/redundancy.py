@@ -176,8 +176,8 @@ def over_time(found, every, kinds_every, ax=None):
         ax.text(index * kinds_every, top * 1.04, kind)
     ax.set(xlabel="step", ylabel="busiest GPU over the mean", ylim=(1, top * 1.12))
     plots.label_ends(ax, ax.get_lines()[:len(found)])
-    ax.set_title(f"Activating other experts in each step levels what placing every {every} steps "
-                 "cannot", loc="left", pad=12)
+    ax.set_title(f"Choosing in every step (dynamic) balances better than placing every {every} "
+                 "steps", loc="left", pad=12)
     return figure
 
 

@@ -12,7 +12,7 @@ def squared_paper(student, hint=1):
         "Which cells does another rank wait for? W is never one of them, so move it to a place "
         "where its rank would wait.",
         "Rank 2 needs no gap after its first cell: F0 I0 F1 I1 F2 I2, and only then W0. Rank 1 "
-        "puts off one W, and rank 0 none."), hint)
+        "delays one W, and rank 0 none."), hint)
 
 
 def one_forward_one_backward(student, hint=1):

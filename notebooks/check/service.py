@@ -15,8 +15,8 @@ def puzzle(student, hint=1):
 
     return compare(loads, [()], lambda: [9.0, 9.0, 9.0, 9.0], (
         "These are the loads of your GPUs. Which expert alone has more than 9? Host it more often.",
-        "Host expert 0 three times and expert 3 three times: copies of 4 and of 3. Then three GPUs "
-        "get one 4, and one gets two of them, or none."), hint)
+        "Host expert 0 three times and expert 3 three times: copies of 4 and of 3. With expert 5 "
+        "there are four loads of 4: two GPUs get one, one GPU gets two, and one gets none."), hint)
 
 
 def replicate(student, hint=1):
@@ -54,8 +54,8 @@ def pour(student, hint=1):
     return compare(student, cases, oracles.pour, (
         "Does a vessel that is above the surface give water back?",
         "Sort the levels. If the lowest k get the water, they end at (amount + their sum) / k. "
-        "Take the first k for which this is not above the next level; a vessel gets what is "
-        "missing to this surface, and at least 0."), hint)
+        "Take the first k for which this is not above the next level; a vessel gets the "
+        "difference to this surface, but at least 0."), hint)
 
 
 def waits(student, hint=1):

@@ -11,7 +11,7 @@ def loads_of_gpus(places, load, per_gpu):
     hosted = [expert for slots in places for expert in slots]
     for gpu, slots in enumerate(places):
         if len(slots) != per_gpu:
-            raise ValueError(f"GPU {gpu} has {len(slots)} experts; it has place for {per_gpu}")
+            raise ValueError(f"GPU {gpu} has {len(slots)} experts; it has room for {per_gpu}")
     for expert in hosted:
         if expert not in range(len(load)):
             raise ValueError(f"{expert} is no expert: there are {len(load)}, from 0")

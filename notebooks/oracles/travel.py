@@ -22,7 +22,7 @@ def copies_table(boxes, tokens, gpus):
     for box in boxes:
         for number in box:
             if number not in range(tokens):
-                raise ValueError(f"{number} is no number of a token: there are {tokens}, from 0")
+                raise ValueError(f"there is no token {number}: there are {tokens}, from 0")
         if list(box) != sorted(box):
             raise ValueError(f"the tokens in {list(box)} are not in their order")
     return [[list(box).count(number) for number in range(tokens)] for box in boxes]

@@ -9,7 +9,8 @@ def bubbles_over_weight(weights, simulated, formula):
     figure, ax = plots.canvas()
     lines = [*ax.plot(weights, simulated, "o-", color=plots.BLUE, label="simulated"),
              *ax.plot(weights, formula, "--", color=plots.BLACK, label="Table 2")]
-    ax.set(xlabel="weight gradient W [F]", ylabel="largest idle time [F]", ylim=(0, None))
-    ax.set_title("Longer weight gradients fill no more than the gaps", loc="left")
+    ax.set(xlabel="time of a weight gradient, W [F]", ylabel="largest idle time [F]",
+           ylim=(0, None))
+    ax.set_title("Beyond W = F, a longer W does not shorten the bubble", loc="left")
     plots.label_ends(ax, lines)
     return figure

@@ -21,7 +21,7 @@ def stacks(places, load, ax=None):
             ax.bar(gpu, share, 0.7, bottom=bottom, color=SHADES[n % len(SHADES)],
                    edgecolor=plots.BLACK)
             ax.text(gpu, bottom + share / 2, f"expert {expert}: {share:g}", ha="center",
-                    va="center", fontsize=13 if share > 1.5 else 9)
+                    va="center", fontsize=13 if share > 1.5 else 11)
             bottom += share
         heights.append(bottom)
         ax.text(gpu, bottom, f"{bottom:g}", ha="center", va="bottom", fontweight="bold")
@@ -31,7 +31,7 @@ def stacks(places, load, ax=None):
     ax.set(xticks=range(len(places)), xticklabels=[f"GPU {gpu}" for gpu in range(len(places))],
            ylabel="tokens", ylim=(0, 1.12 * max(heights)), xlim=(-0.5, len(places) - 0.1))
     ax.grid(axis="x", visible=False)
-    ax.set_title(f"The busiest GPU has {max(heights) / mean:.2f} times the mean to do", loc="left")
+    ax.set_title(f"The busiest GPU has {max(heights) / mean:.2f} times the mean load", loc="left")
     return figure
 
 
@@ -68,7 +68,7 @@ def one_user(times):
     ax.set(yticks=[-row for row in range(len(times))], yticklabels=list(times),
            xlabel="time [s]; each mark is a token", ylim=(0.6 - len(times), 0.6))
     ax.grid(axis="y", visible=False)
-    ax.set_title("A long prompt stops those who share its GPUs", loc="left")
+    ax.set_title("A long prompt stops the other users of its GPUs", loc="left")
     return figure
 
 
@@ -79,7 +79,7 @@ def queues(loads, formula, simulated):
     ax.plot(list(formula), list(formula.values()), color=plots.BLUE, label="formula")
     ax.plot(loads, simulated, "o", color=plots.VERMILLION, label="simulated")
     ax.set(xlabel="load [share of the time that the server is busy]", xlim=(0, 1),
-           ylabel="mean wait [times of service]", ylim=(0, None))
+           ylabel="mean wait [service times]", ylim=(0, None))
     ax.legend(frameon=False)
-    ax.set_title("A server must not be busy all the time", loc="left")
+    ax.set_title("The busier a server is, the longer is the wait", loc="left")
     return figure

@@ -49,7 +49,7 @@ def journeys(chosen, per_gpu, gpus_per_node, hops=1):
     across = sum(far(source, target, gpus_per_node) for _, _, _, source, target in drawn)
     choices = sum(len(experts) for tokens in chosen for experts in tokens)
     last = sum(level == 0 for _, _, level, _, _ in drawn)
-    ax.set_title(f"{choices} choices are {last} copies; {across} cross between nodes" if hops == 1
+    ax.set_title(f"{choices} choices need {last} copies; {across} cross between nodes" if hops == 1
                  else f"In two hops {across} copies cross between nodes", loc="left")
     for at, (colour, dashes), text in ((0, STAYS, "stays"), (0.9, INSIDE, "inside a node"),
                                        (2.3, ACROSS, "between nodes")):

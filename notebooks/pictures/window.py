@@ -50,7 +50,7 @@ def ramp(plain, yarn, ends, factor):
                           label=f"all / {factor:g}")]
     ax.set(xlabel="pair m [index]", ylabel="angle [radians per token, log scale]",
            xlim=(0, len(plain) - 0.5))
-    ax.set_title(f"YaRN keeps the fast pairs and slows the slow ones {factor:g} times", loc="left")
+    ax.set_title(f"YaRN keeps the fast pairs and divides the slow ones by {factor:g}", loc="left")
     plots.label_ends(ax, lines, gap=0.07)
     return figure
 

@@ -2,7 +2,7 @@
 
 
 def squared_paper():
-    """Rank r puts off r weight gradients: nobody waits for W, and at the end it fills the time."""
+    """Rank r delays r weight gradients: nobody waits for W, and at the end it fills the time."""
     return ["F0 F1 F2 .  .  I0 W0 F3 I1 W1 I2 W2 I3 W3",
             ".  F0 F1 .  I0 F2 I1 W0 F3 I2 W1 I3 W2 W3",
             ".  .  F0 I0 F1 I1 F2 I2 W0 F3 I3 W1 W2 W3"]

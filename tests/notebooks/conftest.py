@@ -3,6 +3,7 @@
 import functools
 import importlib
 import json
+import pickle
 import sys
 from pathlib import Path
 
@@ -36,13 +37,18 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("exercise", found, ids=[name for _, name, _ in found])
 
 
-@functools.cache
 def read(path):
-    """A notebook as a dict; a cell's source joined to one text. Copy it before you change it."""
+    """A notebook as a dict; a cell's source and output texts joined to one text each."""
+    return pickle.loads(parsed(path))            # a dict of its own, which a test may change
+
+
+@functools.cache
+def parsed(path):
+    """The bytes of that dict, made once of each file."""
     content = json.loads(Path(path).read_text(encoding="utf-8"))
     for cell in content["cells"]:
         cell["source"] = "".join(cell["source"])
-    return content
+    return pickle.dumps(content)
 
 
 def exercises(content):

@@ -265,7 +265,7 @@ def test_the_rule_of_the_second_edition_notices(rule):
 
 def test_an_introduction_is_short():
     """Notebook 00 is one; with nothing but core cells, or with one cell more, it is none."""
-    content = copy.deepcopy(read(NOTEBOOKS / "00_what_does_a_transformer_remember.ipynb"))
+    content = read(NOTEBOOKS / "00_what_does_a_transformer_remember.ipynb")
     assert is_introduction(content) and not fits_a_lesson(content)
     longer = copy.deepcopy(content)
     longer["cells"].append(copy.deepcopy(longer["cells"][-1]))

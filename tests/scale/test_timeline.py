@@ -204,7 +204,7 @@ def test_the_picture_has_every_micro_batch_in_its_place():
     labels = [text.get_text() for text in ax.figure.legends[0].get_texts()]
     assert labels[:5] == ["forward", "backward", "input gradient", "weight gradient",
                           "communication"]
-    assert "up to 3.8 of 27.8 (14%)" in ax.get_title(loc="left")
+    assert "up to 14% of the time (3.8 of 27.8)" in ax.get_title(loc="left")
 
 
 def test_the_command_draws_and_prints(tmp_path, capsys):
