@@ -1,19 +1,21 @@
-"""One hypothesis profile for all tests, and one miniature run that several tests read."""
+"""One hypothesis profile for all tests, and one miniature run that several tests read.
+
+torch and the package are imported where they are used: the process of `pytest -n 2` that only hands
+out the tests reads this file too, and would wait for them for 3 s.
+"""
 
 import os
 import signal
 
 import pytest
-import torch
 from hypothesis import settings
-
-from minidsv3 import command
 
 # The same examples on every machine, and no time limit.
 settings.register_profile("minidsv3", derandomize=True, deadline=None)
 settings.load_profile("minidsv3")
 
 if "PYTEST_XDIST_WORKER" in os.environ:         # pytest -n 2: each process has a core to itself
+    import torch
     torch.set_num_threads(1)
 
 MINIATURE = {
@@ -28,6 +30,7 @@ MINIATURE = {
 @pytest.fixture(autouse=True)
 def notices_begin_anew():
     """A notice is printed once in a process; here once in a test, whatever ran before it."""
+    from minidsv3 import command
     command.notice.cache_clear()
 
 
@@ -74,3 +77,23 @@ def finished_run(tmp_path_factory, miniature):
     folder = tmp_path_factory.mktemp("runs") / "finished"
     assert train_tiny.main([*miniature, "--out", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def short_end(finished_run):
+    """Runs in this process end with a sample of three tokens and with pictures that are empty.
+
+    Sample and pictures take five sixths of the time of a miniature run. `finished_run` has them in
+    full, since it is made before.
+    """
+    from minidsv3.infer.text import complete
+    from minidsv3.measure import plots
+    from minidsv3.train import report
+
+    def three_tokens(model, tokenizer, prompt, length, **settings):
+        return complete(model, tokenizer, prompt, min(length, 3), **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "png", lambda fig, dpi: b"\x89PNG")
+        patch.setattr(report, "complete", three_tokens)
+        yield

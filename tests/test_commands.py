@@ -22,6 +22,7 @@ from minidsv3.hf import hub
 from minidsv3.infer.text import HealedSequence, complete
 from minidsv3.train.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("short_end")
 ROOT = Path(generate.__file__).resolve().parent
 SHIPPED = ROOT / "checkpoints/tiny"               # its drafts are often right
 STATS = {"new_tokens", "seconds", "tokens_per_s", "prefill_s", "cache_bytes", "passes",
@@ -210,15 +211,18 @@ def test_generate_refuses_bad_settings(finished_run, capsys, arguments, words):
     assert words_in_order(line, words), line
 
 
-def test_generate_goes_beyond_the_window_with_one_notice(finished_run, capsys):
-    """Oracle: one line for 300 new tokens and the prompt, by hand; without these, none."""
-    arguments = ["--model", str(finished_run), "--device", "cpu", "--prompt", "", "--stats",
+def test_generate_goes_beyond_the_window_with_one_notice(finished_run, tmp_path, capsys):
+    """Oracle: one line for 40 new tokens and the prompt, by hand; without these, none."""
+    folder = shutil.copytree(finished_run, tmp_path / "short")
+    values = json.loads((folder / "config.json").read_bytes()) | {"max_position_embeddings": 32}
+    (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    arguments = ["--model", str(folder), "--device", "cpu", "--prompt", "", "--stats",
                  "--max-new-tokens"]
-    assert generate.main([*arguments, "255"]) == 0
+    assert generate.main([*arguments, "31"]) == 0
     assert capsys.readouterr().err == ""
-    assert generate.main([*arguments, "300"]) == 0
+    assert generate.main([*arguments, "40"]) == 0
     line, = capsys.readouterr().err.splitlines()
-    assert line.startswith("301 tokens are more than the 256 that this model was trained on")
+    assert line.startswith("41 tokens are more than the 32 that this model was trained on")
 
 
 def pickled(folder):
@@ -423,7 +427,13 @@ def test_generate_without_any_stdin_begins_a_document(finished_run, monkeypatch,
     assert capsys.readouterr().out == expected
 
 
-def test_generate_shows_accepted_drafts_in_green(capsys):
+@pytest.fixture(scope="module")
+def shipped():
+    """The shipped model and its tokenizer."""
+    return hf.load(SHIPPED), Tokenizer.load(SHIPPED)
+
+
+def test_generate_shows_accepted_drafts_in_green(shipped, capsys):
     """Oracle: the drafted pieces of the same completion; without colours the text is equal."""
     arguments = ["--model", str(SHIPPED), "--device", "cpu", "--prompt", "def f",
                  "--max-new-tokens", "20", "--temperature", "0"]
@@ -432,17 +442,18 @@ def test_generate_shows_accepted_drafts_in_green(capsys):
     assert generate.main([*arguments, "--speculative", "2", "--show-drafts"]) == 0
     shown = capsys.readouterr().out
     assert shown.replace(generate.GREEN, "").replace(generate.PLAIN, "") == plain
-    model, tokenizer = hf.load(SHIPPED), Tokenizer.load(SHIPPED)
+    model, tokenizer = shipped
     drafted = [piece for piece in complete(model, tokenizer, "def f", 20, speculative=2)
                if piece.drafted]
     assert shown.count(generate.GREEN) == len(drafted) > 0
 
 
-def test_generate_shows_a_draft_that_ends_the_text(capsys):
+def test_generate_shows_a_draft_that_ends_the_text(shipped, monkeypatch, capsys):
     """Oracle: the number of accepted drafts, for every length at which the text may end."""
     arguments = ["--model", str(SHIPPED), "--device", "cpu", "--prompt", "def f",
                  "--temperature", "0", "--speculative", "3", "--show-drafts", "--max-new-tokens"]
-    model, tokenizer = hf.load(SHIPPED), Tokenizer.load(SHIPPED)
+    model, tokenizer = shipped
+    monkeypatch.setattr(hf, "load", lambda *_, **__: model)      # which takes most of the time
     for length in range(2, 9):
         assert generate.main([*arguments, str(length)]) == 0
         pieces = complete(model, tokenizer, "def f", length, speculative=3)

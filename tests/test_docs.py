@@ -191,7 +191,7 @@ def test_every_option_in_a_code_mark_exists(page):
 
 SHORTER = {"generate.py": ["--max-new-tokens", "3"], "minidsv3.hf": [],
            "minidsv3.measure.accounting": [], "minidsv3.measure.architecture": [],
-           "minidsv3.measure.evaluate": ["--samples", "1", "--length", "3"]}
+           "minidsv3.measure.evaluate": ["--samples", "1", "--length", "3", "--data", "my_texts/"]}
 LONGER = {"minidsv3.serve.engines": ["--requests", "2", "--max-new-tokens", "2"]}
 
 
@@ -212,6 +212,7 @@ def run(line, more, folder, monkeypatch):
 def test_a_quick_command_runs(line, tmp_path, monkeypatch, capsys):
     """Oracle: its exit code, and that it prints something; it generates only three tokens.
 
+    An evaluation reads two short files; on a run's own text tests/measure/ compares its figures.
     --tasks needs a package that not everybody has; tests/clients/ runs it.
     """
     assert run(line, SHORTER[OURS[line][0]], tmp_path, monkeypatch) == 0

@@ -5,6 +5,7 @@ complaints. So each rule is also tried on a small invented tree that breaks it.
 """
 
 import ast
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -29,6 +30,10 @@ MAX_LINES = {"minidsv3.train.trainer": 199}      # of modules with a limit of th
 SCRIPTS = ["train_tiny.py", "generate.py"]
 
 
+parse = cache(ast.parse)                         # each rule goes over all sources
+
+
+@cache
 def read_tree(root):
     """{module name: source} of every Python file of the package; a room's __init__ has its name."""
     tree = {}
@@ -57,7 +62,7 @@ def edges(tree):
     for module, source in tree.items():
         is_package = any(other.startswith(module + ".") for other in tree)
         found[module] = set()
-        for name in imported_names(ast.walk(ast.parse(source)), module, is_package):
+        for name in imported_names(ast.walk(parse(source)), module, is_package):
             while name not in tree and "." in name:     # minidsv3.config.ModelConfig -> its module
                 name = name.rpartition(".")[0]
             if name.split(".")[0] == PACKAGE:
@@ -127,7 +132,7 @@ def heavy_imports(tree):
     complaints = []
     for module, source in tree.items():
         is_package = any(other.startswith(module + ".") for other in tree)
-        names = imported_names(run_at_import(ast.parse(source)), module, is_package)
+        names = imported_names(run_at_import(parse(source)), module, is_package)
         for name in sorted({name.split(".")[0] for name in names}):
             if module not in HEAVY.get(name, {module}):
                 complaints.append(f"{module} imports {name} at its top; "
@@ -151,7 +156,7 @@ def missing_docstrings(tree):
     """Modules, and public functions and classes of a module, without a docstring."""
     complaints = []
     for module, source in tree.items():
-        parsed = ast.parse(source)
+        parsed = parse(source)
         definitions = [node for node in parsed.body
                        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
                        and not node.name.startswith("_")]
@@ -166,7 +171,7 @@ def distributed_in_the_model(tree):
     """model/ never names torch.distributed: parallel code attaches to it from outside."""
     complaints = []
     for module, source in tree.items():
-        nodes = list(ast.walk(ast.parse(source)))
+        nodes = list(ast.walk(parse(source)))
         names = {*imported_names(nodes, module, False),
                  *(ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute))}
         if room(module) in ("kernels", "model") and any(

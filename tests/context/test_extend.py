@@ -17,11 +17,12 @@ from minidsv3.model.transformer import DeepSeekV3
 from minidsv3.train.recipe import TrainConfig
 from minidsv3.train.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("short_end")
 STEPS = ["--steps", "3", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
-def extended(finished_run, tmp_path_factory):
+def extended(finished_run, short_end, tmp_path_factory):
     """The miniature run, extended from a window of 32 to 256 and 1,024."""
     out = tmp_path_factory.mktemp("runs") / "extended"
     assert extend.main([str(finished_run), "--out", str(out), *STEPS]) == 0

@@ -21,6 +21,8 @@ from minidsv3.measure import evaluate
 from minidsv3.study import fp8 as study_fp8
 from tests.train.test_trainer import ctrl_c_in_the_third_step, metrics
 
+pytestmark = pytest.mark.usefixtures("short_end")
+
 
 def write(root, files):
     """Write {relative path: bytes} below a folder."""

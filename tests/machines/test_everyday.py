@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import MINIATURE
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,12 +41,15 @@ def python(script, *arguments, folder, locale):
 def test_the_commands_of_readme(copy, tmp_path, locale):
     """Oracle: the files and texts that README promises, after three steps, in the current folder.
 
+    The model is a small one, because the surroundings are the subject.
+
     In the locale C, without Python's UTF-8 mode, a file opened without an encoding is ASCII.
     """
     where = tmp_path / "ein anderer Ordner"
     where.mkdir()
-    said = python(copy / "train_tiny.py", "--steps", "3", "--data", str(copy / "minidsv3"),
-                  folder=where, locale=locale)             # a small text, which is soon evaluated
+    small = [word for name, value in MINIATURE.items() for word in ("--set", f"{name}={value}")]
+    said = python(copy / "train_tiny.py", "--steps", "3", "--data", str(copy / "minidsv3" / "hf"),
+                  *small, folder=where, locale=locale)     # a small text, which is soon evaluated
     run = Path("runs") / "tiny"
     assert f"wrote {run}" in said and "validation: " in said
     assert (where / run / "summary.json").is_file() and not (copy / "runs").exists()

@@ -23,8 +23,9 @@ FIGURES = ("loss", "mtp_loss", "balance_loss", "bits_per_byte", "max_vio", "toke
 
 @pytest.fixture(scope="module")
 def arguments(miniature):
-    """Ten steps of a miniature run whose batches divide by 4."""
-    return [*miniature, "--steps", "10", "--set", "batch_size=8", "--threads", "1"]
+    """Ten steps of a miniature run whose batches divide by 4, and a sample of few tokens."""
+    return [*miniature, "--steps", "10", "--set", "batch_size=8", "--threads", "1",
+            "--set", "max_position_embeddings=40"]
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,9 @@
 """The notebooks as data, and their checkers as a student imports them."""
 
+import functools
 import importlib
 import json
+import pickle
 import sys
 from pathlib import Path
 
@@ -37,10 +39,16 @@ def pytest_generate_tests(metafunc):
 
 def read(path):
     """A notebook as a dict; a cell's source and output texts joined to one text each."""
+    return pickle.loads(parsed(path))            # a dict of its own, which a test may change
+
+
+@functools.cache
+def parsed(path):
+    """The bytes of that dict, made once of each file."""
     content = json.loads(Path(path).read_text(encoding="utf-8"))
     for cell in content["cells"]:
         cell["source"] = "".join(cell["source"])
-    return content
+    return pickle.dumps(content)
 
 
 def exercises(content):

@@ -275,12 +275,18 @@ def test_an_introduction_is_short():
     assert fits_a_lesson(content)
 
 
-@pytest.mark.slow
-def test_a_notebook_becomes_a_lecture(notebook):
-    """Oracle: the slide types of the cells; each slide and subslide is a section."""
+@pytest.fixture(scope="module")
+def exporter():
+    """What makes slides of a notebook; its templates are loaded once."""
     from nbconvert import SlidesExporter
+    return SlidesExporter()
+
+
+@pytest.mark.slow
+def test_a_notebook_becomes_a_lecture(exporter, notebook):
+    """Oracle: the slide types of the cells; each slide and subslide is a section."""
     path = NOTEBOOKS / f"{notebook}.ipynb"
-    html, _ = SlidesExporter().from_filename(str(path))
+    html, _ = exporter.from_filename(str(path))
     kinds = [cell["metadata"]["slideshow"]["slide_type"] for cell in read(path)["cells"]]
     columns, screens = kinds.count("slide"), kinds.count("slide") + kinds.count("subslide")
     assert html.count("<section") >= columns + screens - 1

@@ -36,8 +36,9 @@ def test_copies_equal_a_loop(num_experts, nodes, per_node, chosen):
     assert numbers == pytest.approx(count_by_loop(experts, num_experts, nodes, per_node))
 
 
-def test_the_trained_model_keeps_its_limit(tmp_path, capsys):
+def test_the_trained_model_keeps_its_limit(tmp_path, monkeypatch, capsys):
     """Two of four nodes per token, so at most two copies between nodes; without the limit more."""
+    monkeypatch.setattr(traffic, "WINDOWS", 8)   # 2,048 tokens
     out = tmp_path / "traffic.png"
     assert traffic.main([str(TINY), "--out", str(out)]) == 0
     rows = {line.rsplit(maxsplit=3)[0]: line.split()[-3:]

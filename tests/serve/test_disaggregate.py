@@ -73,7 +73,7 @@ def fast(monkeypatch):
 
 def test_the_command_prints_writes_and_repeats_itself(fast, tmp_path, capsys):
     """Oracle: a second run; the JSON keys; the picture."""
-    options = ["--deployment", "service", "--requests", "300", "--out", str(tmp_path / "step.png")]
+    options = ["--deployment", "service", "--requests", "100", "--out", str(tmp_path / "step.png")]
     assert command.main(options) == 0
     first = capsys.readouterr().out
     assert "service" in first and "0.50" in first and (tmp_path / "step.png").exists()

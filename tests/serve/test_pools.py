@@ -30,24 +30,39 @@ def some_requests(count=300, rate=20):
     return poisson(count, rate, 200, 30, cached=0.3, seed=5)
 
 
-def waiting_times(load, count):
+def arrivals(load, count):
+    """Requests that one server with a service time of 1 s serves at this load."""
+    return poisson(count, load, 10, 1, spread=0, seed=1)
+
+
+def waiting_times(requests):
     """Waiting times of an M/D/1 queue with a service time of 1 s, simulated by pools -> (N,)."""
-    requests = poisson(count, load, 10, 1, spread=0, seed=1)
     units = [Unit("prefill", 1, lambda work: 1.0, budget=10), Unit("decode", 1, lambda work: 1.0)]
     return simulate(requests, units).first - requests.arrival - 1
 
 
 def test_a_queue_waits_as_theory_says():
     """Oracle: M/D/1, mean waiting time load / (2 (1 - load)) service times, within 3 %."""
-    waited = waiting_times(0.6, 100_000)
+    waited = waiting_times(arrivals(0.6, 100_000))
     assert waited.mean() == pytest.approx(0.6 / (2 * (1 - 0.6)), rel=0.03)
+
+
+def waits_of_the_recursion(arrival):
+    """Lindley: who comes next waits as long as this one, and its service of 1 s, less the gap."""
+    walk = np.cumsum(np.append(0, 1 - np.diff(arrival)))
+    return walk - np.minimum.accumulate(walk)    # nobody waits for less than no time
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("load, count", [(0.3, 400_000), (0.6, 800_000), (0.9, 4_000_000)])
 def test_long_queues_wait_as_theory_says(load, count):
-    """Oracle: M/D/1, within 3 %; the standard error, from 100 batches, is below 1 %."""
-    waited = waiting_times(load, count)
+    """Oracle: M/D/1, within 3 %; the standard error, from 100 batches, is below 1 %.
+
+    So many requests wait by the recursion, in seconds; the pools give each of 100,000 its time.
+    """
+    few = arrivals(load, 100_000)
+    assert waiting_times(few) == pytest.approx(waits_of_the_recursion(few.arrival), abs=1e-6)
+    waited = waits_of_the_recursion(arrivals(load, count).arrival)
     error = waited.reshape(100, -1).mean(1).std(ddof=1) / 10 / waited.mean()
     assert error < 0.01
     assert waited.mean() == pytest.approx(load / (2 * (1 - load)), rel=0.03)

@@ -10,6 +10,8 @@ import torch
 
 from minidsv3 import DeepSeekV3, ModelConfig, fp8
 from minidsv3.device import has_fast_bf16
+from minidsv3.measure import plots
+from minidsv3.measure.plots import png
 from minidsv3.study import fp8 as study
 from minidsv3.study import pool
 from minidsv3.study.loss_error import relative_error
@@ -169,8 +171,16 @@ def small_and_here(monkeypatch):
     torch.set_num_threads(threads)
 
 
-def test_a_miniature_study_runs_and_goes_on(tmp_path, capsys, small_and_here):
-    """Oracle: that of the next test, without its processes."""
+def test_a_miniature_study_runs_and_goes_on(tmp_path, monkeypatch, capsys, small_and_here):
+    """Oracle: that of the next test, without its processes. The picture is drawn only once."""
+    drawn = []
+
+    def draw_once(fig, dpi):
+        if not drawn:
+            drawn.append(png(fig, dpi))
+        return drawn[0]
+
+    monkeypatch.setattr(plots, "png", draw_once)
     runs_and_goes_on(tmp_path, capsys)
 
 

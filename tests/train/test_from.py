@@ -13,6 +13,8 @@ from minidsv3.data.foreign import ForeignTokenizer, read_tokenizer
 from minidsv3.train.checkpoint import RunFolder
 from tests.data.test_foreign import byte_level
 
+pytestmark = pytest.mark.usefixtures("short_end")
+
 
 @pytest.fixture
 def from_run(finished_run, small_text):

@@ -11,6 +11,8 @@ from minidsv3.train.checkpoint import RunFolder
 from minidsv3.train.options import configure, parse_arguments
 from tests.train.test_trainer import ctrl_c_in_the_third_step, metrics
 
+pytestmark = pytest.mark.usefixtures("short_end")
+
 
 def without_steps(miniature, *more):
     """The arguments of the miniature run without its number of steps."""

@@ -13,6 +13,8 @@ from minidsv3.train.trainer import Trainer
 from tests.conftest import MINIATURE
 from tests.train.test_trainer import metrics
 
+pytestmark = pytest.mark.usefixtures("short_end")
+
 
 def fail(*_, **__):
     raise RuntimeError("no such font\nand more lines")

@@ -24,6 +24,7 @@ from minidsv3.train import recipe
 from minidsv3.train.checkpoint import RunFolder
 from tests.train.test_trainer import ctrl_c_in_the_third_step, metrics
 
+pytestmark = pytest.mark.usefixtures("short_end")
 ROOT = Path(__file__).resolve().parents[2]
 
 

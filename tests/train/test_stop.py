@@ -21,6 +21,7 @@ from minidsv3.train.trainer import Trainer
 from tests.conftest import MINIATURE
 from tests.train.test_trainer import metrics
 
+pytestmark = pytest.mark.usefixtures("short_end")
 ROOT = Path(__file__).resolve().parents[2]
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal or terminal")
 

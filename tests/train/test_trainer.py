@@ -19,11 +19,13 @@ from minidsv3 import DeepSeekV3, hf
 from minidsv3.data import corpus
 from minidsv3.data.tokenizer import Tokenizer
 from minidsv3.infer.text import complete
+from minidsv3.train import report
 from minidsv3.train.checkpoint import EXPORTS, RunFolder
 from minidsv3.train.recipe import learning_rate_factor
 from minidsv3.train.step import Diverged
 from minidsv3.train.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("short_end")
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = ("step", "tokens", "loss", "mtp_loss", "balance_loss", "bits_per_byte", "lr", "max_vio")
 
@@ -276,8 +278,10 @@ def test_weights_that_are_not_finite_at_the_end_are_not_saved(miniature, tmp_pat
 
 
 @pytest.mark.parametrize("window", [32, 64])
-def test_the_sample_stays_within_the_window_that_is_written(miniature, tmp_path, capsys, window):
+def test_the_sample_stays_within_the_window_that_is_written(
+        miniature, tmp_path, monkeypatch, capsys, window):
     """Oracle: no notice, though a sample usually has 200 tokens; config.json says the window."""
+    monkeypatch.setattr(report, "complete", complete)            # the sample in full
     folder = tmp_path / "run"
     wish = miniature.index("max_position_embeddings=256")
     arguments = [*miniature[:wish - 1], *miniature[wish + 1:], "--steps", "1",
