@@ -60,6 +60,13 @@ from .service import puzzle as puzzle
 from .service import replicate as replicate
 from .service import slots_of as slots_of
 from .service import waits as waits
+from .training import adamw_step as adamw_step
+from .training import bill as bill
+from .training import difference_and_error as difference_and_error
+from .training import merge_once as merge_once
+from .training import orthogonalise as orthogonalise
+from .training import part_losses as part_losses
+from .training import rates as rates
 from .travel import combine as combine
 from .travel import copies_between_nodes as copies_between_nodes
 from .travel import dispatch as dispatch

@@ -56,6 +56,14 @@ from .service import pour as pour
 from .service import replicate as replicate
 from .service import slots_of as slots_of
 from .service import waits as waits
+from .training import adamw_step as adamw_step
+from .training import bill as bill
+from .training import difference_and_error as difference_and_error
+from .training import learning_rate as learning_rate
+from .training import merge_once as merge_once
+from .training import orthogonalise as orthogonalise
+from .training import part_losses as part_losses
+from .training import polar_factor as polar_factor
 from .travel import combine as combine
 from .travel import copies_between_nodes as copies_between_nodes
 from .travel import copies_table as copies_table

@@ -51,6 +51,10 @@ from .service import by_kind as by_kind
 from .service import one_user as one_user
 from .service import queues as queues
 from .service import stacks as stacks
+from .training import differences as differences
+from .training import road as road
+from .training import schedules as schedules
+from .training import singular_values as singular_values
 from .travel import journeys as journeys
 from .window import dials as dials
 from .window import four_maps as four_maps

@@ -368,3 +368,35 @@ def test_each_product_has_a_tile_along_its_sum(pictures):
         lit = [patch for patch in panel.patches if patch.get_facecolor()[:3] != (1, 1, 1)]
         sizes.append([(patch.get_width(), patch.get_height()) for patch in lit[:2]])
     assert sizes == [[(4, 1), (4, 4)], [(4, 1), (4, 4)], [(4, 1), (1, 4)]]
+
+
+def test_the_road_repeats_three_of_seven_boxes(pictures):
+    """Oracle: by hand; six boxes are lit, the model is not, and an arrow leads back to it."""
+    ax, = pictures.road().axes
+    colours = [patch.get_facecolor() for patch in ax.patches]
+    assert len(colours) == 7 and colours.count(to_rgba("#E69F00")) == 6
+    line, = ax.lines
+    boxes = [patch.get_x() for patch in ax.patches]
+    assert boxes[4] < line.get_xdata()[0] < boxes[5] and boxes[2] < line.get_xdata()[-1] < boxes[3]
+
+
+def test_schedules_and_singular_values_show_what_they_are_given(pictures):
+    """Oracle: the numbers that went in; by hand, the second way ends within 25 % of 1."""
+    ax, = pictures.schedules([0, 1], {"a": [1, 0.5], "b": [0, 1]}, "finding").axes
+    assert [list(line.get_ydata()) for line in ax.lines] == [[1, 0.5], [0, 1]]
+    curves = {"slow": [[0.1, 0.5], [0.2, 0.9]], "quick": [[0.1, 0.5], [0.75, 1.2]]}
+    figure = pictures.singular_values(curves)
+    assert [line.get_ydata().tolist() for line in figure.axes[1].lines[:2]] == [
+        [0.1, 0.75], [0.5, 1.2]]
+    assert figure.get_suptitle() == "After 1 steps quick is within 25% of 1"
+
+
+def test_differences_are_taken_by_seed_and_named_beyond_two_errors(pictures):
+    """Oracle: by hand; 1, 2 and 3 more than the baseline, and as much above as below."""
+    scores = {"old": [5, 6, 7], "clear": [6, 8, 10], "chance": [4, 6, 8]}
+    ax, = pictures.differences(scores, baseline="old").axes
+    assert [list(line.get_xdata()) for line in ax.lines if line.get_linestyle() == "None"
+            and len(line.get_xdata()) == 3][:2] == [[1, 2, 3], [-1, 0, 1]]
+    assert ax.get_title(loc="left") == "clear differs from the old by more than twice the error"
+    ax, = pictures.differences({"old": [5, 6], "chance": [4, 7]}, baseline="old").axes
+    assert ax.get_title(loc="left").startswith("Nothing differs from the old")
