@@ -169,7 +169,7 @@ def test_a_tokenizer_that_transformers_wrote_again_gives_the_same_file(tmp_path,
                        gguf.GGUFReader(tmp_path / f"{name}.gguf").fields.items()})
     wanted = fields[0] | {"tokenizer.ggml.add_bos_token": bos}
     assert {key for key in wanted if fields[1].get(key) != wanted[key]} == set()
-    assert fields[1].keys() == wanted.keys() and len(wanted) > 40
+    assert fields[1].keys() == wanted.keys() and len(wanted) >= 40
 
 
 @pytest.mark.clients
