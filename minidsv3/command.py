@@ -1,6 +1,7 @@
 """What all commands share: help that shows the docstring, and errors of one line."""
 
 import argparse
+import errno
 import os
 import shlex
 import signal
@@ -57,8 +58,8 @@ def script(name):
     return name if Path.cwd() == REPOSITORY else str(REPOSITORY / name)
 
 
-class Stderr:
-    """A stream for progress and notices that ends nothing when it cannot be written.
+class SafeStream:
+    """A stream that ends nothing when it cannot be written.
 
     Its reader may have gone, as with `2>&1 | head` or a closed terminal, or it may be None. lost:
     whether that has happened.
@@ -120,8 +121,8 @@ def answer(work, unread=False):
     """
     if hasattr(sys.stdout, "reconfigure"):       # legacy consoles cannot encode every character
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")
-    out = Stderr(sys.stdout) if unread else sys.stdout or nowhere()
-    with redirect_stderr(Stderr(sys.stderr)), redirect_stdout(out):
+    out = SafeStream(sys.stdout) if unread else sys.stdout or nowhere()
+    with redirect_stderr(SafeStream(sys.stderr)), redirect_stdout(out):
         try:
             code = work() or 0
             return 141 if code == 0 and unread and out.lost else code
@@ -131,13 +132,13 @@ def answer(work, unread=False):
         except BrokenPipeError:                  # the reader has closed the pipe, as `| head` does
             lead_nowhere(sys.stdout)
             return 141
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
+        except (MemoryError, RuntimeError, UserError, OSError) as error:
+            if out_of_memory(error):
+                print("error: there is not enough memory; give less text, or choose a smaller "
+                      "model, batch or window.", file=sys.stderr)
+                return 2
+            if isinstance(error, RuntimeError):
                 raise
-            print("error: there is not enough memory; give less text, or choose a smaller model, "
-                  "batch or window.", file=sys.stderr)
-            return 2
-        except (UserError, OSError) as error:
             # An error with errno comes from the system, whose message names no remedy.
             advice = ("; check the disk and the permissions." if getattr(error, "errno", None)
                       else "")
@@ -146,7 +147,12 @@ def answer(work, unread=False):
 
 
 def out_of_memory(error):
-    """Whether this error says that memory is short; torch's own, a RuntimeError, has many texts."""
-    return isinstance(error, MemoryError) or any(
-        words in str(error) for words in ("out of memory", "can't allocate memory",
-                                          "not enough memory"))
+    """Whether this error says that memory is short.
+
+    torch has a type for it on CUDA alone. On a CPU and on a Mac it raises a plain RuntimeError,
+    which only its text tells from others; CUDA's text has the same words.
+    """
+    if isinstance(error, RuntimeError):
+        return any(words in str(error) for words in ("out of memory", "can't allocate memory",
+                                                     "not enough memory"))
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM

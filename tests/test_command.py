@@ -1,6 +1,8 @@
 """How a command ends: one line for a user's error, a traceback for a programming mistake."""
 
+import errno
 import io
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 from minidsv3.command import (
     REPOSITORY,
     Parser,
-    Stderr,
+    SafeStream,
     UserError,
     answer,
     command_line,
@@ -115,6 +117,16 @@ def test_too_little_memory_for_a_tensor_is_one_line(said, capsys):
     assert line.startswith("error: there is not enough memory; ")
 
 
+@pytest.mark.parametrize("error", [
+    OSError(errno.ENOMEM, "Cannot allocate memory"), MemoryError(),
+    OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), "model.safetensors")])
+def test_too_little_memory_in_the_system_s_words_is_the_same_line(error, capsys):
+    """As from mmap. Oracle: the words; a look at the disk would not help."""
+    assert answer(fail(error)) == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: there is not enough memory; ") and "disk" not in line
+
+
 def test_without_stdout_a_command_works(monkeypatch):
     """As after `>&-`, or under pythonw. Oracle: the exit code of the work."""
     monkeypatch.setattr(sys, "stdout", None)
@@ -144,7 +156,7 @@ def test_work_that_is_done_for_its_files_goes_on_when_nobody_reads(monkeypatch, 
 
 def test_names_of_others_are_shown_as_signs_too(monkeypatch, capsys):
     """Errors and notices name files and tensors of others. Oracle: the characters by hand."""
-    monkeypatch.setattr(Stderr, "isatty", lambda self: True)
+    monkeypatch.setattr(SafeStream, "isatty", lambda self: True)
     answer(lambda: notice("left out: \x1b[31mred.txt") or fail(UserError("no tensor \x9b2J"))())
     assert capsys.readouterr().err == "left out: \u241b[31mred.txt\nerror: no tensor \\x9b2J\n"
 

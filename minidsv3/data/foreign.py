@@ -65,7 +65,8 @@ class ForeignTokenizer:
 
     A prompt may contain special tokens, as chat prompts do. A corpus may not: where its text spells
     one, that stays text. Prompts begin with BOS if config.json names one, because the released
-    model was trained that way. Special tokens, and ids that the tokenizer lacks, have no bytes.
+    model was trained that way, unless the tokenizer says otherwise. Special tokens, and ids that
+    the tokenizer lacks, have no bytes.
     """
 
     def __init__(self, path, config):
@@ -75,7 +76,8 @@ class ForeignTokenizer:
             self.for_prompts = tokenizers.Tokenizer.from_str(json.dumps(content))
             if not is_byte_level(content, self.for_prompts):
                 raise ValueError("it is not byte-level BPE")
-            named = self.for_prompts.token_to_id(named_eos(self.path) or "")
+            settings = settings_beside(self.path)
+            named = self.for_prompts.token_to_id(named_eos(settings) or "")
             self.ends = config.end_ids or (() if named is None else (named,))
             marks = self.fim_begin_id, self.fim_hole_id, self.fim_end_id = [
                 self.for_prompts.token_to_id(mark) for mark in (FIM_BEGIN, FIM_HOLE, FIM_END)]
@@ -103,6 +105,8 @@ class ForeignTokenizer:
             raise UserError(f"{path} has token {max(token_bytes)}, but config.json says "
                             f"vocab_size={config.vocab_size}; they belong to different models.")
         self.token_bytes = [token_bytes.get(number, b"") for number in range(config.vocab_size)]
+        if without_bos(settings) and self.bos_id not in self.for_prompts.encode("").ids:
+            self.bos_id = None
         if named is not None and named not in self.ends:
             say_ends_differ(self.path, config, named)
 
@@ -208,8 +212,22 @@ def without_special(content, special):
     return tokenizer
 
 
-def named_eos(path):
-    """The text of eos_token in the tokenizer_config.json beside a tokenizer.json; None if none."""
+def settings_beside(path):
+    """The tokenizer_config.json beside a tokenizer.json; empty if there is none."""
     beside = path.with_name("tokenizer_config.json")
-    token = read_json(beside).get("eos_token") if beside.is_file() else None
+    return read_json(beside) if beside.is_file() else {}
+
+
+def named_eos(settings):
+    """The text of eos_token in a tokenizer_config.json; None if it names none."""
+    token = settings.get("eos_token")
     return token.get("content") if isinstance(token, dict) else token
+
+
+def without_bos(settings):
+    """Whether a tokenizer_config.json leaves it to tokenizer.json to put BOS in front of a text.
+
+    It may say so, or be of one of our models, which never saw BOS. transformers drops
+    add_bos_token when it writes such a file again, and keeps the other key, which only ours have.
+    """
+    return settings.get("add_bos_token") is False or settings.get("split_special_tokens") is True

@@ -180,7 +180,9 @@ class Tokenizer:
             splits = tuple(split["pattern"]["Regex"]
                            for split in content["pre_tokenizer"]["pretokenizers"][:-1])
             tokenizer = cls(merged, len(vocabulary), splits, special)
-            understood = all(content[part] == mine for part, mine in tokenizer.as_json().items())
+            complete = all(bytes([byte]) in tokenizer.ranks for byte in range(256))
+            understood = complete and all(content[part] == mine
+                                          for part, mine in tokenizer.as_json().items())
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             understood = False
         if not understood:

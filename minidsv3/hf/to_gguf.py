@@ -24,7 +24,8 @@ def write_gguf(folder, out):
 
     Raises UserError if the library is missing, or llama.cpp would compute or read something else.
     """
-    gguf, config, content = library(), read_config(folder), tokenizer_content(folder)
+    gguf, config = library(), read_config(folder)
+    content = tokenizer_content(folder, config.vocab_size)
     check(config)
     if out.exists() or out.is_symlink():
         raise UserError(f"{out} exists already; name a new file.")
@@ -59,7 +60,7 @@ def library():
     return gguf
 
 
-def tokenizer_content(folder):
+def tokenizer_content(folder, vocab_size):
     """The content of tokenizer.json. Raises UserError if llama.cpp would give other ids."""
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -69,11 +70,20 @@ def tokenizer_content(folder):
         steps = content["pre_tokenizer"].get("pretokenizers", [])
         splits = tuple(step["pattern"]["Regex"] for step in steps if step["type"] == "Split")
         usable = splits == RELEASED and content["model"]["type"] == "BPE"
+        last = max(*content["model"]["vocab"].values(), *(
+            token["id"] for token in content.get("added_tokens") or []))
     except (LookupError, TypeError, AttributeError):
         usable = False
     if not usable:
         raise UserError(f"{path} splits texts in another way than the released model, and "
                         "llama.cpp knows only that one: train with --set splits=released.")
+    normalizer = content.get("normalizer") or {}
+    if normalizer.get("normalizers", normalizer):        # the release has an empty sequence
+        raise UserError(f"{path} changes texts before it splits them (normalizer), and llama.cpp "
+                        "would not; take the normalizer out.")
+    if last >= vocab_size:
+        raise UserError(f"{path} has token {last}, but config.json says vocab_size={vocab_size}; "
+                        "they belong to different models.")
     return content
 
 
@@ -164,7 +174,8 @@ def add_tokenizer(writer, gguf, folder, config, content):
         writer.add_bos_token_id(config.bos_token_id)
     if config.end_ids:
         writer.add_eos_token_id(config.end_ids[0])
-    writer.add_add_bos_token(bool(settings.get("add_bos_token")))
+    begins = ((content.get("post_processor") or {}).get("single") or [{}])[0]
+    writer.add_add_bos_token(bool(settings.get("add_bos_token")) or "SpecialToken" in begins)
 
 
 def add_tensors(writer, gguf, model):

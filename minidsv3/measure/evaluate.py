@@ -38,7 +38,7 @@ class Evaluation(NamedTuple):
 
     bits_per_byte: float
     max_vio: list                                # per sparse block over all windows, MTP last
-    mtp_agreement: float                         # share of positions where draft = main choice
+    mtp_agreement: float | None                  # share of drafts that are the main choice
 
 
 @torch.inference_mode()
@@ -69,7 +69,7 @@ def evaluate(model, inputs, targets, raw_bytes, batch=None):
     nats, agreed, compared = map(total, (nats, agreed, compared))
     return Evaluation(nats / math.log(2) / raw_bytes,
                       [round(v, 4) for v in max_violation(loads).tolist()],
-                      agreed / compared if compared else 0.0)
+                      round(agreed / compared, 4) if compared else None)
 
 
 def max_violation(load):
@@ -222,7 +222,7 @@ def measure(arguments):
     figures = {"data": name, "bytes": size, "tokens": int((targets != -100).sum()),
                "window": window, "dtype": str(model.norm.weight.dtype)[6:],
                "bits_per_byte": round(result.bits_per_byte, 4), "max_vio": result.max_vio,
-               "mtp_agreement": round(result.mtp_agreement, 4)}
+               "mtp_agreement": result.mtp_agreement}
     if arguments.samples:
         figures["share_that_parses"] = share_that_parses(
             model, tokenizer, arguments.samples, arguments.length)
@@ -271,6 +271,8 @@ def run(arguments):
     labels = {"bits_per_byte": "bits per byte", "max_vio": "MaxVio by layer",
               "mtp_agreement": "MTP draft = main choice", "share_that_parses": "samples that parse"}
     for key, value in figures.items():
+        if value is None:                        # no drafts: 0 would say that they are bad
+            continue
         text = f"{value:,}" if isinstance(value, int) else str(value).strip("[]")
         print(f"{labels.get(key, key):25}{text}")
     return 0

@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 import torch
 from tqdm import tqdm
 
-from ..command import Stderr, UserError
+from ..command import SafeStream, UserError
 from ..train.checkpoint import RunFolder
 from ..train.owner import owned
 from ..train.prepare import make_trainer
@@ -42,7 +42,7 @@ def train(config, recipe, folder, device=CPU):
 
 def begin_process():
     """What a process of a study begins with: Ctrl-C ends it at once, unless it is ignored."""
-    sys.stderr = Stderr(sys.stderr)
+    sys.stderr = SafeStream(sys.stderr)
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 

@@ -38,13 +38,16 @@ def make_model(model_config, config, device, start=""):
 
 def begin_from(model, folder):
     """Copy the weights of a checkpoint. UserError if they have other shapes than the model."""
-    weights = hf.load(folder, torch.float32).state_dict()
+    source = hf.load(folder, torch.float32)
     try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:                # torch lists all differences from line two on
-        first = str(error).splitlines()[1].strip()
-        raise UserError(f"--from {folder}: {first} Leave out what --set changes of the "
-                        "model.") from None
+        model.load_state_dict(source.state_dict())
+    except RuntimeError:                         # torch names each tensor of another shape
+        its = source.config.to_dict()
+        changed = [f"{name}={value!r}, not {its[name]!r}"
+                   for name, value in model.config.to_dict().items()
+                   if value != its[name] and name != "max_position_embeddings"]
+        raise UserError(f"--from {folder}: its weights do not fit a model with "
+                        f"{', '.join(changed)}; leave what changes shapes out of --set.") from None
 
 
 def make_trainer(model_config, recipe, folder, device, saved=None, team=ALONE):

@@ -139,7 +139,7 @@ def summary(run, result, averaged, tokens):
     figures = {"val_bits_per_byte": result.bits_per_byte, "val_bits_per_byte_ema": averaged,
                "seconds": round(run.seconds, 1), "steps": run.step, "tokens": tokens,
                "tokens_per_s": round(tokens / run.seconds, 1), "max_vio": result.max_vio,
-               "mtp_agreement": round(result.mtp_agreement, 4),
+               "mtp_agreement": result.mtp_agreement,
                "parameters": total, "parameters_active": active, "device": str(run.device),
                "dtype": "fp8" if in_fp8 else str(model.activation_dtype).removeprefix("torch."),
                "seed": config.seed, "torch": torch.__version__,

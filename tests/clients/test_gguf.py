@@ -3,15 +3,20 @@
 Needs tests/clients/requirements.txt; run it with: pytest -m clients tests/clients
 """
 
+import json
+import re
+import shutil
 import sys
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import processors
+from transformers import AutoTokenizer
 
 from minidsv3 import hf
 from minidsv3.config import RopeScaling
-from minidsv3.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from minidsv3.data.tokenizer import BOS, SPECIAL_TOKENS, Tokenizer
 from minidsv3.hf.__main__ import main
 from tests.data.test_foreign import TEXTS
 from tests.hf.example import YARN, random_model
@@ -132,6 +137,54 @@ def test_what_llama_cpp_would_read_otherwise_is_refused(tmp_path, capsys, change
     assert main(["convert", str(tmp_path / "model"), str(tmp_path / "new/m.gguf")]) == 2
     line, = capsys.readouterr().err.splitlines()
     assert words in line and not (tmp_path / "new").exists()
+
+
+def changed(folder, change):
+    """Change the contents of a tokenizer.json."""
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def with_bos(content):
+    content["post_processor"] = json.loads(processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, 0)]).__getstate__())
+
+
+@pytest.mark.clients
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_tokenizer_that_transformers_wrote_again_gives_the_same_file(tmp_path, bos):
+    """Oracle: all settings and tokens of the file of before; BOS in front if texts begin with it."""
+    gguf = pytest.importorskip("gguf", reason="pip install -r tests/clients/requirements.txt")
+    made(tmp_path / "model")
+    shutil.copytree(tmp_path / "model", tmp_path / "again")
+    AutoTokenizer.from_pretrained(tmp_path / "again").save_pretrained(tmp_path / "again")
+    if bos:
+        changed(tmp_path / "again", with_bos)
+    fields = []
+    for name in ("model", "again"):
+        assert main(["convert", str(tmp_path / name), str(tmp_path / f"{name}.gguf")]) == 0
+        fields.append({key: field.contents() for key, field in
+                       gguf.GGUFReader(tmp_path / f"{name}.gguf").fields.items()})
+    wanted = fields[0] | {"tokenizer.ggml.add_bos_token": bos}
+    assert {key for key in wanted if fields[1].get(key) != wanted[key]} == set()
+    assert fields[1].keys() == wanted.keys() and len(wanted) >= 40
+
+
+@pytest.mark.clients
+@pytest.mark.parametrize("change, words", [
+    (lambda content: content.update(normalizer={"type": "NFKC"}), "changes texts"),
+    (lambda content: content["model"]["vocab"].update(more=330), "token 330, but .*=330"),
+    (lambda content: content["added_tokens"].append({"id": 345, "content": "<|x|>"}), "token 345")])
+def test_a_tokenizer_that_the_file_cannot_hold_is_refused(tmp_path, capsys, change, words):
+    """Oracle: one line with the value; no file."""
+    pytest.importorskip("gguf", reason="pip install -r tests/clients/requirements.txt")
+    made(tmp_path / "model")
+    changed(tmp_path / "model", change)
+    assert main(["convert", str(tmp_path / "model"), str(tmp_path / "m.gguf")]) == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert re.search(words, line) and not (tmp_path / "m.gguf").exists()
 
 
 @pytest.mark.clients

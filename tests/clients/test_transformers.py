@@ -177,6 +177,30 @@ def test_a_tokenizer_written_by_transformers_is_still_ours(folder, tmp_path, spe
         assert texts[0] == texts[1]
 
 
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("bos", [False, True])
+def test_tokens_that_a_user_added_change_no_other_ids(folder, tmp_path, special, bos):
+    """Oracle: transformers' ids, which begin with BOS only if the user wanted that; its text."""
+    theirs, model = AutoTokenizer.from_pretrained(folder), in_transformers(folder)
+    theirs.add_tokens(["<|say|>", "return"], special_tokens=special)
+    theirs.add_bos_token = bos
+    model.resize_token_embeddings(len(theirs), pad_to_multiple_of=8, mean_resizing=False)
+    for each in (theirs, model):
+        each.save_pretrained(tmp_path / "tuned")
+    theirs, model = AutoTokenizer.from_pretrained(tmp_path / "tuned"), hf.load(tmp_path / "tuned")
+    ours = read_tokenizer(tmp_path / "tuned", model.config)
+    assert (model.config.vocab_size, len(theirs)) == (328, 322)
+    for text in ["<|say|>return x", " a  return\n\n", "Ünïcödé 東京 123", "\0\r\n",
+                 "returns<|say"]:
+        ids = theirs(text, split_special_tokens=False).input_ids
+        assert ours.encode_prompt(text) == ids and (ids[0] == 0) == bos
+        assert ours.decode(ours.encode(text)) == text
+    ids = torch.tensor([theirs("<|say|>x", split_special_tokens=False).input_ids])
+    wanted = in_transformers(tmp_path / "tuned").generate(ids, max_new_tokens=6, do_sample=False)
+    pieces = list(complete(model, ours, "<|say|>x", 6))
+    assert [piece.token for piece in pieces[:-1]] == wanted[0, ids.size(1):].tolist()
+
+
 @pytest.mark.parametrize("change", [
     lambda content: content["added_tokens"].append({"id": 320, "content": "<new>"}),
     lambda content: content["added_tokens"][0].update(id=7),

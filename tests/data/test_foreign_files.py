@@ -9,7 +9,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from minidsv3 import DeepSeekV3
 from minidsv3.command import UserError
 from minidsv3.data.foreign import read_tokenizer
-from minidsv3.data.tokenizer import BOS, EOS, FIM_HOLE, Tokenizer
+from minidsv3.data.tokenizer import BOS, EOS, FIM_HOLE, VISIBLE, Tokenizer
 from minidsv3.infer.text import complete, split_prompt
 from tests.data.test_foreign import CONFIG, TEXTS, byte_level
 
@@ -137,6 +137,33 @@ def test_a_tokenizer_without_some_bytes_is_refused(tmp_path):
     with pytest.raises(UserError, match="no token for 2.. of the bytes .* 0 among") as caught:
         read_tokenizer(tmp_path, CONFIG)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("byte", [0x0D, 0x51, 0xD0])
+def test_a_tokenizer_of_ours_without_a_byte_is_refused(tmp_path, byte):
+    """Somebody has renamed the token of a byte. Oracle: one line with the byte."""
+    Tokenizer.train(["aaa"], 420).save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    vocabulary["unused"] = vocabulary.pop(VISIBLE[byte])
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match=f"no token for 1 of the bytes .* {byte} among") as caught:
+        read_tokenizer(tmp_path, CONFIG)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("settings, first", [
+    ({}, [0]), ({"add_bos_token": True}, [0]), ({"add_bos_token": None}, [0]),
+    ({"add_bos_token": False}, []), ({"split_special_tokens": True}, [])])
+def test_bos_stays_out_of_a_prompt_where_the_tokenizer_says_so(tmp_path, settings, first):
+    """Oracle: by hand. Without a word about it BOS comes first, as in the released model."""
+    tokenizer = read_tokenizer(written(
+        tmp_path, lambda content: content.update(post_processor=None), eos_token=EOS, **settings),
+        CONFIG)
+    assert tokenizer.encode_prompt("words") == first + tokenizer.encode("words")
+    assert tokenizer.start_id == (0 if first else 1)
+    assert tokenizer.decode_bytes([0]) == b""
 
 
 def test_bytes_that_no_text_has_may_be_absent(tmp_path):

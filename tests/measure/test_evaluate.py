@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import train_tiny
 from minidsv3 import DeepSeekV3, ModelConfig
 from minidsv3.data.batches import raw_bytes, validation_windows
 from minidsv3.data.corpus import Corpus, Document
@@ -83,16 +84,16 @@ def test_agreement_compares_guesses_at_the_same_token(setting):
                         same += guess == main[i + k]
                         count += 1
     result = evaluate(model, inputs, targets, raw_bytes([document]), 4)
-    assert result.mtp_agreement == pytest.approx(same / count)
+    assert result.mtp_agreement == round(same / count, 4)
 
 
 def test_a_dense_model_without_mtp_has_no_balance(setting):
-    """Oracle: an empty list and zero, not an error."""
+    """Oracle: an empty list and None, not an error and no share."""
     _, inputs, targets, document = setting
     model = DeepSeekV3(ModelConfig.preset("tiny").replace(
         vocab_size=290, num_hidden_layers=1, num_nextn_predict_layers=0)).eval()
     result = evaluate(model, inputs, targets, raw_bytes([document]))
-    assert result.max_vio == [] and result.mtp_agreement == 0.0 and result.bits_per_byte > 0
+    assert result.max_vio == [] and result.mtp_agreement is None and result.bits_per_byte > 0
 
 
 @pytest.mark.parametrize("text, valid", [
@@ -110,6 +111,19 @@ def test_valid_up_to_the_last_statement(text, valid, recwarn):
     """Oracle: each text judged by hand; no warning about the text reaches the user."""
     assert parses_to_last_statement(text) is valid
     assert not recwarn.list
+
+
+def test_without_mtp_no_share_is_shown(miniature, tmp_path, capsys):
+    """A share of 0 would say that the drafts are bad. Oracle: null in JSON, no row in the table."""
+    folder = str(tmp_path / "run")
+    assert train_tiny.main([*miniature, "--steps", "1", "--set", "num_nextn_predict_layers=0",
+                            "--out", folder]) == 0
+    assert json.loads((tmp_path / "run/summary.json").read_text())["mtp_agreement"] is None
+    capsys.readouterr()
+    for json_asked, words in ((["--json"], '"mtp_agreement": null'), ([], "bits per byte")):
+        assert evaluate_module.main([folder, "--samples", "0", *json_asked]) == 0
+        out = capsys.readouterr().out
+        assert words in out and "MTP draft" not in out and "None" not in out
 
 
 def test_the_command_repeats_the_figures_of_a_run(finished_run, capsys):

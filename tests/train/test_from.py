@@ -106,15 +106,19 @@ def without_marks(folder):
 @pytest.mark.parametrize("options, words", [
     (["--from", "nowhere"], "no folder nowhere"),
     (["--from", "."], "config.json is missing"),
-    (["--set", "hidden_size=64"], "--from .* hidden_size|--from .*size mismatch"),
-    (["--set", "num_hidden_layers=3"], "--from .*Missing key")])
+    (["--set", "hidden_size=64"], "--from .*finished: .* hidden_size=64, not 32; leave what"),
+    (["--set", "num_hidden_layers=3"], "--from .*num_hidden_layers=3, not 2; leave"),
+    (["--set", "num_nextn_predict_layers=0"], "num_nextn_predict_layers=0, not 1; leave"),
+    (["--set", "window=300", "--set", "q_lora_rank=null", "--set", "n_group=1", "--set",
+      "topk_group=1"], "model with q_lora_rank=None, not 16, n_group=1, not 2; leave")])
 def test_what_cannot_begin_is_told_in_one_line(from_run, tmp_path, monkeypatch, capsys, options,
                                                words):
     """Oracle: the words of the error; no folder is left behind."""
     monkeypatch.chdir(tmp_path)
     assert train_tiny.main([*from_run, *options, "--out", str(tmp_path / "new")]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and re.search(words, lines[0]), lines
+    assert re.search(words, lines[-1]) and len(lines[-1]) < 400, lines
+    assert len(lines) == 1 + ("window=300" in options)             # the longer window is said
     assert not (tmp_path / "new").exists()
 
 

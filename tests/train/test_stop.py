@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import train_tiny
-from minidsv3.command import Stderr
+from minidsv3.command import SafeStream
 from minidsv3.train import report
 from minidsv3.train.checkpoint import RunFolder
 from minidsv3.train.stop import SIGNALS
@@ -162,7 +162,7 @@ def test_what_a_stream_still_holds_is_not_written_at_exit():
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "w", encoding="utf-8") as stream:
-        silent = Stderr(stream)
+        silent = SafeStream(stream)
         silent.write("text")
         silent.flush()
         silent.write("more")
