@@ -49,8 +49,8 @@ def absorb_query(student, hint=1):
         "Vectors are rows here. What is the transposed matrix times q, if q is a row?",
         "Head by head, q_nope (T, Dn) stands on the left of w_uk (Dn, Rkv); the operator @ does "
         "this for all heads at once."), hint,
-        describe=lambda q, w: f"{len(q)} head{'s' * (len(q) > 1)}, T={q.shape[1]}, "
-        f"Dn={q.shape[2]}, Rkv={w.shape[2]}", slips=slips)
+        describe=lambda q, w: f"{len(q)} {'head' if len(q) == 1 else 'heads'}, "
+        f"T={q.shape[1]}, Dn={q.shape[2]}, Rkv={w.shape[2]}", slips=slips)
 
 
 def keys_of_heads(student, hint=1):

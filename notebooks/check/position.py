@@ -105,8 +105,8 @@ def turns(student, hint=1):
     return compare(student, cases, oracles.turns, (
         "By which angle does a hand turn in the whole window?",
         "The angle is window * theta. Divide it by the angle of one turn, 2 pi."), hint,
-        describe=lambda window, theta: f"window={window}, {len(theta)} pair"
-        f"{'s' * (len(theta) > 1)}", slips=slips)
+        describe=lambda window, theta: f"window={window}, {len(theta)} "
+        f"{'pair' if len(theta) == 1 else 'pairs'}", slips=slips)
 
 
 def half_order(student, hint=1):
