@@ -207,7 +207,7 @@ def in_language(content, table, out):
         if cell["cell_type"] == "code":
             source = translated(source, table["strings"])
             if "setup" in cell["metadata"].get("tags", []):     # check and pictures of this folder
-                source = source.replace('/ "notebooks"', f"/ {quoted(out.resolve().as_posix())}")
+                source = source.replace("str(NOTEBOOKS)", quoted(out.resolve().as_posix()))
         elif entry and entry["english"] == hash_of(source):
             source = entry["chinese"]
         cell["source"] = source.splitlines(keepends=True)

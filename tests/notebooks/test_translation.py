@@ -139,7 +139,10 @@ def test_a_folder_with_work_in_it_is_refused(tmp_path):
 
 
 def test_a_folder_of_one_notebook_is_complete(tmp_path, capsys):
-    """Oracle: the English notebook: as many cells, the same outputs, and its folders beside it."""
+    """Oracle: the English notebook: as many cells, the same outputs, and its folders beside it.
+
+    Checkpoints are those of the repository, wherever the folder is.
+    """
     assert translate.main(["zh", "00", "--out", str(tmp_path / "zh")]) == 0
     path, = (tmp_path / "zh").glob("*.ipynb")
     made, english = translate.read(path), translate.read(PATHS[0])
@@ -148,5 +151,7 @@ def test_a_folder_of_one_notebook_is_complete(tmp_path, capsys):
         cell.get("outputs") for cell in english["cells"]]
     setup, = (cell for cell in made["cells"] if cell["id"] == "setup")
     assert json.dumps((tmp_path / "zh").resolve().as_posix()) in "".join(setup["source"])
+    assert 'NOTEBOOKS = Path(minidsv3.__file__).parents[1] / "notebooks"' in "".join(
+        setup["source"])
     for folder in ("check", "oracles", "pictures/en", "pictures/zh"):
         assert (tmp_path / "zh" / folder / "__init__.py").exists()
