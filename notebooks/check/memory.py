@@ -52,8 +52,8 @@ def decoder_step(student, hint=1):
         "that is kept. (The numbers are: what is returned, the kept keys, the kept values.)",
         "torch.cat with dim=1 joins along the tokens; dim=0 is the axis of the heads. All kept "
         "tokens are older than the query or its own, so attention needs no mask."), hint,
-        describe=lambda q, k, v, keys, values: f"{len(q)} head{'s' * (len(q) > 1)}, "
-        f"{keys.shape[1]} kept token{'s' * (keys.shape[1] > 1)}",
+        describe=lambda q, k, v, keys, values: f"{len(q)} {'head' if len(q) == 1 else 'heads'}, "
+        f"{keys.shape[1]} kept {'token' if keys.shape[1] == 1 else 'tokens'}",
         slips=[(words, with_cache(slip)) for words, slip in STEP_SLIPS])
 
 

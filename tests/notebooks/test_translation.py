@@ -4,13 +4,17 @@ Oracles: the English notebooks themselves; Python's parser; the table of terms i
 """
 
 import ast
+import importlib
 import json
 import re
+import sys
 import warnings
 
 import pytest
+from matplotlib import font_manager
 
 from minidsv3.command import UserError
+from minidsv3.measure import plots
 from tests.notebooks.conftest import NOTEBOOKS, imported
 
 PATHS, translate = sorted(NOTEBOOKS.glob("*.ipynb")), imported("translate")
@@ -139,7 +143,10 @@ def test_a_folder_with_work_in_it_is_refused(tmp_path):
 
 
 def test_a_folder_of_one_notebook_is_complete(tmp_path, capsys):
-    """Oracle: the English notebook: as many cells, the same outputs, and its folders beside it."""
+    """Oracle: the English notebook: as many cells, the same outputs, and its folders beside it.
+
+    Checkpoints are those of the repository, wherever the folder is.
+    """
     assert translate.main(["zh", "00", "--out", str(tmp_path / "zh")]) == 0
     path, = (tmp_path / "zh").glob("*.ipynb")
     made, english = translate.read(path), translate.read(PATHS[0])
@@ -149,5 +156,32 @@ def test_a_folder_of_one_notebook_is_complete(tmp_path, capsys):
     setup, = (cell for cell in made["cells"] if cell["id"] == "setup")
     path = json.dumps((tmp_path / "zh").resolve().as_posix())
     assert f"sys.path.insert(0, {path})" in "".join(setup["source"])
+    assert 'NOTEBOOKS = Path(minidsv3.__file__).parents[1] / "notebooks"' in "".join(
+        setup["source"])
     for folder in ("check", "oracles", "pictures/en", "pictures/zh"):
         assert (tmp_path / "zh" / folder / "__init__.py").exists()
+
+
+def test_pictures_are_chinese_with_a_font_that_is_newer_than_the_list_of_matplotlib(
+        tmp_path, monkeypatch):
+    """Oracle: a list of fonts without Chinese ones, and a file that no list has yet."""
+    def add(path):
+        if path == "broken.ttf":
+            raise RuntimeError("no font")
+        manager.ttflist.append(font_manager.FontEntry(fname=path, name="SimHei"))
+
+    manager = font_manager.fontManager
+    monkeypatch.setattr(manager, "ttflist", [font_manager.FontEntry("old.ttf", "DejaVu Sans")])
+    monkeypatch.setattr(manager, "addfont", add)
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: ["old.ttf", "new.ttf",
+                                                                  "broken.ttf"])
+    monkeypatch.setitem(plots.LOOK, "font.family", plots.LOOK["font.family"])
+    assert translate.main(["zh", "00", "--out", str(tmp_path / "zh")]) == 0
+    monkeypatch.syspath_prepend(tmp_path / "zh")
+    for name in [name for name in sys.modules if name.split(".")[0] == "pictures"]:
+        monkeypatch.delitem(sys.modules, name)
+    module = importlib.import_module("pictures").block.__module__
+    for name in [name for name in sys.modules if name.split(".")[0] == "pictures"]:
+        del sys.modules[name]                    # those that were there come back after the test
+    assert module == "pictures.zh.block" and plots.LOOK["font.family"][-1] == "SimHei"
+    assert [font.fname for font in manager.ttflist] == ["old.ttf", "new.ttf"]
