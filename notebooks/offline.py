@@ -16,7 +16,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,9 +34,9 @@ SYSTEMS = {
                  "sys_platform": "win32", "os_name": "nt"}),
 }
 
-# `pip download --platform` chooses files for another system. But it asks its own machine about
-# conditions such as `colorama; sys_platform == "win32"`, so this tells it what they would be there.
-PIP_FOR_ANOTHER_SYSTEM = """
+# `pip download --platform` chooses files for another machine. But it asks its own machine about
+# conditions such as `colorama; sys_platform == "win32"`, so this tells it what they are there.
+PIP_FOR_ANOTHER_MACHINE = """
 import json, runpy, sys
 from pip._vendor.packaging import markers
 there = markers.default_environment() | json.loads(sys.argv.pop(1))
@@ -78,6 +77,7 @@ def pins():
 
 def needed_to_install_the_clone():
     """What pip looks for when it installs the clone: its build backend and its dependencies."""
+    import tomllib                               # new in 3.11, and an older Python gets a message
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     return [*project["build-system"]["requires"], *project["project"].get("dependencies", [])]
 
@@ -96,22 +96,20 @@ def this_machine():
 def download(folder, system=None, python=None, torch_index=CPU_BUILDS):
     """Fill a folder with all wheels for a system and a Python [those of this machine]."""
     listed = folder / "requirements.txt"
-    if folder.exists() and any(folder.iterdir()) and not (
-            listed.is_file() and listed.read_text("utf-8") == pins()):
+    ours = listed.is_file() and listed.read_text("utf-8") == pins()
+    if folder.exists() and not ours and not (folder.is_dir() and not any(folder.iterdir())):
         stop(f"{folder} holds other files, or wheels for other versions; name a new folder.")
     if python and not re.fullmatch(r"3\.\d+", python):
         stop(f"--python {python} is no version of Python such as 3.12.")
 
-    machine, version = this_machine()
-    pip, where = [sys.executable, "-m", "pip"], []
-    if system or python:
-        own = {machine["platform_system"]: name for name, (_, machine) in SYSTEMS.items()}
-        platforms, machine = SYSTEMS[system or own[platform.system()]]
-        version = python or version
-        asked = machine | {"python_version": version, "python_full_version": f"{version}.0"}
-        pip = [sys.executable, "-c", PIP_FOR_ANOTHER_SYSTEM, json.dumps(asked)]
-        where = ["--python-version", version, "--implementation", "cp",
-                 *(f"--platform={each}" for each in platforms)]
+    machine, own_version = this_machine()
+    version, platforms = python or own_version, []
+    if system:
+        platforms, machine = SYSTEMS[system]
+    # 3.12 means 3.12.0: what is chosen for it runs on all of 3.12, and not on this machine's alone.
+    asked = machine | {"python_version": version, "python_full_version": f"{version}.0"}
+    where = ["--python-version", version, "--implementation", "cp",
+             *(f"--platform={each}" for each in platforms)]
 
     extra = needed_to_install_the_clone()
     if machine["platform_system"] == "Linux":    # PyPI's own build brings gigabytes of CUDA
@@ -119,10 +117,11 @@ def download(folder, system=None, python=None, torch_index=CPU_BUILDS):
         where += ["--extra-index-url", torch_index]
     folder.mkdir(parents=True, exist_ok=True)
     listed.write_text(pins(), encoding="utf-8", newline="\n")
-    if subprocess.run([*pip, "download", "--only-binary=:all:", "--dest", folder, *where,
-                       "-r", listed, *extra]).returncode:
-        stop("pip could not download everything; its reason stands above. Repeat the command: "
-             "what is there is not downloaded again.")
+    if subprocess.run([sys.executable, "-c", PIP_FOR_ANOTHER_MACHINE, json.dumps(asked), "download",
+                       "--only-binary=:all:", "--dest", folder, *where, "-r", listed,
+                       *extra]).returncode:
+        stop("pip could not download everything; the reason stands above. If the network was "
+             "lost, repeat the command: pip keeps what it has.")
 
     systems, name = folder / "systems.txt", label(machine, version)
     known = systems.read_text("utf-8").splitlines() if systems.exists() else []
@@ -155,9 +154,14 @@ def install(folder, venv):
 
 
 def main(arguments=None):
-    """Do what the command line says."""
+    """Do what the command line says. Exit code 2 and one line for what the user can mend."""
     options = vars(parse_arguments(arguments))
-    {"download": download, "install": install}[options.pop("action")](**options)
+    if sys.version_info < (3, 11):
+        stop(f"this is Python {platform.python_version()}; 3.11 or newer is needed.")
+    try:
+        {"download": download, "install": install}[options.pop("action")](**options)
+    except OSError as error:
+        stop(f"{error}; check the disk and the permissions.")
 
 
 if __name__ == "__main__":
