@@ -77,7 +77,7 @@ def pins():
 
 def needed_to_install_the_clone():
     """What pip looks for when it installs the clone: its build backend and its dependencies."""
-    import tomllib                               # new in 3.11, and an older Python gets a message
+    import tomllib  # new in 3.11; an older Python must be able to say that it is too old
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     return [*project["build-system"]["requires"], *project["project"].get("dependencies", [])]
 
@@ -99,11 +99,10 @@ def download(folder, system=None, python=None, torch_index=CPU_BUILDS):
     ours = listed.is_file() and listed.read_text("utf-8") == pins()
     if folder.exists() and not ours and not (folder.is_dir() and not any(folder.iterdir())):
         stop(f"{folder} holds other files, or wheels for other versions; name a new folder.")
-    if python and not re.fullmatch(r"3\.\d+", python):
-        stop(f"--python {python} is no version of Python such as 3.12.")
-
     machine, own_version = this_machine()
     version, platforms = python or own_version, []
+    if not re.fullmatch(r"3\.\d+", version) or int(version[2:]) < 11:
+        stop(f"Python {version} will not do: 3.11 or newer is needed, as in --python 3.12.")
     if system:
         platforms, machine = SYSTEMS[system]
     # 3.12 means 3.12.0: what is chosen for it runs on all of 3.12, and not on this machine's alone.
@@ -156,8 +155,6 @@ def install(folder, venv):
 def main(arguments=None):
     """Do what the command line says. Exit code 2 and one line for what the user can mend."""
     options = vars(parse_arguments(arguments))
-    if sys.version_info < (3, 11):
-        stop(f"this is Python {platform.python_version()}; 3.11 or newer is needed.")
     try:
         {"download": download, "install": install}[options.pop("action")](**options)
     except OSError as error:

@@ -16,7 +16,8 @@ from zipfile import ZipFile
 def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
     with ZipFile(wheel_directory + "/clone-1.0-py3-none-any.whl", "w") as built:
         built.writestr("clone-1.0.dist-info/METADATA",
-                       "Metadata-Version: 2.1\\nName: clone\\nVersion: 1.0\\n")
+                       "Metadata-Version: 2.1\\nName: clone\\nVersion: 1.0\\n"
+                       "Requires-Dist: ruler\\n")
         built.writestr("clone-1.0.dist-info/WHEEL",
                        "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
         built.writestr("clone-1.0.dist-info/RECORD", "")
@@ -116,8 +117,9 @@ def test_other_files_and_other_machines_are_refused(offline, tmp_path, capsys):
     assert "other versions; name a new folder" in refused(offline, capsys, "download", mine)
     (tmp_path / "file").write_text("x", "utf-8")
     assert "holds other files" in refused(offline, capsys, "download", tmp_path / "file")
-    assert "no version of Python such as 3.12" in refused(
-        offline, capsys, "download", tmp_path / "new", "--python", "12")
+    for version in ("12", "3.10", "3.12.1"):
+        assert f"Python {version} will not do: 3.11 or newer is needed" in refused(
+            offline, capsys, "download", tmp_path / "new", "--python", version)
     assert "it has no systems.txt" in refused(offline, capsys, "install", mine)
     (mine / "systems.txt").write_text("Amiga 68000, Python 3.12\n", "utf-8")
     assert "only for Amiga 68000, Python 3.12" in refused(offline, capsys, "install", mine)
