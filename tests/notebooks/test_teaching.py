@@ -30,7 +30,7 @@ def test_a_lesson_is_the_core_path_in_two_halves_of_45_minutes():
         lesson = LESSONS[path.name[:2]]
         core = [cell["id"] for cell in read(path)["cells"]
                 if "core" in cell["metadata"].get("tags", [])]
-        halves = [re.findall(r"`([\w-]+)`\s(\d+)", half)
+        halves = [re.findall(r"`([\w-]+)`\s+(\d+)", half)
                   for half in part(lesson, "Cells").split("|")]
         assert [sum(int(minutes) for _, minutes in half) for half in halves] == [45, 45], path
         places = [core.index(name) for half in halves for name, _ in half]
