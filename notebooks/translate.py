@@ -92,13 +92,6 @@ def template(node):
     return "".join(map(part, node.values))
 
 
-def expressions(text):
-    """The expressions in {} of the text of an f-string, sorted."""
-    tree = ast.parse("f" + quoted(text), mode="eval").body
-    return sorted(template(ast.JoinedStr([value])) for value in tree.values
-                  if isinstance(value, ast.FormattedValue))
-
-
 def quoted(text):
     """A text as a Python string between double quotes."""
     return json.dumps(text, ensure_ascii=False)
@@ -214,7 +207,7 @@ def in_language(content, table, out):
         if cell["cell_type"] == "code":
             source = translated(source, table["strings"])
             if "setup" in cell["metadata"].get("tags", []):     # check and pictures of this folder
-                source = source.replace('/ "notebooks"', f"/ {quoted(out.resolve().as_posix())}")
+                source = source.replace("str(NOTEBOOKS)", quoted(out.resolve().as_posix()))
         elif entry and entry["english"] == hash_of(source):
             source = entry["chinese"]
         cell["source"] = source.splitlines(keepends=True)

@@ -9,22 +9,24 @@ from .verdict import compare, normal
 def max_violation(student, hint=1):
     """By hand: (5, 1, 2, 0), mean 2; then layers with unequal sums, and others."""
     slips = [
-        ("You give the busiest load over the mean; the 1 is not yet taken off.",
+        ("You give the busiest load divided by the mean. Subtract 1.",
          lambda load: load.double().amax(-1) / load.double().mean(-1)),
-        ("You give the difference in tokens; divide it by the mean.",
+        ("You give the difference in tokens. Divide it by the mean.",
          lambda load: load.double().amax(-1) - load.double().mean(-1)),
-        ("Your mean is over all layers: each layer is measured by its own mean.",
+        ("You take the mean over all layers. Each layer is measured by its own mean.",
          lambda load: load.double().amax(-1) / load.double().mean() - 1),
-        ("You also count tokens that an expert has too few; MaxVio looks at the busiest only.",
+        ("You take the busiest expert of all layers. Each layer has its own.",
+         lambda load: load.double().amax() / load.double().mean(-1) - 1),
+        ("You also count experts with too few tokens. MaxVio looks at the busiest expert only.",
          lambda load: (load.double() / load.double().mean(-1, keepdim=True) - 1).abs().amax(-1)),
-        ("You take the mean over the layers at the end; one number per layer is wanted.",
+        ("You take the mean over the layers at the end. Return one number per layer.",
          lambda load: (load.double().amax(-1) / load.double().mean(-1) - 1).mean()),
     ]
     cases = [(torch.tensor([[5, 1, 2, 0]]),), (torch.tensor([[5, 1, 2, 0], [6, 6, 6, 2]]),),
              (torch.tensor([[3, 3, 3, 3], [0, 0, 9, 3]]),),
              ((20 * normal(3, 7, seed=1)).abs().long(),)]
     return compare(student, cases, oracles.max_violation, (
-        "The busiest expert over the mean, less 1, for each layer by itself.",
+        "For each layer: divide the largest load by the mean load, and subtract 1.",
         "Begin with load.double(), because whole numbers have no mean in torch. Then amax(dim=-1) "
         "and mean(dim=-1): both run over the experts, which are the last axis."), hint,
         describe=lambda load: f"load={load.tolist()}", slips=slips)
@@ -33,19 +35,19 @@ def max_violation(student, hint=1):
 def worst_violation(student, hint=1):
     """By hand: all tokens at 2 of 4 experts, twice the mean each."""
     slips = [
-        ("An expert cannot get all places: a token takes K different experts.",
+        ("An expert cannot get all choices: a token uses K different experts.",
          lambda routed, chosen: routed - 1),
-        ("This is the busiest load over the mean; MaxVio is 1 less.",
+        ("This is the largest load divided by the mean. MaxVio is 1 less.",
          lambda routed, chosen: routed / chosen),
         ("You round down: the number need not be whole.",
          lambda routed, chosen: routed // chosen - 1),
-        ("You divide the wrong way round: the mean is a small part of the N tokens.",
+        ("You exchanged the two numbers: the mean load is smaller than N.",
          lambda routed, chosen: chosen / routed - 1),
     ]
     cases = [(4, 2), (16, 2), (10, 4), (64, 6), (256, 8)]
     return compare(student, cases, oracles.worst_violation, (
         "Let all N tokens choose the same experts. How many tokens does each of these get?",
-        "N tokens choose K experts each: that is N K places for E experts, so the mean is N K / E. "
+        "N tokens choose K experts each: that is N K choices of E experts, so the mean is N K / E. "
         "The busiest expert has N tokens."), hint,
         describe=lambda routed, chosen: f"routed={routed}, chosen={chosen}", slips=slips)
 
@@ -58,14 +60,14 @@ def bias_step(student, hint=1):
     slips = [
         ("The wrong way round: the overloaded expert must go down.",
          moved(lambda lack: -lack.sign())),
-        ("Your step grows with the difference; only its sign counts.", moved(lambda lack: lack)),
+        ("Your step grows with the difference. Only its sign counts.", moved(lambda lack: lack)),
         ("An expert exactly at the mean must stay where it is.",
          moved(lambda lack: torch.where(lack < 0, -1, 1))),
         ("An expert exactly at the mean must stay where it is.",
          moved(lambda lack: torch.where(lack > 0, 1, -1))),
         ("You give only the step: add it to the old bias.",
          lambda bias, load, gamma: gamma * (load.double().mean() - load).sign()),
-        ("You move only the busiest expert: all move, each by its own load.",
+        ("You move only the busiest expert. All biases move, each by its own load.",
          lambda bias, load, gamma: bias - gamma * (load == load.max())),
     ]
     # 0.25 and whole numbers: the mean is exact, so that one expert is exactly at it.
@@ -73,10 +75,10 @@ def bias_step(student, hint=1):
              (torch.tensor([0.5, -0.5, 1.0]), torch.tensor([2, 7, 3]), 0.25),
              (normal(9, seed=2), (20 * normal(9, seed=3)).abs().long(), 0.25)]
     return compare(student, cases, oracles.bias_step, (
-        "Compare each load with the mean load: who has more goes down, who has less goes up, and "
-        "each by gamma.",
+        "Compare each load with the mean load. The bias of an expert with more goes down by gamma, "
+        "that of an expert with less goes up by gamma.",
         "load.double() first. One line is enough: bias + gamma * (...).sign(). Which difference is "
-        "positive for an expert that has too little?"), hint,
+        "positive for an expert that got too few tokens?"), hint,
         describe=lambda bias, load, gamma: f"load={load.tolist()}, gamma={gamma:g}, bias="
         f"{[round(b, 3) for b in bias.tolist()]}", slips=slips)
 
@@ -99,7 +101,8 @@ def sequence_balance(student, hint=1):
          term(P=lambda s: (s / s.sum(0)).mean(0))),
         *[("Your f lacks a factor: eq. 18 multiplies the count by E / (K T), since a token fills K "
            "places.", term(f=f))
-          for f in (lambda counts, T, E, K: counts, lambda counts, T, E, K: counts * E / T)],
+          for f in (lambda counts, T, E, K: counts, lambda counts, T, E, K: counts * E / T,
+                    lambda counts, T, E, K: counts / T, lambda counts, T, E, K: counts / (K * T))],
     ]
     s = torch.tensor([[.9, .6, .2, .1], [.8, .3, .5, .1], [.7, .2, .4, .6], [.6, .9, .1, .3]])
     idle = torch.tensor([[.9, .8, .1], [.7, .6, .2]])    # the last expert is never chosen
@@ -121,7 +124,7 @@ def update_once(student, hint=1):
     slips = [
         ("This is still one step for each micro-batch. Add up the micro-batches first.",
          lambda bias, loads, gamma: bias + gamma * lacks(loads).sign().sum(0)),
-        ("Each micro-batch has one vote here, whether by few tokens or by many.",
+        ("Here each micro-batch counts the same, with few tokens or with many.",
          lambda bias, loads, gamma: bias + gamma * lacks(loads).sign().sum(0).sign()),
         ("You use the last micro-batch only.",
          lambda bias, loads, gamma: bias + gamma * lacks(loads)[-1].sign()),

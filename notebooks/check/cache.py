@@ -2,9 +2,8 @@
 
 import oracles
 import torch
-import torch.utils._python_dispatch
 
-from .verdict import compare, normal
+from .verdict import Products, compare, normal
 
 
 def cache_bytes_per_token(student, hint=1):
@@ -113,9 +112,9 @@ def absorbed_attention(student, hint=1):
              latents(H=3, T=4, S=6, Dn=5, Dr=2, Dv=4, Rkv=7), latents(**WATCHED)]
     return compare(watched(student), cases, oracles.expanded_attention, (
         "Four steps: logits (H, T, S) from two products; minus infinity where a query would look "
-        "ahead; softmax; mix the latents, and only then go up.",
+        "ahead; softmax; the weighted mean of the latents, which only then goes up.",
         "q_nope @ w_uk @ c_kv.T is the first product. The T queries are the last of S positions: "
-        "torch.ones(T, S).triu(S - T + 1) marks what they may not see. The mixed latents go up by "
+        "torch.ones(T, S).triu(S - T + 1) marks what they may not see. The mean goes up by "
         "w_uv.transpose(1, 2)."), hint,
         describe=lambda q_nope, q_rope, c_kv, *rest: f"H={len(q_nope)}, T={q_nope.shape[1]}, "
         f"S={len(c_kv)}", slips=ATTENTION_SLIPS)
@@ -130,22 +129,6 @@ def latents(H, T, S, Dn, Dr, Dv, Rkv):
     """Random arguments of absorbed_attention; the scale is 0.3."""
     return (normal(H, T, Dn, seed=1), normal(H, T, Dr, seed=2), normal(S, Rkv, seed=3),
             normal(S, Dr, seed=4), normal(H, Dn, Rkv, seed=5), normal(H, Dv, Rkv, seed=6), 0.3)
-
-
-class Products(torch.utils._python_dispatch.TorchDispatchMode):
-    """Notes the shape of every sum of products that torch computes."""
-
-    NAMES = ("mm", "bmm", "mv", "dot", "addmm", "addmv", "baddbmm", "sum", "mean")
-
-    def __init__(self):
-        super().__init__()
-        self.shapes = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if function.__name__.split(".")[0] in self.NAMES:
-            self.shapes.append(tuple(result.shape))
-        return result
 
 
 def watched(function):
@@ -166,7 +149,7 @@ def watched(function):
                              "key may be formed")
         if sum(numbers[shape] for shape in values) > 2 * H * T * w_uv.shape[1]:
             raise ValueError(f"it computes values of cached tokens, a product of shape "
-                             f"{values[0]}, with Dv={w_uv.shape[1]}. Only what leaves may have "
+                             f"{values[0]}, with Dv={w_uv.shape[1]}. Only the output may have "
                              "this width")
         if not seen.shapes:
             raise ValueError("the checker sees no product. Compute with torch, so that it can see "
@@ -199,6 +182,8 @@ ATTENTION_SLIPS = [
      attention_with(lambda T, S: torch.ones(T, S).triu(1))),
     ("Your logits lack the product of q_rope and k_rope.",
      attention_with(future, lambda by_latent, by_position, scale: scale * by_latent)),
+    ("Your logits are not multiplied by scale.",
+     attention_with(future, lambda by_latent, by_position, scale: by_latent + by_position)),
     ("Your scale multiplies only one of the two products.",
      attention_with(future, lambda by_latent, by_position, scale: scale * by_latent + by_position)),
 ]

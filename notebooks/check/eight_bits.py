@@ -84,8 +84,10 @@ def round_bits(student, hint=1):
         ("Your ties all go away from zero. A tie goes to the even neighbour.",
          by(lambda count: (count.abs() + 0.5).floor() * count.sign())),
         ("You cut what does not fit. Round to the nearest number.", by(torch.trunc)),
-        ("Your steps are too wide by a factor of 2: you keep one bit less.", by(torch.round, -1)),
-        ("Your steps are too narrow by a factor of 2: you keep one bit more.", by(torch.round, 1)),
+        ("Your steps are too wide by a factor of 2: you keep one bit too few.",
+         by(torch.round, -1)),
+        ("Your steps are too narrow by a factor of 2: you keep one bit too many.",
+         by(torch.round, 1)),
         ("You use one step for all numbers. Each number has the step of its octave.",
          lambda x, mantissa: (x / steps_of(x.abs().max(), mantissa)[1]).round()
          * steps_of(x.abs().max(), mantissa)[1]),
@@ -96,7 +98,7 @@ def round_bits(student, hint=1):
     return compare(student, cases, oracles.round_bits, (
         "First find the step around each number: 2 around 19, if there are 3 bits. Then count in "
         "whole steps.",
-        "x.frexp().exponent is 5 for 19, since 19 = 0.59 * 2^5; the leading one is in this 0.59. "
+        "x.frexp().exponent is 5 for 19, since 19 = 0.59 * 2^5; the leading 1 is in this 0.59. "
         "torch.round goes to the even neighbour."), hint,
         describe=lambda x, mantissa: (f"x={x.tolist()}" if x.numel() < 9 else
                                       f"x of shape {tuple(x.shape)}") + f", mantissa={mantissa}",
@@ -117,7 +119,7 @@ def tile_scales(student, hint=1):
         return tile.abs().max() / 448 if tile.any() else 1.0
 
     slips = [
-        ("The scale of a tile of zeros is 1, or else x / s would be 0/0.",
+        ("The scale of a tile of zeros is 1, because x / s must not be 0/0.",
          scales(lambda tile: tile.abs().max() / 448)),
         ("You take the largest number. Take the largest absolute value.",
          scales(lambda tile: tile.max() / 448 if tile.any() else 1.0)),
@@ -126,7 +128,8 @@ def tile_scales(student, hint=1):
         ("You drop the smaller tiles at the edges, but they count.",
          scales(usual, lambda x, rows, columns: x[:len(x) // rows * rows,
                                                   :x.shape[1] // columns * columns])),
-        ("You take rows for columns.", lambda x, rows, columns: scales(usual)(x, columns, rows)),
+        ("You exchanged rows and columns.",
+         lambda x, rows, columns: scales(usual)(x, columns, rows)),
     ]
     by_hand = torch.tensor([[448.0, -896, 0], [1, 2, -3]])
     ragged = normal(5, 7, seed=1) * normal(5, 1, seed=2).exp() * 1000
@@ -224,9 +227,9 @@ def block_weights(student, hint=1):
         return scale
 
     slips = [
-        ("The height of your blocks comes from the shapes. A block has 128 rows and 128 columns, "
-         "wherever the matrix ends: only the last one is smaller.", with_scales(from_shapes)),
-        ("You divide by weight_scale_inv. In spite of its name it multiplies.",
+        ("The height of your blocks comes from the shapes. A block always has 128 rows and 128 "
+         "columns; only the last one is smaller.", with_scales(from_shapes)),
+        ("You divide by weight_scale_inv. In spite of its name it is a factor.",
          with_scales(usual, torch.div)),
         ("You repeat the scales as a pattern. Each scale serves 128 rows that follow each other: "
          "repeat_interleave, not repeat.", with_scales(lambda q, scale: scale.repeat(128, 128))),
@@ -236,8 +239,8 @@ def block_weights(student, hint=1):
              (codes(256, 128), torch.tensor([[0.5], [0.01]])),
              (codes(300, 200), normal(3, 2, seed=1).exp())]
     return compare(student, cases, oracles.block_weights, (
-        "576 = 4 * 128 + 64 makes five blocks. What does the loader take for the height of a "
-        "block?",
+        "576 = 4 * 128 + 64 makes five blocks. Which height of a block does the loader "
+        "compute?",
         "Repeat each scale 128 times along both dimensions, then drop what reaches beyond the "
         "matrix."), hint,
         describe=lambda q, scale: f"codes of shape {tuple(q.shape)}, scales of shape "

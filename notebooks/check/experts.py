@@ -3,7 +3,7 @@
 import oracles
 import torch
 
-from .verdict import compare, normal, numbers
+from .verdict import Products, compare, normal, numbers
 
 
 def in_groups(score):
@@ -18,17 +18,17 @@ def group_scores(student, hint=1):
     random = [(normal(N, E, seed=E).sigmoid(), normal(E, seed=N), groups)
               for N, E, groups in [(5, 16, 4), (3, 8, 4), (7, 30, 3)]]
     slips = [
-        ("Yours is the best expert of each group alone, as in DeepSeek-V2: take the two best.",
+        ("You take the best expert of each group alone, as in DeepSeek-V2. Add the two best.",
          in_groups(lambda groups: groups.amax(-1))),
-        ("Yours is the sum of the whole group: take its two best.",
+        ("You add all experts of a group. Add the two best only.",
          in_groups(lambda groups: groups.sum(-1))),
-        ("Yours has no bias: a group is scored by what will be chosen.",
+        ("You leave out the bias. Groups are scored by affinity + bias, like experts.",
          lambda s, b, G: oracles.group_scores(s, 0 * b, G)),
         ("Your groups are not contiguous: the first E/G experts are group 0.",
          lambda s, b, G: (s + b).unflatten(-1, (-1, G)).topk(2, dim=1).values.sum(dim=1)),
     ]
     return compare(student, [by_hand, *random], oracles.group_scores, (
-        "First affinity + bias for all experts, then cut the row of a token into its groups.",
+        "First add the bias to the affinities, then divide the row of each token into groups.",
         "(affinity + bias).unflatten(1, (n_group, -1)) has the shape (N, G, E/G). topk(2) gives "
         "the two best of each group in .values; add them."), hint,
         describe=lambda s, b, G: f"{listed(affinity=s, bias=b)}, n_group={G}", slips=slips)
@@ -74,10 +74,10 @@ def gates(student, hint=1):
     random = [(normal(E, seed=E).sigmoid(), spread * normal(E, seed=E + 1), K, scale)
               for E, K, spread, scale in [(8, 3, 0.1, 2.5), (16, 4, 3.0, 2.5), (5, 5, 1.0, 1.0)]]
     slips = [
-        ("Yours are the gates of weighing with the bias: it chooses, and then it has no say.",
+        ("You weight with the bias. The bias is used only to choose.",
          gates_by(biased, biased, to_scale)),
-        ("Yours are the gates of choosing without the bias.", gates_by(plain, plain, to_scale)),
-        ("You divide by the sum over all experts: eq. 13 has only those that are chosen.",
+        ("You choose without the bias.", gates_by(plain, plain, to_scale)),
+        ("You divide by the sum over all experts. Eq. 13 adds only the chosen ones.",
          gates_by(biased, plain, lambda score, chosen, scale: scale / score.sum())),
         ("Your gates sum to 1: multiply by scale.",
          gates_by(biased, plain, lambda score, chosen, scale: 1 / score[chosen].sum())),
@@ -85,8 +85,8 @@ def gates(student, hint=1):
          gates_by(biased, plain, lambda score, chosen, scale: scale)),
     ]
     return compare(as_numbers(student), [by_hand, *random], oracles.gates, (
-        "There are two different tensors: one to choose with, and one to weigh with.",
-        "(affinity + bias).topk(K).indices are the chosen ones. Their affinity, without bias, is "
+        "You need two different tensors: one to choose with, and one to weight with.",
+        "(affinity + bias).topk(K).indices are the chosen experts. Their affinity without bias is "
         "divided by its sum and multiplied by scale. Write it into torch.zeros_like(affinity)."),
         hint, describe=lambda s, b, K, scale: f"{listed(affinity=s, bias=b)}, K={K}, scale={scale}",
         slips=slips)
@@ -108,13 +108,15 @@ def moe_output(student, hint=1):
     """Two numbers by hand: shared doubles, expert 1 negates, expert 2 swaps; then random.
 
     Experts that are not chosen hold no numbers (NaN): who lets them compute gets no numbers either.
+    Who computes with all of them and then takes the chosen ones is seen in the last case, where
+    the outputs of all experts are many more numbers than a right answer needs.
     """
     swap = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     routed = torch.stack([torch.full((2, 2), torch.nan), -torch.eye(2), swap])
     by_hand = (torch.tensor([1.0, 3.0]), 2 * torch.eye(2), routed,
                torch.tensor([0.9, 0.2, 0.6]), torch.tensor([1, 2]), 2.0)
     cases = [by_hand]
-    for C, E, experts in [(3, 4, [3, 0]), (5, 8, [6, 1, 4])]:
+    for C, E, experts in [(3, 4, [3, 0]), (5, 8, [6, 1, 4]), (3, 32, [7, 20])]:
         idle = torch.ones(E, dtype=torch.bool)
         idle[experts] = False
         matrices = normal(E, C, C, seed=C + 2)
@@ -123,25 +125,35 @@ def moe_output(student, hint=1):
                       normal(E, seed=C + 3).sigmoid(), torch.tensor(experts), 2.5))
 
     def only_the_chosen(*case):
-        got = as_numbers(student)(*case)
+        E, C = case[2].shape[:2]
+        with Products() as seen:
+            got = as_numbers(student)(*case)
+        large = [shape for shape in seen.shapes if torch.Size(shape).numel() >= E * C]
+        if large and E > 8:
+            raise ValueError("experts compute that were not chosen: a product has the shape "
+                             f"{large[0]}, but only {len(case[4])} of {E} experts were chosen")
         if got is not None and torch.as_tensor(got).isnan().any():
-            raise ValueError("an expert computes that was not chosen; here its matrix is NaN")
+            raise ValueError("an expert that was not chosen has computed: its matrix is NaN")
         return got
 
     slips = [
-        ("You scale the shared expert too: neither a gate nor scale belongs to it.",
+        ("You scale the shared expert too. It has no gate, and scale does not apply to it.",
          layer_with(weighed, shared_scale=lambda scale: scale)),
         ("The shared expert is missing.", layer_with(weighed, shared_scale=lambda scale: 0.0)),
         ("You add the chosen experts without their gates.",
          layer_with(lambda outputs, s, experts, scale: outputs.sum(dim=0))),
         ("You forgot scale.", layer_with(lambda outputs, s, experts, scale:
                                          weighed(outputs, s, experts, 1.0))),
-        ("Your matrices are transposed: an expert is matrix @ u.",
+        ("Your result includes u: the block adds it later.",
+         lambda u, *rest: u + layer_with(weighed)(u, *rest)),
+        ("You do not divide by the sum of the chosen affinities.",
+         layer_with(lambda outputs, s, experts, scale: scale * s[experts] @ outputs)),
+        ("You use the transposed matrices. An expert is matrix @ u.",
          lambda u, shared, routed, *rest: layer_with(weighed)(u, shared.mT, routed.mT, *rest)),
     ]
     return compare(only_the_chosen, cases, oracles.moe_output, (
-        "The shared expert is never scaled. Each chosen expert counts scale * s over the sum of "
-        "the chosen s.",
+        "The shared expert is never scaled. The gate of a chosen expert is scale * s, divided by "
+        "the sum of the chosen s.",
         "routed[experts] has the chosen matrices (K, C, C), and routed[experts] @ u their outputs "
         "(K, C). With the gates g (K,) their weighted sum is g @ outputs."), hint,
         describe=lambda u, shared, routed, s, experts, scale:
@@ -162,17 +174,17 @@ def visit_share(student, hint=1):
         return visits
 
     slips = [
-        ("Yours are numbers of visits: divide each by the number of tokens of its kind.", counted),
-        ("Yours are the shares of an expert's visitors that are of a kind. Asked is the share of "
-         "a kind's tokens that visit the expert.",
+        ("You count visits. Divide each count by the number of tokens of its kind.", counted),
+        ("You give the share of an expert's visitors that are of a kind. The exercise asks for the "
+         "share of a kind's tokens that visit the expert.",
          lambda *case: counted(*case) / counted(*case).sum(dim=0).clamp(min=1)),
         ("Each of your rows sums to 1. But a token visits K experts, so a row sums to K.",
          lambda *case: counted(*case) / counted(*case).sum(dim=1, keepdim=True)),
-        ("You divide by the number of all tokens, not of those of the kind.",
+        ("You divide by the number of all tokens. Divide by the number of tokens of the kind.",
          lambda kinds, *rest: counted(kinds, *rest) / len(kinds)),
     ]
     return compare(student, cases, oracles.visit_share, (
-        "Take one kind after the other: which rows of experts belong to its tokens?",
+        "Take one kind after the other. Which rows of experts belong to its tokens?",
         "experts[kinds == k].flatten().bincount(minlength=n_experts) counts the visits of kind k. "
         "Divide by the number of its tokens, and stack the rows."), hint,
         describe=lambda kinds, experts, n_kinds, n_experts:
@@ -206,21 +218,21 @@ def choose_experts(student, hint=1):
               for seed, E, groups, kept, K in [(1, 12, 3, 2, 5), (2, 16, 4, 2, 4), (3, 6, 3, 1, 2),
                                                (4, 32, 8, 4, 8)]]
     slips = [
-        ("Experts of a forbidden group are chosen: 0 is more than a negative score.",
+        ("Experts of a forbidden group are chosen. Their 0 is larger than a negative score.",
          chosen_by(two_best, 0.0)),
-        ("Experts of a forbidden group are chosen: a score can be lower than -1.",
+        ("Experts of a forbidden group are chosen. A score can be lower than -1.",
          chosen_by(two_best, -1.0)),
-        ("Your groups are kept by their best expert alone: take the sum of the two best.",
+        ("You keep groups by their best expert alone. Add the two best.",
          chosen_by(lambda groups: groups.amax(-1), lost)),
-        ("Your groups are kept by the sum of all their experts: take the two best.",
+        ("You keep groups by the sum of all their experts. Add the two best only.",
          chosen_by(lambda groups: groups.sum(-1), lost)),
-        ("Yours chooses without the bias.", chosen_by(two_best, lost, bias=0.0)),
-        ("Yours lets every group in.",
+        ("You leave out the bias.", chosen_by(two_best, lost, bias=0.0)),
+        ("You keep every group.",
          lambda s, b, G, kept, K: chosen_by(two_best, lost)(s, b, G, G, K)),
     ]
     return compare(as_numbers(student), [by_hand, sums, *random], oracles.choose_experts, (
-        "What is the choice value of expert 1 for the second token? With which number does the "
-        "colleague mark what is forbidden?",
+        "What is s + b of expert 1 for the second token? Which number does the colleague give to "
+        "forbidden experts?",
         "A forbidden expert must lose against every number, however negative: "
         'float("-inf").'), hint,
         describe=lambda s, b, G, kept, K:

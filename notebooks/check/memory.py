@@ -50,8 +50,8 @@ def decoder_step(student, hint=1):
     return compare(with_cache(student), cases, oracles.decoder_step, (
         "First keep the new key and the new value behind the old ones, then let the query see all "
         "that is kept. (The numbers are: what is returned, the kept keys, the kept values.)",
-        'torch.cat([cache["k"], k], dim=1) is what to keep; the same with v. Then return '
-        'attention(q, cache["k"], cache["v"]), without is_causal.'), hint,
+        "torch.cat with dim=1 joins along the tokens; dim=0 is the axis of the heads. All kept "
+        "tokens are older than the query or its own, so attention needs no mask."), hint,
         describe=lambda q, k, v, keys, values: f"{len(q)} head{'s' * (len(q) > 1)}, "
         f"{keys.shape[1]} kept token{'s' * (keys.shape[1] > 1)}",
         slips=[(words, with_cache(slip)) for words, slip in STEP_SLIPS])
@@ -141,9 +141,19 @@ def may_see(student, hint=1):
         ("Each of your queries sees the kept tokens and none of the new ones.",
          mask(lambda t, position, old: position < old)),
     ]
+    def usable(new, total):
+        seen = student(new, total)
+        if seen is None or not torch.as_tensor(seen).is_floating_point():
+            return seen
+        if torch.equal(torch.as_tensor(seen), torch.tensor(oracles.may_see(new, total)).to(seen)):
+            raise ValueError("the numbers are right, but attention adds a mask of floats to the "
+                             "scores. Return True and False: .bool() makes them")
+        return seen
+
     # Rows of 0 and 1 in the verdict, since a mask of two rows is easy to compare by eye.
-    return compare(student, [(2, 4), (1, 5), (3, 3), (2, 7), (5, 6)], oracles.may_see, (
+    return compare(usable, [(2, 4), (1, 5), (3, 3), (2, 7), (5, 6)], oracles.may_see, (
         "At which position does the first new query stand? It sees this position and all before.",
         "Query t stands at position total - new + t. torch.ones(new, total).tril(n) is 1 where "
-        "column <= row + n: which n is needed?"), hint,
+        "column <= row + n: which n is needed? At the end .bool() makes True and False of it."),
+        hint,
         describe=lambda new, total: f"new={new}, total={total}, row by row", slips=slips)

@@ -31,6 +31,11 @@ def rms_norm(student, hint=1):
         ("You subtract the mean first, as LayerNorm does. RMSNorm does not.",
          lambda x, gain, eps: gain * (x - x.mean(-1, keepdim=True))
          / (x.var(-1, keepdim=True, unbiased=False) + eps).sqrt()),
+        ("You use var or std, which subtract the mean first. RMSNorm does not.",
+         lambda x, gain, eps: gain * (x - x.mean(-1, keepdim=True))
+         / (x.var(-1, keepdim=True) + eps).sqrt()),
+        ("You use var or std, which subtract the mean first. RMSNorm does not.",
+         lambda x, gain, eps: gain * x / (x.var(-1, keepdim=True) + eps).sqrt()),
     ]
     return compare(student, cases, oracles.rms_norm, (
         "Four steps: square, mean over the last axis, root, divide. Then comes the gain.",
@@ -90,6 +95,8 @@ def active_parameters(student, hint=1):
         ("You forget the router.", count(usual, lambda *_: 0)),
         ("Your router scores only the chosen experts: to choose, it must score all routed ones.",
          count(usual, lambda routed, shared, chosen: chosen)),
+        ("Your router scores only the experts that work: to choose, it must score all routed ones.",
+         count(usual, usual)),
         ("Your router also scores the shared experts: nobody has to choose them.",
          count(usual, lambda routed, shared, chosen: routed + shared)),
         ("Your experts have two matrices: a SwiGLU has three.",
@@ -194,6 +201,12 @@ def drops_out(out, stream, norm_1, attention, norm_2, ffn):
     return ffn(norm_2(stream)), stream
 
 
+def forgets_the_sum(out, stream, norm_1, attention, norm_2, ffn):
+    """Reads the sum, and does not keep it."""
+    stream = stream + attention(norm_1(stream + out))
+    return ffn(norm_2(stream)), stream
+
+
 def old_stream(out, stream, norm_1, attention, norm_2, ffn):
     """Computes all, and returns a stream without the attention."""
     stream = stream + out
@@ -213,5 +226,7 @@ FUSED_SLIPS = [
     ("You add the output of ffn to the stream, and the next block will add it once more.",
      adds_twice),
     ("You never add out to the stream.", drops_out),
+    ("The first norm reads stream + out, but then you add attention to the stream without out.",
+     forgets_the_sum),
     ("The stream that you return lacks the output of attention.", old_stream),
 ]

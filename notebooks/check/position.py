@@ -44,6 +44,8 @@ def rotate(student, hint=1):
          "then all second ones.", firsts_then_seconds),
         ("Your hands turn to the right: the signs of the two sines are exchanged.", to_the_right),
         ("Your second component uses the new first one. Both need the old numbers.", new_for_old),
+        ("Your angles do not depend on the position.",
+         lambda x, position, theta: oracles.rotate(x, 1, theta)),
     ]
     return compare(student, cases, oracles.rotate, (
         "x[0::2] holds all first components, and x[1::2] all second ones. Turn them by the formula "
@@ -91,6 +93,8 @@ def turns(student, hint=1):
          lambda window, theta: window * theta),
         ("These are the tokens that one turn takes. How often do they fit into the window?",
          lambda window, theta: 2 * math.pi / theta),
+        ("You divide by theta. It is the angle of one token, so multiply the window by it.",
+         lambda window, theta: window / (2 * math.pi * theta)),
         ("You count in degrees, but theta is in radians: a whole turn is 2 pi.",
          lambda window, theta: window * theta / 360),
         ("You count whole turns only. The result need not be whole.",

@@ -15,15 +15,15 @@ def joined_tokens(student, hint=1):
         return range(T - k)
 
     slips = [
-        ("Your modules guess the very token that they are given, so they only need to copy it.",
+        ("Your modules predict the token that they are given, so they only need to copy it.",
          pairs(all_known, lambda i, k: i + k, lambda i, k: i + k)),
-        ("Your modules join a token that the state below has already read, so the chain misses "
-         "one.", pairs(all_known, lambda i, k: i + k - 1, lambda i, k: i + k + 1)),
+        ("Your modules join a token that the state below has already read, so one token is never "
+         "joined.", pairs(all_known, lambda i, k: i + k - 1, lambda i, k: i + k + 1)),
         ("Your row has a position for each of the T inputs, but the last states have no known "
          "token to join.",
          pairs(lambda T, k: range(T), lambda i, k: i + k, lambda i, k: i + k + 1)),
-        ("Your positions begin at k: position i keeps its number in each depth, and the tokens "
-         "move.", pairs(lambda T, k: range(k, T), lambda i, k: i + k, lambda i, k: i + k + 1)),
+        ("Your positions begin at k. They begin at 0 at every depth; only the tokens move.",
+         pairs(lambda T, k: range(k, T), lambda i, k: i + k, lambda i, k: i + k + 1)),
         ("These are the pairs of depth 1, whatever k is.",
          pairs(lambda T, k: range(T - 1), lambda i, k: i + 1, lambda i, k: i + 2)),
         ("The two numbers of each pair are in the wrong order.",
@@ -31,8 +31,8 @@ def joined_tokens(student, hint=1):
     ]
     return compare(student, [(4, 1), (4, 2), (7, 3), (9, 1)], oracles.joined_tokens, (
         "Up to which token has the state of depth k - 1 at position i read? Join the one after it, "
-        "and guess the one after that.",
-        "At position i, depth k joins token i + k and guesses token i + k + 1. The tokens x_0 to "
+        "and predict the one after that.",
+        "At position i, depth k joins token i + k and predicts token i + k + 1. The tokens x_0 to "
         "x_(T-1) are the inputs, so i ends at T - k - 1."), hint,
         describe=lambda T, k: f"T={T}, k={k}, row by row", slips=slips)
 
@@ -57,9 +57,9 @@ def mtp_loss(student, hint=1):
         return loss
 
     slips = [
-        ("You divide by the T - k terms that there are, but eq. 24 divides by T.",
+        ("You divide by the T - k terms that exist, but eq. 24 divides by T.",
          variant(over=lambda T, k: T - k)),
-        ("Your targets are one place too early: at position i, depth k guesses token i + k + 1.",
+        ("Your targets are one place too early: at position i, depth k predicts token i + k + 1.",
          variant(target=0)),
         ("You add the depths up, but eq. 25 takes their mean.", variant(depths=lambda logits: 1)),
         ("Your loss does not contain lambda, the weight.", variant(lam=lambda weight: 1.0)),
@@ -91,19 +91,19 @@ def verify_greedy(student, hint=1):
         return right(drafts, logits).cumprod(0).sum()
 
     slips = [
-        ("You return the accepted drafts only. The main model's own token behind them is free.",
+        ("You return the accepted drafts only. The main model's own token after them is free.",
          lambda drafts, logits: drafts[:unchanged(drafts, logits)]),
-        ("You count the matches, and do not stop at the first draft that differs.",
+        ("You count all matches, but must stop at the first draft that differs.",
          lambda drafts, logits: logits.argmax(-1)[:right(drafts, logits).sum() + 1]),
-        ("After the first draft that differs you go on. What was read behind a wrong token is "
-         "worth nothing.", lambda drafts, logits: logits.argmax(-1)),
-        ("You keep the draft that differs, where the main model's own token belongs.",
+        ("You continue after the first draft that differs. What was read after a wrong token is "
+         "useless.", lambda drafts, logits: logits.argmax(-1)),
+        ("You keep the draft that differs. The main model's own token must replace it.",
          lambda drafts, logits: torch.cat([drafts, logits.argmax(-1)[-1:]])[
              :unchanged(drafts, logits) + 1]),
     ]
     return compare(student, cases, oracles.verify_greedy, (
         "Which drafts equal the main model's choice, up to the first that does not? And which "
-        "token comes behind them?",
+        "token comes after them?",
         "logits.argmax(-1) are the k + 1 choices. If n drafts are accepted, the answer is the "
         "first n + 1 choices; (drafts == choices[:-1]).long().cumprod(0).sum() is n."), hint,
         describe=lambda drafts, logits: f"drafts {drafts.tolist()}, the main model chooses "
@@ -120,21 +120,21 @@ def replacement(student, hint=1):
         return weights / weights.sum()
 
     slips = [
-        ("You draw from p. But words that were accepted often enough must not come any more.",
+        ("You draw from p. But words that were accepted often enough must not be drawn again.",
          lambda p, q: p),
-        ("Your numbers are what is missing, but they do not sum to 1.",
+        ("Your numbers are what each word still needs, but they do not sum to 1.",
          lambda p, q: (p - q).clamp(min=0)),
-        ("Your numbers favour the words that q gives too much of. Exchange p and q.",
+        ("Your numbers are large for words that q gives too often. Exchange p and q.",
          lambda p, q: share((q - p).clamp(min=0))),
-        ("You also count words that q gives too much of: nothing is missing of them.",
+        ("You also count words that q gives too often. They need nothing more.",
          lambda p, q: share((p - q).abs())),
-        ("You draw from p among the words that are missing. Draw each in proportion to how much of "
-         "it is missing.", lambda p, q: share(p * (p > q))),
+        ("You draw from p among the words that need more. Draw each in proportion to what it still "
+         "needs.", lambda p, q: share(p * (p > q))),
     ]
     return compare(student, cases, oracles.replacement, (
-        "Accepted drafts bring min(p, q) of each word. How much of each word is then still missing "
-        "to p?",
-        "Of a word, max(p - q, 0) is missing: (p - q).clamp(min=0). Divide it by its sum, so that "
+        "Accepted drafts give each word min(p, q). How much does each word then still need to "
+        "reach p?",
+        "Each word needs max(p - q, 0): (p - q).clamp(min=0). Divide this by its sum, so that "
         "it is a distribution."), hint,
         describe=lambda p, q: f"{len(p)} words", slips=slips)
 
@@ -146,7 +146,7 @@ def tokens_per_step(student, hint=1):
     slips = [
         ("You add the rates. But the second draft is judged only where the first was accepted.",
          lambda acceptance: 1 + acceptance.sum()),
-        ("You forget the main model's own token, which every step brings.",
+        ("You forget the main model's own token, which every step gives.",
          lambda acceptance: acceptance.cumprod(0).sum()),
         ("You count drafts only where all of them are accepted.",
          lambda acceptance: 1 + len(acceptance) * acceptance.prod()),
@@ -154,7 +154,7 @@ def tokens_per_step(student, hint=1):
     ]
     return compare(student, cases, oracles.tokens_per_step, (
         "In what share of all steps is the second draft judged at all, and in what share accepted?",
-        "Draft n counts only if all drafts before it were accepted too, so chances of a chain are "
-        "multiplied: acceptance.cumprod(0). And each step brings one token in any case."), hint,
+        "Draft n counts only if all drafts before it were accepted too, so the rates are "
+        "multiplied: acceptance.cumprod(0). And each step gives one token in any case."), hint,
         describe=lambda acceptance: f"acceptance {[round(a, 3) for a in acceptance.tolist()]}",
         slips=slips)

@@ -3,6 +3,7 @@
 import copy
 
 import torch
+import torch.utils._python_dispatch
 
 
 def compare(student, inputs, oracle, hint, step=1, describe=None, slips=()):
@@ -15,7 +16,8 @@ def compare(student, inputs, oracle, hint, step=1, describe=None, slips=()):
     """
     cases, hint = inputs if isinstance(inputs, list) else [inputs], hint_up_to(step, hint)
     verdict = next((text for case in cases
-                    if (text := judge(student, case, oracle, hint, describe, slips))), "passed")
+                    if (text := judge(student, case, oracle, hint, describe, slips, cases))),
+                   "passed")
     print(verdict)
     return verdict == "passed"
 
@@ -28,23 +30,20 @@ def hint_up_to(step, hint):
     return f"{first} (For a further hint add hint=2.)" if step == 1 else f"{first} {second}"
 
 
-def judge(student, inputs, oracle, hint, describe=None, slips=()):
-    """What is wrong with a function on one case, in a line; an empty text if nothing is."""
+def judge(student, inputs, oracle, hint, describe=None, slips=(), cases=()):
+    """What is wrong with a function on one of the cases, in a line; an empty text if nothing is."""
     not_yet = f"not yet: {describe(*inputs)}: " if describe else "not yet: "
     expected = torch.as_tensor(oracle(*copy.deepcopy(inputs))).double()
     try:
-        got = student(*copy.deepcopy(inputs))
+        got = answer(student, inputs)
         if got is None:
             return f"{not_yet}your function returned nothing; is a return missing? {hint}"
-        if isinstance(got, list | tuple) and any(torch.is_tensor(part) for part in got):
-            got = torch.stack(list(got))
-        got = torch.as_tensor(got).double()
     except NotImplementedError:
         return "open: write the function, then run this cell again"
     except Exception as error:                       # a slip must not end the notebook
         slip = f"{type(error).__name__}: {error}".rstrip(".")
         return f"{not_yet}your function ended in {slip}. {hint}"
-    hint = named_slip(got, inputs, slips) + hint
+    hint = named_slip(student, inputs, slips, cases) + hint
     if got.shape != expected.shape:
         return (f"{not_yet}expected shape {tuple(expected.shape)}, got {tuple(got.shape)}. "
                 f"{hint}")
@@ -56,16 +55,36 @@ def judge(student, inputs, oracle, hint, describe=None, slips=()):
     return f"{not_yet}right shape, values off by up to {gap:.2g}. {hint}"
 
 
+def answer(function, inputs):
+    """What a function returns for copies of its arguments, in float64; None stays None."""
+    got = function(*copy.deepcopy(inputs))
+    if isinstance(got, list | tuple) and any(torch.is_tensor(part) for part in got):
+        got = torch.stack(list(got))
+    return None if got is None else torch.as_tensor(got).double()
+
+
 def close(got, expected):
     """Are two tensors of float64 equal but for the rounding of float32? One with a NaN is not."""
     return (got.shape == expected.shape
             and bool((got - expected).abs().max() <= 1e-5 * max(1, expected.abs().max())))
 
 
-def named_slip(got, inputs, slips):
-    """The words of the first slip that gives these numbers, and a space; else an empty text."""
-    return next((f"{words} " for words, slip in slips
-                 if close(got, torch.as_tensor(slip(*copy.deepcopy(inputs))).double())), "")
+def named_slip(function, inputs, slips, cases=()):
+    """The words of the slip that gives a function's numbers, and a space; else an empty text.
+
+    Two slips may give the same numbers in one case by chance. Then the one is named that agrees
+    with the function in most cases.
+    """
+    def agrees(slip, case):
+        try:
+            return close(answer(function, case), answer(slip, case))
+        except Exception:                            # one of the two ends in an error here
+            return False
+
+    found = [(words, slip) for words, slip in slips if agrees(slip, inputs)]
+    if not found:
+        return ""
+    return max(found, key=lambda pair: sum(agrees(pair[1], case) for case in cases))[0] + " "
 
 
 def numbers(values):
@@ -77,3 +96,19 @@ def numbers(values):
 def normal(*shape, seed):
     """Random numbers, the same every time."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Products(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notes the shape of every sum of products that torch computes."""
+
+    NAMES = ("mm", "bmm", "mv", "dot", "addmm", "addmv", "baddbmm", "sum", "mean")
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function.__name__.split(".")[0] in self.NAMES:
+            self.shapes.append(tuple(result.shape))
+        return result

@@ -34,7 +34,7 @@ def loop_and_brake():
     ax.text(6.9, 2.6, "the brake: in the choice only", color=plots.GREEN, va="center")
     ax.set(xlim=(-0.1, 12.4), ylim=(-0.7, 6.8))
     ax.set_axis_off()
-    ax.set_title("A loop in the training, and a brake outside of it", loc="left")
+    ax.set_title("Training makes a loop; the bias is a brake outside of it", loc="left")
     return figure
 
 
@@ -49,10 +49,11 @@ def shares(histories, title=None):
                  for share, (name, colour, style) in zip(history.T, LOOKS)]
         busiest = history[-20:].max()
         ax.set(xlabel="round", ylim=(-2, 104))
-        ax.set_title(f"γ = {gamma:.2g}: up to {busiest:.0%} for one", fontsize=13)
+        speed = f"γ = {gamma:.2g}" if gamma else "no brake"
+        ax.set_title(f"{speed}: at the end up to {busiest:.0%} for one", fontsize=12)
         plots.label_ends(ax, lines, gap=0.07)
     panels[0, 0].set_ylabel("share of the tokens [%]")
-    figure.suptitle(title or "In the last 20 rounds:", x=0.01, ha="left")
+    figure.suptitle(title or "The busiest expert in the last 20 rounds", x=0.01, ha="left")
     return figure
 
 

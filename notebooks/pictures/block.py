@@ -42,7 +42,8 @@ def block(today="block"):
             facecolor=plots.ORANGE if lit else "white", edgecolor=plots.BLACK, linewidth=1.3))
         where = (left + width / 2, bottom + height / 2) if centre else (left + 0.15, bottom + height
                                                                        - 0.33)
-        ax.text(*where, words, va="center", ha="center" if centre else "left", fontsize=11,
+        ax.text(*where, words, va="center", ha="center" if centre else "left",
+                fontsize=14 if not centre else 11 if lit else 12,
                 fontweight="bold" if lit else "normal")
 
     def arrow(start, end):
@@ -50,7 +51,7 @@ def block(today="block"):
                                                 "shrinkA": 0, "shrinkB": 0, "linewidth": 1.5})
 
     arrow((0, 0.5), (13.75, 0.5))                                      # the stream
-    ax.text(0.05, 0.05, "stream of a token", fontsize=11, va="center")
+    ax.text(0.05, 0.05, "stream of a token", fontsize=14, va="center")
     for words, left, right in (("attention", 1.45, 7.35), ("feed-forward network", 8.35, 13.0)):
         box(words, left, 1.75, right - left, 3.2, False, centre=False)
         box("norm", left - 0.65, 0.95, 1.0, 0.5, today == "block")

@@ -23,25 +23,25 @@ def two_routes(cached=6):
     for ax, title in zip(panels, ("expand: every latent goes up",
                                   "absorb: the query comes down")):
         for n in range(cached):
-            box(ax, 2 + n, 0.6, 0.8, plots.SKY)
+            box(ax, 2 + n, 0.6, 1.4, plots.SKY)
         ax.text(2, 0.1, "cached latents", va="center")
-        box(ax, 0.2, 2.6, 2.0, "white", "q")
+        box(ax, 0.2, 3.2, 1.4, "white", "q")
         ax.set(xlim=(0, 2.6 + cached), ylim=(-0.2, 5.2))
         ax.set_axis_off()
         ax.set_title(title, loc="left", fontsize=14)
     expand, absorb = panels
     for n in range(cached):
-        box(expand, 2 + n, 2.6, 2.0, plots.ORANGE)
-        arrow(expand, (2.3 + n, 1.4), (2.3 + n, 2.6))
-    expand.text(2, 4.9, "keys, formed again at each step", va="center")
-    box(absorb, 0.2, 0.6, 0.8, plots.ORANGE)
-    arrow(absorb, (0.5, 2.6), (0.5, 1.4))
-    absorb.text(2, 3.6, "no key is formed", va="center")
-    for ax, height in ((expand, 3.6), (absorb, 1.0)):
+        box(expand, 2 + n, 3.2, 1.4, plots.ORANGE)
+        arrow(expand, (2.3 + n, 2.0), (2.3 + n, 3.2))
+    expand.text(2, 4.9, "keys, computed again at each step", va="center")
+    box(absorb, 0.2, 0.6, 1.4, plots.ORANGE)
+    arrow(absorb, (0.5, 3.2), (0.5, 2.0))
+    absorb.text(2, 3.9, "no key is computed", va="center")
+    for ax, height in ((expand, 3.9), (absorb, 1.3)):
         ax.annotate("", (2, height), (0.8, height), arrowprops={
             "arrowstyle": "<|-|>", "color": plots.BLACK, "linewidth": 1.5})
-        ax.text(1.4, height + 0.25, "scores", ha="center", fontsize=11)
-    figure.suptitle("Absorbing: one product with W, not one for each cached token", x=0.01,
+        ax.text(1.4, height + 0.25, "scores", ha="center", fontsize=13)
+    figure.suptitle("Absorb: one product with $W^{UK}$, not one per cached token", x=0.01,
                     ha="left")
     return figure
 
@@ -99,7 +99,7 @@ def spectrum(spectra, rank):
     ax.set(xlabel="direction [largest first]", ylabel="singular value / largest [log]",
            xlim=(0, len(values)))
     ax.legend(loc="center right")
-    ax.set_title(f"{len(values)} numbers per token vary in {rank} ways, and no more", loc="left")
+    ax.set_title(f"{len(values)} numbers per token vary in only {rank} directions", loc="left")
     return figure
 
 

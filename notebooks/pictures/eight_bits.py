@@ -25,7 +25,7 @@ def number_lines(formats):
     ax[0].set_xscale("log", base=2)
     ax[0].set(xlabel="all octaves [logarithmic]", xlim=(2**-18, 2**18))
     ax[1].set(xlabel="one octave, from 1 to 2 [linear]", xlim=(0.98, 2.02))
-    ax[0].set_title("More octaves or more steps: eight bits pay for one of them", loc="left")
+    ax[0].set_title("Eight bits give more octaves or more steps, but not both", loc="left")
     return figure
 
 
@@ -84,9 +84,9 @@ def gradient_errors(errors):
 # columns, the tiles of both factors (width, height; 4 stands for 128), and a colour.
 ROW, COLUMN, BLOCK = (4, 1), (1, 4), (4, 4)
 PRODUCTS = [
-    ("Fprop", ("x", "$W^T$", "y"), "tokens", "in", "out", (ROW, BLOCK), plots.FORWARD),
-    ("Dgrad", ("dy", "W", "dx"), "tokens", "out", "in", (ROW, BLOCK), plots.BACKWARD),
-    ("Wgrad", ("$dy^T$", "x", "dW"), "out", "tokens", "in", (ROW, COLUMN), plots.WEIGHT),
+    ("Fprop", ("x", "$W^T$", "y"), "tokens", "inputs", "outputs", (ROW, BLOCK), plots.FORWARD),
+    ("Dgrad", ("dy", "W", "dx"), "tokens", "outputs", "inputs", (ROW, BLOCK), plots.BACKWARD),
+    ("Wgrad", ("$dy^T$", "x", "dW"), "outputs", "tokens", "inputs", (ROW, COLUMN), plots.WEIGHT),
 ]
 
 
@@ -113,7 +113,7 @@ def three_products():
         ax.text(-1, 4, rows, rotation=90, va="center", ha="center", fontsize=15)
         ax.set(title=title, xlim=(-2, 18), ylim=(-3.2, 18), aspect="equal")
         ax.set_axis_off()
-    figure.suptitle("Every tile runs along the arrow, the dimension that is summed over")
+    figure.suptitle("Each tile lies along its arrow: the dimension that is summed over")
     return figure
 
 

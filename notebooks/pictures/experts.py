@@ -63,8 +63,9 @@ def steps(affinity, bias, kept, gates):
         ax.add_patch(Rectangle((left, 0), size, len(rows), fill=False, linewidth=2.5))
     ax.set(xlim=(-1.9, number + 0.05), ylim=(len(rows) + 0.05, -0.5))
     ax.set_axis_off()
-    fate = "is chosen" if gates[favourite] else "is not chosen"
-    ax.set_title(f"Expert {favourite} fits best (blue) and {fate} (orange)", loc="left")
+    fate = "and is chosen" if gates[favourite] else "but is not chosen"
+    ax.set_title(f"Blue: expert {favourite} fits best, {fate}. Orange: the chosen experts",
+                 loc="left")
     return figure
 
 
@@ -90,7 +91,7 @@ def who_goes_where(shares, kinds, even):
     bar = figure.colorbar(image, ax=ax, ticks=[0, even, 0.5, 1])
     bar.ax.set_yticklabels(["0 %", f"{even:.0%}: even", "50 %", "100 %"])
     liked = sum(row.max() >= 2 * even for row in shares)
-    ax.set_title(f"{liked} of {len(kinds)} kinds have an expert that {2 * even:.0%} or more of "
+    ax.set_title(f"{liked} of {len(kinds)} kinds have an expert that at least {2 * even:.0%} of "
                  "their tokens visit", loc="left")
     return figure
 
@@ -108,7 +109,7 @@ def missed(kinds, favourite, others, errors, experts):
     ax.barh(rows - 0.19, favourite, 0.36, xerr=2 * np.asarray(errors), edgecolor=plots.BLACK,
             color=plots.ORANGE, capsize=4, label="without the expert that it visits most")
     ax.barh(rows + 0.19, others, 0.36, edgecolor=plots.BLACK, color="white",
-            label="without one of the others")
+            label="without another expert (mean)")
     ax.axvline(0, color=plots.BLACK, linewidth=1)
     ax.set_yticks(rows, [f"{kind} ({e})" for kind, e in zip(kinds, experts)])
     ax.invert_yaxis()
@@ -122,15 +123,15 @@ def missed(kinds, favourite, others, errors, experts):
 
 @plots.style()
 def named(right):
-    """Which tables name a token's experts, {what the table knows: rightly named [%]}.
+    """Which tables predict a token's experts, {what the table knows: correct predictions [%]}.
 
-    Three of the names are "the token", "token and the domain" and "token and a random number".
+    Three of the keys are "the token", "token and the domain" and "token and a random number".
     """
     figure, ax = plots.canvas(size=(10, 4.6))
     more = right["token and the domain"] - right["token and a random number"]
-    return plots.bars(right, "experts named rightly in layer 2 [%]",
-                      f"The token tells {right['the token']:.0f} % of the experts; the domain adds "
-                      f"{more:.1f} points", "{:.1f}", ["the token"], ax)
+    return plots.bars(right, "experts predicted correctly in layer 2 [%]",
+                      f"The token predicts {right['the token']:.0f} % of the experts; the domain "
+                      f"adds {more:.1f} points", "{:.1f}", ["the token"], ax)
 
 
 @plots.style()
@@ -139,5 +140,5 @@ def loss_added(lost):
     lost = {name: losses.mean().item() for name, losses in lost.items()}
     figure, ax = plots.canvas(size=(10, 4.2))
     return plots.bars(lost, "loss added [nats per token]",
-                      "One expert is hardly missed; the right choice is", "{:.3f}",
+                      "Losing one expert costs little; choosing at random costs a lot", "{:.3f}",
                       ["4 at random"], ax)

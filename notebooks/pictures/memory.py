@@ -30,11 +30,11 @@ def changes(kept):
         ax.grid(False)
         old = sum(lengths) - len(lengths)
         changed = sum(value > ROUNDING for row in rows for value in row)
-        ax.set_title(f"{title}: {changed} of {old} keys", loc="left")
+        ax.set_title(f"{title}: {changed} of {old} keys change", loc="left")
     panels[0].set_ylabel("tokens in the text")
     figure.colorbar(image, ax=list(panels), label="change of a key [log scale]",
                     extend="min")
-    figure.suptitle("Old keys that change when the text grows", x=0.01, ha="left")
+    figure.suptitle("Which old keys change when the text grows by one token?", x=0.01, ha="left")
     return figure
 
 
@@ -69,5 +69,5 @@ def time_and_memory(whole, one, shapes):
     right.minorticks_off()
     right.set(xlabel="tokens in the text [log scale]", ylabel="cache [GB, log scale]",
               ylim=(0.006, 1200))
-    right.set_title("Memory: each token adds the same", loc="left")
+    right.set_title("Memory: one text can fill a GPU", loc="left")
     return figure

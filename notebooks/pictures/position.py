@@ -23,7 +23,7 @@ def clocks(places, theta):
     ax.set_xticks(range(len(places)), places)
     ax.set_yticks(range(len(theta)), names)
     ax.grid(False)
-    ax.set_title("Fast hands tell neighbours apart, slow hands far from near", loc="left")
+    ax.set_title("Fast hands separate neighbours, slow hands distant tokens", loc="left")
     return figure
 
 
@@ -72,7 +72,7 @@ def wavelengths(theta, window, longer):
         ax.axhline(limit, color=plots.BLACK, linestyle="--")
         ax.text(0, limit * 1.2, f"a window of {limit:,}")
     ax.text(12, 60, "whole turns: every angle was seen", color=plots.BLUE)
-    ax.text(31, 1500, "less than a turn", color=plots.VERMILLION, ha="right")
+    ax.text(24, 2e4, "less than a turn", color=plots.VERMILLION, ha="right")
     ax.set(xlabel="pair m [index]", ylabel="tokens for a turn [log scale]", ylim=(4, 5e5))
     ax.set_title(f"{slow.sum()} of {len(theta)} pairs never complete a turn in {window:,} tokens",
                  loc="left")

@@ -11,7 +11,7 @@ COUNTS = ("no drafts", "1 draft", "2 drafts", "3 drafts", "4 drafts")
 
 @plots.style()
 def chain(T, depths):
-    """What the main model and each MTP depth read and guess, at each position of T inputs."""
+    """What the main model and each MTP depth read and predict, at each position of T inputs."""
     figure, ax = plots.canvas(size=(10, 4.6))
     for k in range(depths + 1):
         for i in range(T - k):
@@ -25,14 +25,14 @@ def chain(T, depths):
                 ax.annotate("", (3 * i, k - 0.24), (3 * i, k - 0.76),
                             arrowprops={"arrowstyle": "-|>", "color": plots.BLACK})
     ax.text(-1.4, -0.72, "blue, left: the token that is read or joined", color=plots.BLUE)
-    ax.text(3 * T - 1.6, -0.72, "red, right: the token that is guessed", color=plots.VERMILLION,
+    ax.text(3 * T - 1.6, -0.72, "red, right: the token that is predicted", color=plots.VERMILLION,
             ha="right")
     ax.set(xlim=(-1.6, 3 * T - 1.4), ylim=(-0.9, depths + 0.45))
     ax.set_xticks([3 * i for i in range(T)], [f"position {i}" for i in range(T)])
     names = ["main model", *(f"MTP, depth {k}" for k in range(1, depths + 1))]
     ax.set_yticks(range(depths + 1), names)
     ax.grid(False)
-    ax.set_title("Each depth reads one token more and guesses one further", loc="left")
+    ax.set_title("Each depth reads one more token and predicts one step further", loc="left")
     return figure
 
 
@@ -97,7 +97,7 @@ def by_certainty(sure, agree):
     for low in range(0, 100, 20):
         group = (sure > low / 100) & (sure <= (low + 20) / 100)
         if group.any():
-            found[f"sure by {low} to {low + 20} %\n({group.float().mean():.0%} of the places)"] = (
+            found[f"{low} to {low + 20} % sure\n({group.float().mean():.0%} of the places)"] = (
                 100 * agree[group].float().mean().item())
     ax = plots.canvas(size=(10, 4.6))[1]
     return plots.bars(found, "drafts that are the main model's choice [%]",
@@ -120,7 +120,7 @@ def steps_and_time(steps, seconds):
                  (gain, "tokens per step", "o", "-", plots.BLUE),
                  (cost, "time per step", "s", "--", plots.VERMILLION),
                  (speed, "speed", "^", ":", plots.BLACK))]
-    ax.set(xlabel="drafts in each step [tokens]", ylabel="multiples of writing without drafts",
+    ax.set(xlabel="drafts in each step [tokens]", ylabel="compared with no drafts [times]",
            xticks=range(len(steps)), ylim=(0, 1.15 * max(*gain, *cost)))
     best = max(range(1, len(steps)), key=speed.__getitem__)
     ax.set_title(f"{COUNTS[best] if best < 5 else best}: {gain[best]:.1f} times the tokens per "
@@ -146,9 +146,9 @@ def speed_up(extra, rate, drafts, most=8):
     ax.axvline(drafts, color=plots.BLACK, linewidth=0.7)
     ax.axhline(1, color=plots.BLACK, linewidth=0.7)
     ax.set(xlabel=f"drafts in each step, each accepted in {rate:.0%} of cases",
-           ylabel="speed [multiples of no drafts]", xticks=range(most + 1),
+           ylabel="speed [no drafts = 1]", xticks=range(most + 1),
            ylim=(0, 1.1 * max(max(line.get_ydata()) for line in lines)))
-    ax.set_title(f"{drafts} draft{'s' * (drafts != 1)}: {', '.join(words)}", loc="left")
+    ax.set_title(f"Speed with {drafts} draft{'s' * (drafts != 1)}: {', '.join(words)}", loc="left")
     plots.label_ends(ax, lines, gap=0.17)
     return figure
 
@@ -163,7 +163,7 @@ def copying(curve, every):
              for values, (name, colour, dashes) in zip(zip(*curve), looks)]
     ax.set(xlabel="training [steps]", ylabel="loss after the first round [nats per token]",
            ylim=(0, 3.7))
-    ax.set_title("One block does not learn to copy; the module behind it does", loc="left")
+    ax.set_title("One block does not learn to copy; with the module it does", loc="left")
     plots.label_ends(ax, lines)
     return figure
 
@@ -173,11 +173,11 @@ def halves(losses, vocabulary):
     """Losses of the module {name: nats per token}, the first as trained, and ln(vocabulary)."""
     ax = plots.canvas(size=(10, 4.6))[1]
     figure = plots.bars(losses, "loss of the module [nats per token]",
-                        "It needs both halves, in the right order", form="{:.2f}",
+                        "The module needs both halves, in the right order", form="{:.2f}",
                         highlight=list(losses)[:1], ax=ax)
     equal = math.log(vocabulary)
     ax.axvline(equal, color=plots.BLACK, linestyle="--")
-    ax.text(equal, -0.5, f"equal chances: ln {vocabulary:,} = {equal:.2f} ", ha="right",
+    ax.text(equal, -0.5, f"equal probabilities: ln {vocabulary:,} = {equal:.2f} ", ha="right",
             va="bottom")
     ax.set_ylim(bottom=len(losses) - 0.5, top=-0.85)
     return figure

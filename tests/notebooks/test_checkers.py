@@ -153,6 +153,18 @@ def test_compare_says_what_is_wrong_and_never_raises(student, inputs, words, che
     assert ONE[0].tolist() == [1.0, 2.0]
 
 
+def test_of_two_slips_with_equal_numbers_the_one_that_agrees_more_often_is_named(check, capsys):
+    """Oracle: x * x is x + x for 2 only; 5 is neither. A slip that ends in an error is no match."""
+    slips = [("You crash.", crash), ("You square.", lambda x: x * x),
+             ("You add.", lambda x: x + x), ("You add twice.", lambda x: x + x)]
+    cases = [(torch.tensor(2.0),), (torch.tensor(5.0),)]
+    for student, words in [(lambda x: x + x, " You add. Triple."), (lambda x: x * x, "You square."),
+                           (lambda x: 4 if x == 2 else 0, "You square."),
+                           (lambda x: 5, "got 5. Triple.")]:
+        assert not check.compare(student, cases, lambda x: 3 * x, "Triple.", slips=slips)
+        assert words in capsys.readouterr().out
+
+
 def test_a_hint_of_two_steps_is_given_step_by_step(check, capsys):
     """Oracle: the words; the second step is shown only to those who ask for it."""
     for step, words in [(1, "got [1, 2]. Twice. (For a further hint add hint=2.)"),

@@ -1,9 +1,12 @@
 """Notebook 01: its checkers take every right answer, nothing above an exercise passes it, its bug
 is one."""
 
+import re
+
 import pytest
 import torch
 
+import minidsv3.model
 from tests.notebooks.conftest import NOTEBOOKS, imported, read
 
 NOTEBOOK = NOTEBOOKS / "01_what_is_deepseek_v3.ipynb"
@@ -41,3 +44,10 @@ def test_the_bug_of_the_notebook_is_one(check, capsys):
     exec(cell["source"], namespace)
     assert not check.fused_block(namespace["buggy_block"])
     assert "Your norms still replace the stream." in capsys.readouterr().out
+
+
+def test_the_reading_order_is_that_of_the_package():
+    """Oracle: the docstring of the model's package, which names all its files."""
+    texts = [read(NOTEBOOK)["cells"][-1]["source"], minidsv3.model.__doc__]
+    orders = [re.search(r"in this order:\s+([\w\s,]+)\.", text).group(1) for text in texts]
+    assert len({tuple(re.findall(r"\w+", order)) for order in orders}) == 1

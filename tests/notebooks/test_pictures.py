@@ -209,7 +209,7 @@ def test_steps_of_a_router_are_a_table(pictures):
     texts = [text.get_text() for text in ax.texts]
     assert texts[16:20] == ["0.50", "0.65", "out", "out"]
     assert [patch.get_facecolor() for patch in ax.patches].count(to_rgba("#E69F00")) == 2
-    assert ax.get_title(loc="left").startswith("Expert 2 fits best (blue) and is not chosen")
+    assert ax.get_title(loc="left").startswith("Blue: expert 2 fits best, but is not chosen")
 
 
 def test_who_goes_where_puts_the_experts_of_a_kind_together(pictures):
@@ -219,7 +219,7 @@ def test_who_goes_where_puts_the_experts_of_a_kind_together(pictures):
     assert ax.images[0].get_array().tolist() == [[0.9, 0.6, 0.1, 0], [0.1, 0.3, 0.8, 0.4]]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2", "3", "0"]
     assert [text.get_text() for text in ax.texts] == ["90"]
-    assert ax.get_title(loc="left").startswith("1 of 2 kinds have an expert that 90% or more")
+    assert ax.get_title(loc="left").startswith("1 of 2 kinds have an expert that at least 90% of")
 
 
 def test_missed_counts_what_is_clear(pictures):
@@ -235,7 +235,7 @@ def test_named_and_loss_added_are_bars(pictures):
     right = {"the token": 60, "token and a random number": 59, "token and the domain": 61.5}
     ax, = pictures.named(right).axes
     assert [bar.get_width() for bar in ax.patches] == list(right.values())
-    assert ax.get_title(loc="left").startswith("The token tells 60 % of the experts; the domain")
+    assert ax.get_title(loc="left").startswith("The token predicts 60 % of the experts; the domain")
     assert ax.get_title(loc="left").endswith("adds 2.5 points")
     ax, = pictures.loss_added({"one": torch.tensor([0.5, 1]), "all": torch.tensor([1, 2.0])}).axes
     assert [bar.get_width() for bar in ax.patches] == [0.75, 1.5]
@@ -285,7 +285,8 @@ def test_steps_and_speeds_are_ratios(pictures):
     ax, = pictures.speed_up({"free": 0, "costly": 0.5}, 0.5, drafts=2, most=2).axes
     curves = [line.get_ydata().tolist() for line in ax.lines if len(line.get_ydata()) == 3]
     assert curves == [[1, 1.5, 1.75], [1, 1, 0.875]]
-    assert ax.get_title(loc="left") == "2 drafts: 1.75 times with free, 0.88 times with costly"
+    assert ax.get_title(loc="left") == ("Speed with 2 drafts: 1.75 times with free, "
+                                        "0.88 times with costly")
 
 
 def test_copying_shows_both_losses(pictures):
@@ -308,7 +309,7 @@ def test_shares_and_loads_of_experts_show_what_they_are_given(pictures):
     figure = pictures.shares({0: history, 0.5: history}, "A wins")
     assert [line.get_ydata().tolist() for line in figure.axes[1].lines] == [
         (100 * share).tolist() for share in history.T]
-    assert figure.axes[1].get_title() == "γ = 0.5: up to 70% for one"
+    assert figure.axes[1].get_title() == "γ = 0.5: at the end up to 70% for one"
     loads, biases = 100 * history, history - 0.25
     left, right = pictures.balancing(loads, biases).axes
     for ax, values in ((left, loads), (right, biases)):

@@ -19,14 +19,18 @@ NAMES = [f"{language}-{path.name[:2] if path else 'common'}" for language, path 
 
 
 def blank(source):
-    """The syntax tree of a source, as text, without the words of its strings."""
+    """The syntax tree of a source, as text, without the words of its strings.
+
+    A choice between two words, such as thread and threads, is words too.
+    """
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             node.value = ""
         if isinstance(node, ast.JoinedStr):
             node.values = sorted((each for each in node.values
-                                  if isinstance(each, ast.FormattedValue)), key=ast.unparse)
+                                  if isinstance(each, ast.FormattedValue)
+                                  and not isinstance(each.value, ast.IfExp)), key=ast.unparse)
     return ast.dump(tree)
 
 
@@ -85,6 +89,33 @@ def test_terms_are_those_of_the_glossary(language, path):
                 assert any(form in entry["chinese"] for form in forms.split("；")), (name, term)
 
 
+def test_the_chinese_readme_says_what_the_english_one_says():
+    """Oracle: README.md: its sections, commands, figures, code and links, one section after the
+    other; links within the page are to headings that exist."""
+    def sections(name):
+        text = (NOTEBOOKS.parent / name).read_text(encoding="utf-8")
+        return re.split(r"^##? ", re.sub(r"\[.*\]\(README.*\)", "", text), flags=re.M)[1:]
+
+    def held(section):
+        _, _, body = section.partition("\n")
+        commands = [re.sub(r"\s*# .*", "", line) for block in re.findall(r"```\w*\n(.*?)```", body,
+                                                                        flags=re.S)
+                    for line in block.splitlines()]
+        prose = re.sub(r"```.*?```", "", body, flags=re.S)
+        marks = sorted(set(re.findall(r"`([^`]+)`", prose)) - {made_by})
+        links = sorted(each for each in re.findall(r"\]\(([^)]+)\)", prose) if each[0] != "#")
+        figures = sorted(re.findall(r"\d[\d.,]*\d|\d", re.sub(r"`[^`]*`|\]\([^)]*\)", "", prose)))
+        return commands, marks, links, figures
+
+    made_by = "python notebooks/translate.py zh"       # where the Chinese notebooks come from
+    english, chinese = sections("README.md"), sections("README.zh.md")
+    headings = [section.partition("\n")[0] for section in chinese]
+    inside = re.findall(r"\]\(#([^)]+)\)", "".join(chinese))
+    assert len(english) == len(chinese) and set(inside) <= set(headings)
+    for ours, theirs in zip(english, chinese):
+        assert held(theirs) == held(ours)
+
+
 def test_words_of_every_kind_are_replaced():
     """Oracle: a source written out by hand, with strings, f-strings, a comment and a docstring."""
     source = ('def f(x):\n    """One number."""\n    say("not now",  # a comment\n'
@@ -116,6 +147,7 @@ def test_a_folder_of_one_notebook_is_complete(tmp_path, capsys):
     assert [cell.get("outputs") for cell in made["cells"]] == [
         cell.get("outputs") for cell in english["cells"]]
     setup, = (cell for cell in made["cells"] if cell["id"] == "setup")
-    assert json.dumps((tmp_path / "zh").resolve().as_posix()) in "".join(setup["source"])
+    path = json.dumps((tmp_path / "zh").resolve().as_posix())
+    assert f"sys.path.insert(0, {path})" in "".join(setup["source"])
     for folder in ("check", "oracles", "pictures/en", "pictures/zh"):
         assert (tmp_path / "zh" / folder / "__init__.py").exists()

@@ -117,3 +117,8 @@ def may_see__old_only(new, total):
 def may_see__transposed(new, total):
     """expected shape (2, 4), got (4, 2)."""
     return torch.ones(new, total).tril(total - new).T
+
+
+def may_see__floats(new, total):
+    """the numbers are right, but attention adds a mask of floats to the scores."""
+    return torch.ones(new, total).tril(total - new)

@@ -46,6 +46,16 @@ def rms_norm__layer_norm(x, gain, eps):
     return F.layer_norm(x, x.shape[-1:], gain, eps=eps)
 
 
+def rms_norm__torchs_variance(x, gain, eps):
+    """You use var or std, which subtract the mean first. RMSNorm does not."""
+    return gain * (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + eps).sqrt()
+
+
+def rms_norm__deviation(x, gain, eps):
+    """You use var or std, which subtract the mean first. RMSNorm does not."""
+    return gain * x / (x.std(-1, keepdim=True) + eps)
+
+
 def swiglu(x, gate, up, down):
     """the example by hand: expected [1.344415, -1.344415], got [1.738932, -1.738932]. Your silu is
     on the branch of up"""
@@ -101,6 +111,11 @@ def active_parameters__no_router(width, inner, routed, shared, chosen):
 def active_parameters__small_router(width, inner, routed, shared, chosen):
     """to choose, it must score all routed ones."""
     return (shared + chosen) * 3 * width * inner + chosen * width
+
+
+def active_parameters__router_of_workers(width, inner, routed, shared, chosen):
+    """got 16. Your router scores only the experts that work: to choose, it must score all"""
+    return (shared + chosen) * (3 * width * inner + width)
 
 
 def active_parameters__large_router(width, inner, routed, shared, chosen):
@@ -164,6 +179,12 @@ def fused_block__twice(out, stream, norm_1, attention, norm_2, ffn):
 def fused_block__dropped(out, stream, norm_1, attention, norm_2, ffn):
     """You never add out to the stream."""
     stream = stream + attention(norm_1(stream))
+    return ffn(norm_2(stream)), stream
+
+
+def fused_block__forgets_the_sum(out, stream, norm_1, attention, norm_2, ffn):
+    """got [750, 15]. The first norm reads stream + out, but then you add attention to"""
+    stream = stream + attention(norm_1(stream + out))
     return ffn(norm_2(stream)), stream
 
 

@@ -111,6 +111,12 @@ def absorbed_attention__half_a_scale(q_nope, q_rope, c_kv, k_rope, w_uk, w_uv, s
     return logits.softmax(-1) @ c_kv @ w_uv.transpose(1, 2)
 
 
+def absorbed_attention__no_scale(q_nope, q_rope, c_kv, k_rope, w_uk, w_uv, scale):
+    """Your logits are not multiplied by scale."""
+    logits = masked(q_nope @ w_uk @ c_kv.T + q_rope @ k_rope.T, len(c_kv) - q_nope.shape[1] + 1)
+    return logits.softmax(-1) @ c_kv @ w_uv.transpose(1, 2)
+
+
 def absorbed_attention__expands(q_nope, q_rope, c_kv, k_rope, w_uk, w_uv, scale):
     """it computes keys, a product of shape"""
     keys = c_kv @ w_uk.transpose(1, 2)                                 # (H, S, Dn)

@@ -45,6 +45,12 @@ def rotate__two_rows(x, position, theta):
     return torch.view_as_real(pairs * torch.exp(1j * position * theta))
 
 
+def rotate__no_position(x, position, theta):
+    """Your angles do not depend on the position."""
+    pairs = torch.view_as_complex(x.view(-1, 2)) * torch.polar(torch.ones_like(theta), theta)
+    return torch.view_as_real(pairs).flatten()
+
+
 def frequencies(width, base):
     """width=8, base=10000: expected [1, 0.1, 0.01, 0.001], got [1, 0.3162278, 0.1, 0.03162278].
     Your exponent counts pairs"""
@@ -90,6 +96,11 @@ def turns__wavelength(window, theta):
 def turns__degrees(window, theta):
     """You count in degrees, but theta is in radians"""
     return [window * angle / 360 for angle in theta.tolist()]
+
+
+def turns__other_way(window, theta):
+    """You divide by theta. It is the angle of one token"""
+    return window / (2 * math.pi * theta)
 
 
 def turns__whole(window, theta):

@@ -8,17 +8,17 @@ import torch
 
 def group_scores(affinity, bias, n_group):
     """affinity=[0.9, 0.1, 0.2, 0.6, 0.6, 0.1], bias=[0, 0, 0, -0.2, 0, 0.3], n_group=2: expected
-    [1.1, 1], got [0.9, 0.6]. Yours is the best expert of each group alone, as in DeepSeek-V2"""
+    [1.1, 1], got [0.9, 0.6]. You take the best expert of each group alone, as in DeepSeek-V2"""
     return (affinity + bias).unflatten(-1, (n_group, -1)).amax(dim=-1)
 
 
 def group_scores__of_all(affinity, bias, n_group):
-    """got [1.2, 1.4]. Yours is the sum of the whole group: take its two best."""
+    """got [1.2, 1.4]. You add all experts of a group."""
     return [[sum(group) for group in row.chunk(n_group)] for row in (affinity + bias).double()]
 
 
 def group_scores__no_bias(affinity, bias, n_group):
-    """got [1.1, 1.2]. Yours has no bias: a group is scored by what will be chosen."""
+    """got [1.1, 1.2]. You leave out the bias."""
     return affinity.unflatten(-1, (n_group, -1)).topk(2).values.sum(dim=-1)
 
 
@@ -35,14 +35,14 @@ def group_scores__transposed(affinity, bias, n_group):
 
 def gates(affinity, bias, K, scale):
     """affinity=[0.8, 0.2, 0.6], bias=[-0.7, 0.1, 0], K=2, scale=2.5: expected [0, 0.625, 1.875],
-    got [0, 0.8333333, 1.666667]. Yours are the gates of weighing with the bias"""
+    got [0, 0.8333333, 1.666667]. You weight with the bias."""
     best = (affinity + bias).topk(K)
     return torch.zeros_like(affinity).scatter(0, best.indices,
                                               scale * best.values / best.values.sum())
 
 
 def gates__no_bias(affinity, bias, K, scale):
-    """got [1.428571, 0, 1.071429]. Yours are the gates of choosing without the bias."""
+    """got [1.428571, 0, 1.071429]. You choose without the bias."""
     best = affinity.topk(K)
     return torch.zeros_like(affinity).scatter(0, best.indices,
                                               scale * best.values / best.values.sum())
@@ -98,16 +98,33 @@ def moe_output__not_scaled(u, shared, routed, affinity, experts, scale):
 
 
 def moe_output__transposed(u, shared, routed, affinity, experts, scale):
-    """Your matrices are transposed: an expert is matrix @ u."""
+    """You use the transposed matrices."""
     weights = scale * affinity[experts] / affinity[experts].sum()
     return u @ shared + weights @ (u @ routed[experts])
 
 
 def moe_output__all_compute(u, shared, routed, affinity, experts, scale):
-    """an expert computes that was not chosen; here its matrix is NaN."""
+    """an expert that was not chosen has computed: its matrix is NaN."""
     weights = torch.zeros_like(affinity)
     weights[experts] = scale * affinity[experts] / affinity[experts].sum()
     return shared @ u + weights @ (routed @ u)
+
+
+def moe_output__with_u(u, shared, routed, affinity, experts, scale):
+    """got [7, 9]. Your result includes u: the block adds it later."""
+    weights = scale * affinity[experts] / affinity[experts].sum()
+    return u + shared @ u + weights @ (routed[experts] @ u)
+
+
+def moe_output__not_divided(u, shared, routed, affinity, experts, scale):
+    """got [5.2, 6]. You do not divide by the sum of the chosen affinities."""
+    return shared @ u + scale * affinity[experts] @ (routed[experts] @ u)
+
+
+def moe_output__all_compute_and_few_are_used(u, shared, routed, affinity, experts, scale):
+    """experts compute that were not chosen: a product has the shape"""
+    weights = scale * affinity[experts] / affinity[experts].sum()
+    return shared @ u + weights @ (routed @ u)[experts]
 
 
 def visits(kinds, experts, n_kinds, n_experts):
@@ -117,12 +134,12 @@ def visits(kinds, experts, n_kinds, n_experts):
 
 def visit_share(kinds, experts, n_kinds, n_experts):
     """kinds=[0, 1, 1], experts=[[0, 2], [2, 1], [2, 0]]: expected [1, 0, 1, 0.5, 0.5, 1], got
-    [1, 0, 1, 1, 1, 2]. Yours are numbers of visits"""
+    [1, 0, 1, 1, 1, 2]. You count visits."""
     return visits(kinds, experts, n_kinds, n_experts)
 
 
 def visit_share__of_visitors(kinds, experts, n_kinds, n_experts):
-    """got [0.5, 0, 0.3333333, 0.5, 1, 0.6666667]. Yours are the shares of an expert's visitors"""
+    """got [0.5, 0, 0.3333333, 0.5, 1, 0.6666667]. You give the share of an expert's visitors"""
     counts = visits(kinds, experts, n_kinds, n_experts)
     return counts / counts.sum(dim=0)
 
@@ -134,7 +151,7 @@ def visit_share__of_visits(kinds, experts, n_kinds, n_experts):
 
 
 def visit_share__of_all_tokens(kinds, experts, n_kinds, n_experts):
-    """You divide by the number of all tokens, not of those of the kind."""
+    """You divide by the number of all tokens."""
     return visits(kinds, experts, n_kinds, n_experts) / len(kinds)
 
 
@@ -152,18 +169,18 @@ def masked_by(number):
 
 
 def choose_experts(affinity, bias, n_group, topk_group, K):
-    """Experts of a forbidden group are chosen: 0 is more than a negative score."""
+    """Their 0 is larger than a negative score."""
     return masked_by(0.0)(affinity, bias, n_group, topk_group, K)
 
 
 def choose_experts__a_small_number(affinity, bias, n_group, topk_group, K):
-    """Experts of a forbidden group are chosen: a score can be lower than -1."""
+    """A score can be lower than -1."""
     return masked_by(-1.0)(affinity, bias, n_group, topk_group, K)
 
 
 def choose_experts__best_alone(affinity, bias, n_group, topk_group, K):
     """affinity=(9,), bias=(9,), n_group=3, topk_group=1, K=2: right shape, values off by up to 1.
-    Your groups are kept by their best expert alone"""
+    You keep groups by their best expert alone."""
     groups = (affinity + bias).view(n_group, -1)
     out = torch.ones(n_group, 1, dtype=torch.bool)
     out[groups.amax(dim=1).topk(topk_group).indices] = False
@@ -172,10 +189,10 @@ def choose_experts__best_alone(affinity, bias, n_group, topk_group, K):
 
 
 def choose_experts__no_bias(affinity, bias, n_group, topk_group, K):
-    """Yours chooses without the bias."""
+    """You leave out the bias."""
     return masked_by(float("-inf"))(affinity, 0 * bias, n_group, topk_group, K)
 
 
 def choose_experts__all_groups(affinity, bias, n_group, topk_group, K):
-    """Yours lets every group in."""
+    """You keep every group."""
     return torch.zeros(len(affinity)).scatter(0, (affinity + bias).topk(K).indices, 1.0)

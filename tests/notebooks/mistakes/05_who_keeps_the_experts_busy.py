@@ -4,35 +4,40 @@ import torch
 
 
 def max_violation(load):
-    """The busiest expert over the mean, less 1, for each layer by itself."""
+    """For each layer: divide the largest load by the mean load, and subtract 1."""
     return load.double().std(dim=-1) / load.double().mean(dim=-1)
 
 
 def max_violation__less_one(load):
-    """the 1 is not yet taken off"""
+    """You give the busiest load divided by the mean. Subtract 1."""
     load = load.double()
     return load.amax(dim=-1) / load.mean(dim=-1)
 
 
 def max_violation__tokens(load):
-    """divide it by the mean"""
+    """Divide it by the mean"""
     return load.double().amax(dim=-1) - load.double().mean(dim=-1)
 
 
 def max_violation__all_layers(load):
-    """each layer is measured by its own mean"""
+    """Each layer is measured by its own mean"""
     return [row.max() / load.double().mean() - 1 for row in load]
 
 
+def max_violation__busiest_of_all(load):
+    """got [2, 0.2]. You take the busiest expert of all layers. Each layer has its own."""
+    return load.max() / load.double().mean(-1) - 1
+
+
 def max_violation__too_few(load):
-    """MaxVio looks at the busiest only"""
+    """MaxVio looks at the busiest expert only."""
     load = load.double()
     mean = load.mean(dim=-1, keepdim=True)
     return ((load - mean).abs() / mean).amax(dim=-1)
 
 
 def max_violation__one_number(load):
-    """one number per layer is wanted"""
+    """Return one number per layer."""
     load = load.double()
     return (load.amax(dim=-1) / load.mean(dim=-1) - 1).mean()
 
@@ -43,7 +48,7 @@ def max_violation__whole_numbers(load):
 
 
 def worst_violation(routed, chosen):
-    """a token takes K different experts"""
+    """a token uses K different experts"""
     return routed - 1
 
 
@@ -58,7 +63,7 @@ def worst_violation__whole(routed, chosen):
 
 
 def worst_violation__other_way(routed, chosen):
-    """You divide the wrong way round"""
+    """You exchanged the two numbers"""
     return chosen / routed - 1
 
 
@@ -69,7 +74,7 @@ def bias_step(bias, load, gamma):
 
 
 def bias_step__difference(bias, load, gamma):
-    """only its sign counts"""
+    """Only its sign counts"""
     load = load.double()
     return bias + gamma * (load.mean() - load)
 
@@ -87,7 +92,7 @@ def bias_step__no_old_bias(bias, load, gamma):
 
 
 def bias_step__busiest(bias, load, gamma):
-    """all move, each by its own load"""
+    """All biases move, each by its own load"""
     bias[load.argmax()] -= gamma
     return bias
 
@@ -119,6 +124,13 @@ def sequence_balance__no_K(affinity, K):
     return (counts * E / T * (affinity / affinity.sum(dim=-1, keepdim=True)).mean(dim=0)).sum()
 
 
+def sequence_balance__shares(affinity, K):
+    """got 0.6283217. Your f lacks a factor: eq. 18 multiplies the count by E / (K T)"""
+    counts = affinity.topk(K, dim=-1).indices.flatten().bincount(minlength=affinity.shape[1])
+    share = affinity / affinity.sum(dim=-1, keepdim=True)
+    return (counts / len(affinity) * share.mean(dim=0)).sum()
+
+
 def sequence_balance__no_minlength(affinity, K):
     """affinity of 2 tokens to 3 experts, K=2: your function ended in RuntimeError"""
     T, E = affinity.shape
@@ -134,7 +146,7 @@ def update_once(bias, micro_loads, gamma):
 
 
 def update_once__votes(bias, micro_loads, gamma):
-    """Each micro-batch has one vote here"""
+    """Here each micro-batch counts the same"""
     lacks = micro_loads.double().mean(dim=-1, keepdim=True) - micro_loads
     return bias + gamma * lacks.sign().sum(dim=0).sign()
 

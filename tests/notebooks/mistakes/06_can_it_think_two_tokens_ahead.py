@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 def joined_tokens(T, k):
     """T=4, k=1, row by row: expected [1, 2, 2, 3, 3, 4], got [1, 1, 2, 2, 3, 3].
-    Your modules guess the very token that they are given"""
+    Your modules predict the token that they are given"""
     joined = torch.arange(k, T)
     return torch.stack([joined, joined], dim=-1)
 
@@ -38,7 +38,7 @@ def joined_tokens__exchanged(T, k):
 
 
 def mtp_loss(logits, tokens, weight):
-    """You divide by the T - k terms that there are"""
+    """You divide by the T - k terms that exist"""
     depths = [F.cross_entropy(rows, tokens[k + 1:]) for k, rows in enumerate(logits, start=1)]
     return weight * torch.stack(depths).mean()
 
@@ -79,18 +79,18 @@ def verify_greedy(drafts, logits):
 
 
 def verify_greedy__counts_matches(drafts, logits):
-    """do not stop at the first draft that differs"""
+    """must stop at the first draft that differs"""
     choices = logits.argmax(-1)
     return choices[:(drafts == choices[:-1]).sum() + 1]
 
 
 def verify_greedy__goes_on(drafts, logits):
-    """What was read behind a wrong token is worth nothing."""
+    """What was read after a wrong token is useless."""
     return logits.argmax(-1)
 
 
 def verify_greedy__keeps_the_draft(drafts, logits):
-    """where the main model's own token belongs"""
+    """The main model's own token must replace it."""
     choices = logits.argmax(-1)
     accepted = (drafts == choices[:-1]).long().cumprod(0).sum()
     return torch.cat([drafts, choices[-1:]])[:accepted + 1]
@@ -114,12 +114,12 @@ def replacement__exchanged(p, q):
 
 
 def replacement__distance(p, q):
-    """nothing is missing of them"""
+    """They need nothing more."""
     return (p - q).abs() / (p - q).abs().sum()
 
 
 def replacement__by_p(p, q):
-    """Draw each in proportion to how much of it is missing."""
+    """Draw each in proportion to what it still needs."""
     among = torch.where(p > q, p, 0)
     return among / among.sum()
 

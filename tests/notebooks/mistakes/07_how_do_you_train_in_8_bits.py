@@ -105,7 +105,7 @@ def tile_scales__whole_tiles_only(x, rows, columns):
 
 
 def tile_scales__rows_for_columns(x, rows, columns):
-    """You take rows for columns."""
+    """You exchanged rows and columns."""
     return torch.tensor([[tile.abs().max() / 448 if tile.any() else 1.0 for tile in row]
                          for row in tiles_of(x, columns, rows)])
 
