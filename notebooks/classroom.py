@@ -2,6 +2,7 @@
 
     python notebooks/classroom.py                        all of them, to the folder class
     python notebooks/classroom.py 02 03 --core           two of them, only the cells of a lesson
+    python notebooks/classroom.py 05 --core --list       write nothing, print the names of its cells
 
 The copies run wherever they are, as long as minidsv3 is installed. They hold the exercises and
 their checkers, and nothing of `notebooks/solutions`.
@@ -24,6 +25,8 @@ def parse_arguments(arguments=None):
                         help="numbers of notebooks, for instance 02 03 [all of them]")
     parser.add_argument("--core", action="store_true",
                         help="only the cells of a lesson of 90 minutes, without those for depth")
+    parser.add_argument("--list", action="store_true",
+                        help="write nothing; print the name and the first line of each cell")
     parser.add_argument("--out", type=Path, default=HERE.parent / "class", metavar="DIR",
                         help="a new or empty folder for the copies [class]; links to docs work "
                              "from a folder beside notebooks")
@@ -59,12 +62,23 @@ def for_a_class(content, core=False):
     return content | {"cells": cells}
 
 
+def names_of_cells(content):
+    """A notebook as a dict -> a line for each cell: its name, and its first line of text."""
+    for cell in content["cells"]:
+        first = "".join(cell["source"]).strip().partition("\n")[0].lstrip("# ")
+        yield f"  {cell['id']:22} {first[:70]}"
+
+
 def main(arguments=None):
-    """Write the copies -> exit code."""
+    """Write the copies, or print the names of the cells -> exit code."""
     arguments = parse_arguments(arguments)
-    paths, out = chosen(arguments.notebooks), new_folder(arguments.out)
+    paths = chosen(arguments.notebooks)
+    out = None if arguments.list else new_folder(arguments.out)
     for path in paths:
         content = for_a_class(json.loads(path.read_text(encoding="utf-8")), arguments.core)
+        if arguments.list:
+            print(path.stem, *names_of_cells(content), sep="\n")
+            continue
         write_text(out / path.name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
         print(f"{out / path.name}: {len(content['cells'])} cells")
     return 0

@@ -51,3 +51,15 @@ def test_work_that_is_there_is_kept(classroom, tmp_path):
     with pytest.raises(UserError, match="no notebook '8'; choose from 00, 01, "):
         classroom.main(["8", "--out", str(tmp_path / "new")])
     assert [path.name for path in tmp_path.iterdir()] == ["answers.ipynb"]
+
+
+def test_the_list_names_the_cells_and_writes_nothing(classroom, tmp_path, capsys):
+    """Oracle: the names and tags in the notebook."""
+    assert classroom.main(["08", "--core", "--list", "--out", str(tmp_path / "new")]) == 0
+    path, = NOTEBOOKS.glob("08_*.ipynb")
+    core = [cell["id"] for cell in read(path)["cells"]
+            if "core" in cell["metadata"].get("tags", [])]
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title == path.stem and [line.split()[0] for line in lines] == core
+    assert lines[0].split(maxsplit=1)[1] == "How do you stretch a window?"
+    assert not (tmp_path / "new").exists()
