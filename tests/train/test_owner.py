@@ -40,7 +40,7 @@ def test_a_second_run_is_refused_in_one_line(miniature, tmp_path, capsys, option
 
 
 def test_of_runs_that_start_at_one_moment_one_owns_the_folder(tmp_path):
-    """Oracle: one owner in each round, five refusals in one line, and no folder left behind."""
+    """Oracle: one owner in each round, and five refusals in one line."""
     together, said = threading.Barrier(6), []
 
     def start():
@@ -61,7 +61,6 @@ def test_of_runs_that_start_at_one_moment_one_owns_the_folder(tmp_path):
                 act(thread)
         assert said.count("owned") == 1, said
         assert sum(text.startswith("another run writes to ") for text in said) == 5, said
-        assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
