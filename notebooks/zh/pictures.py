@@ -1,5 +1,6 @@
 """Pictures with Chinese words if a font here has their signs, with English words if none has."""
 
+import logging
 from contextlib import suppress
 
 from matplotlib import font_manager
@@ -17,6 +18,7 @@ for path in sorted(set(font_manager.findSystemFonts()) - listed):
 installed = [font for font in FONTS if font in font_manager.get_font_names()]
 
 if installed:
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)    # some have no bold
     plots.LOOK["font.family"] = [plots.LOOK["font.family"], *installed]
     from .zh import *  # noqa: F403
 else:

@@ -155,7 +155,7 @@ def with_bos(content):
 @pytest.mark.clients
 @pytest.mark.parametrize("bos", [False, True])
 def test_a_tokenizer_that_transformers_wrote_again_gives_the_same_file(tmp_path, bos):
-    """Oracle: all settings and tokens of the file of before; BOS in front if texts begin with it."""
+    """Oracle: all settings and tokens of the file of before; BOS in front if texts have it."""
     gguf = pytest.importorskip("gguf", reason="pip install -r tests/clients/requirements.txt")
     made(tmp_path / "model")
     shutil.copytree(tmp_path / "model", tmp_path / "again")

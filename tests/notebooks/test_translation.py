@@ -93,6 +93,15 @@ def test_terms_are_those_of_the_glossary(language, path):
                 assert any(form in entry["chinese"] for form in forms.split("；")), (name, term)
 
 
+@pytest.mark.parametrize("language", translate.LANGUAGES)
+def test_equal_words_are_translated_equally(language):
+    """Oracle: the tables themselves. Checkers and pictures are written once, with all tables."""
+    seen = {}
+    for path in sorted((NOTEBOOKS / language).glob("*.json")):
+        for english, other in translate.read(path)["strings"].items():
+            assert seen.setdefault(english, other) == other, (path.name, english)
+
+
 def test_the_chinese_readme_says_what_the_english_one_says():
     """Oracle: README.md: its sections, commands, figures, code and links, one section after the
     other; links within the page are to headings that exist."""
