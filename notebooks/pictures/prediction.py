@@ -148,7 +148,8 @@ def speed_up(extra, rate, drafts, most=8):
     ax.set(xlabel=f"drafts in each step, each accepted in {rate:.0%} of cases",
            ylabel="speed [no drafts = 1]", xticks=range(most + 1),
            ylim=(0, 1.1 * max(max(line.get_ydata()) for line in lines)))
-    ax.set_title(f"Speed with {drafts} draft{'s' * (drafts != 1)}: {', '.join(words)}", loc="left")
+    ax.set_title(f"Speed with {drafts} {'draft' if drafts == 1 else 'drafts'}: {', '.join(words)}",
+                 loc="left")
     plots.label_ends(ax, lines, gap=0.17)
     return figure
 
