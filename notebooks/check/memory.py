@@ -20,6 +20,8 @@ def keys_computed(student, hint=1):
     slips = [
         ("You also read the last new token. The text ends there, so nobody reads it.",
          counts(lambda prompt, new: range(prompt + 1, prompt + new + 1), lambda p, n: p + n)),
+        ("You make one pass too many. The last pass writes the last new token, which nobody reads.",
+         counts(lambda prompt, new: range(prompt, prompt + new + 1), lambda p, n: p + n)),
         ("You count the last new token as read. The text ends there, so nobody reads it.",
          counts(usual, lambda prompt, new: prompt + new)),
         ("You always read a text of the same length. But it grows by one token per pass.",

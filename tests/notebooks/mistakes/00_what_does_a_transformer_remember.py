@@ -17,6 +17,11 @@ def keys_computed__one_pass_too_late(prompt, new):
     return sum(range(prompt + 1, prompt + new + 1)), prompt + new
 
 
+def keys_computed__one_pass_too_many(prompt, new):
+    """expected [12, 5], got [18, 6]. You make one pass too many."""
+    return sum(range(prompt, prompt + new + 1)), prompt + new
+
+
 def keys_computed__equal_passes(prompt, new):
     """expected [12, 5], got [9, 5]. You always read a text of the same length."""
     return [prompt * new, prompt + new - 1]
