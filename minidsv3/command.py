@@ -125,6 +125,7 @@ def answer(work, unread=False):
     with redirect_stderr(SafeStream(sys.stderr)), redirect_stdout(out):
         try:
             code = work() or 0
+            sys.stdout.flush()                   # a pipe gets what is printed in large pieces
             return 141 if code == 0 and unread and out.lost else code
         except KeyboardInterrupt as stop:        # a handler may give the number of its signal
             print()
