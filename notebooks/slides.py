@@ -37,20 +37,29 @@ def parse_arguments(arguments=None):
     return parser.parse_args(arguments)
 
 
+def copy_files(package, folder, names, out, needed):
+    """Copy files of a package, which is not imported, to out. Raises UserError if one is missing.
+
+    needed: who needs them, and the command that installs them.
+    """
+    found = find_spec(package)
+    places = (found and found.submodule_search_locations) or [""]
+    for name in names:
+        source = Path(places[0]) / folder / name
+        if not source.is_file():
+            who, command = needed
+            raise UserError(f"{who} {Path(name).name} of the package {package}: {command}")
+        target = out / Path(folder).name / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        copyfile(source, target)
+
+
 def write_assets(out):
     """Copy reveal.js, MathJax and our theme to the folder of the slides. Raises UserError."""
+    needed = ("the slides need", "pip install --no-deps -r "
+              + script("notebooks/requirements-slides.txt"))
     for package, folder, names in (REVEAL, MATHJAX):
-        found = find_spec(package)               # finds a package without importing it
-        places = (found and found.submodule_search_locations) or [""]
-        for name in names:
-            source = Path(places[0]) / folder / name
-            if not source.is_file():
-                requirements = script("notebooks/requirements-slides.txt")
-                raise UserError(f"the slides need {Path(name).name} of the package {package}: "
-                                f"pip install --no-deps -r {requirements}")
-            target = out / Path(folder).name / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            copyfile(source, target)
+        copy_files(package, folder, names, out, needed)
     theme = out / "revealjs/dist/theme/slides.css"
     theme.parent.mkdir(exist_ok=True)
     copyfile(HERE / "slides.css", theme)

@@ -199,17 +199,25 @@ def state(language, path=None):
 
 # ---- the folder ----
 
-def in_language(content, table, out):
-    """A notebook as a dict -> the same with the words of a table; out: its folder."""
+def words_of(language, path):
+    """The table of a notebook, with the words that all notebooks share."""
+    table, common = table_of(language, path.name[:2]), table_of(language, "common")
+    return table | {"strings": common["strings"] | table["strings"]}
+
+
+def in_language(content, table, out=None):
+    """A notebook as a dict -> the same with the words of a table; out: its folder, if it runs."""
     cells = [dict(cell) for cell in content["cells"]]
     for cell in cells:
         source, entry = "".join(cell["source"]), table["cells"].get(cell["id"])
         if cell["cell_type"] == "code":
             source = translated(source, table["strings"])
-            if "setup" in cell["metadata"].get("tags", []):     # check and pictures of this folder
+            if out and "setup" in cell["metadata"].get("tags", []):   # check and pictures of this folder
                 source = source.replace("str(NOTEBOOKS)", quoted(out.resolve().as_posix()))
         elif entry and entry["english"] == hash_of(source):
             source = entry["chinese"]
+        if cell["cell_type"] == "markdown":      # the folder has no README of its own
+            source = source.replace("](README.md", "](../notebooks/README.md")
         cell["source"] = source.splitlines(keepends=True)
     return content | {"cells": cells}
 
@@ -248,13 +256,11 @@ def main(arguments=None):
             print(json.dumps(state(language, path)[0], indent=1, ensure_ascii=False))
         return 0
     out = new_folder(arguments.out or HERE.parent / f"notebooks-{language}")
-    common = table_of(language, "common")["strings"]
-    strings = dict(common)
+    strings = table_of(language, "common")["strings"]
     for path in paths:
-        table = table_of(language, path.name[:2])
+        table = words_of(language, path)
         lacking, stale = state(language, path)
         strings |= table["strings"]
-        table["strings"] = common | table["strings"]
         write_text(out / path.name, json.dumps(in_language(read(path), table, out), indent=1,
                                                ensure_ascii=False) + "\n")
         english = len(lacking["cells"]) + len(lacking["strings"]) + len(stale)
