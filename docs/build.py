@@ -16,15 +16,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "notebooks"))
+from slides import MATHJAX, copy_files, is_slider
+from translate import in_language, read, words_of
+
+from minidsv3.command import Parser, UserError, answer, script
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-sys.path.insert(0, str(ROOT / "notebooks"))
-
-from slides import MATHJAX, copy_files, is_slider  # noqa: E402
-from translate import in_language, read, words_of  # noqa: E402
-
-from minidsv3.command import Parser, UserError, answer, script  # noqa: E402
-
 FOLDERS = ("docs", "notebooks", "studies", "checkpoints", "benchmarks", "minidsv3", "tests")
 SUFFIXES = (".md", ".png", ".svg", ".py")
 INSTALL = "pip install -r " + script("docs/requirements.txt")
@@ -104,27 +103,35 @@ def write_sources(folder):
     chinese.write_text(re.sub(r"\]\(notebooks/(?=\d\d_)", "](notebooks-zh/", text), "utf-8")
 
 
+def run_sphinx(folder, out):
+    """Make pages of folder/source -> exit code: a warning is an error, and all of them are shown.
+
+    folder/static has the files that stand beside the pages, and folder/read gets what was read.
+    """
+    from sphinx.cmd.build import main as sphinx  # takes a second
+    return sphinx(["-nWq", "--keep-going", "-c", str(HERE), "-d", str(folder / "read"),
+                   "-D", f"html_static_path={folder / 'static'}", str(folder / "source"), str(out)])
+
+
 def main(arguments=None):
-    """Write the site -> exit code, 1 if a page has a mistake."""
+    """Write the site -> exit code, 1 if a page has a mistake; then an older site stays."""
     out = parse_arguments(arguments).out
-    if find_spec("sphinx") is None or find_spec("myst_nb") is None or find_spec("furo") is None:
+    if not all(map(find_spec, ("sphinx", "myst_nb", "furo"))):
         raise UserError(f"the site needs Sphinx, MyST-NB and furo: {INSTALL}")
     if out.exists() and not (out / "searchindex.js").is_file():
-        raise UserError(f"--out {out} is there and holds no site; name a new folder.")
-    from sphinx.cmd.build import main as sphinx  # takes a second
+        raise UserError(f"--out {out} is there and is no site; name a new folder.")
     with TemporaryDirectory() as folder:
-        source = Path(folder, "source")
-        write_sources(source)
-        copy_files(*MATHJAX, Path(folder, "static"), ("the site needs", INSTALL))
+        folder = Path(folder)
+        copy_files(*MATHJAX, folder / "static", ("the site needs", INSTALL))
+        write_sources(folder / "source")
+        if run_sphinx(folder, folder / "site"):
+            return 1
+        shutil.copyfile(folder / "site/README.html", folder / "site/index.html")
         if out.exists():
             shutil.rmtree(out)
-        # -n: every reference; -W: a warning is an error, and --keep-going shows all of them.
-        code = sphinx(["-n", "-W", "--keep-going", "-q", "-c", str(HERE), "-d", f"{folder}/read",
-                       "-D", f"html_static_path={folder}/static", str(source), str(out)])
-    if code == 0:
-        shutil.copyfile(out / "README.html", out / "index.html")
-        print(f"{out / 'index.html'}: {len(list(out.rglob('*.html')))} pages")
-    return code
+        shutil.move(folder / "site", out)
+    print(f"{out / 'index.html'}: {len(list(out.rglob('*.html')))} pages")
+    return 0
 
 
 if __name__ == "__main__":

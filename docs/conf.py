@@ -3,6 +3,8 @@
 A Python file is a page of its own, and a path between backticks is a link to its page.
 """
 
+from collections import Counter
+
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.parsers import Parser
@@ -22,9 +24,12 @@ nb_merge_streams = True
 
 html_theme = "furo"
 html_title = "minidsv3"
+html_theme_options = {name: {"code-font-size": "73%"}         # for lines of 100 columns
+                      for name in ("light_css_variables", "dark_css_variables")}
 html_show_copyright = False
 html_copy_source = html_use_index = False
-html_show_search_summary = False                              # it would fetch pages, which file: forbids
+smartquotes = False
+html_show_search_summary = False                              # it is fetched, not from a disk
 mathjax_path = "mathjax/es5/tex-svg-full.js"                  # docs/build.py puts it there
 
 
@@ -37,37 +42,42 @@ class Source(Parser):
         """Fill the document with the page of a source."""
         env = document.settings.env
         env.metadata[env.docname]["orphan"] = True            # the map leads here, not the sidebar
-        title = nodes.title("", "", nodes.literal("", f"{env.docname}.py"))
+        path = f"{env.docname}.py"
         code = nodes.literal_block(source, source, language="python")
+        title = nodes.title(path, path)
         document += nodes.section("", title, code, ids=["source"], names=["source"])
 
 
-def link_paths(app, page):
-    """Make links of the names of Python files between backticks, such as `model/mla.py`.
+def name_sources(app, env, docnames):
+    """Find the names that our texts use for Python files: {a name: its page}.
 
-    A name may lack minidsv3/, as in our pages, or all its folders if only one file has it; a
-    folder leads to its __init__.py, and the name of a test after :: does not count.
+    A name may lack minidsv3/, and all folders if only one file has it. A folder is the name of its
+    __init__.py.
     """
-    pages = {f"{name}.py": name for name in app.env.found_docs
-             if app.env.doc2path(name).suffix == ".py"}
-    pages |= {path.removesuffix("__init__.py"): name for path, name in pages.items()}
-    last = [path.rpartition("/")[2] for path in pages if path.startswith("minidsv3/")]
-    for path, name in list(pages.items()):
-        if path.startswith("minidsv3/"):
-            pages.setdefault(path.removeprefix("minidsv3/"), name)
-            if last.count(path.rpartition("/")[2]) == 1:
-                pages.setdefault(path.rpartition("/")[2], name)
-    for mark in list(page.findall(nodes.literal)):
-        name = pages.get(mark.astext().partition("::")[0])
-        if name and not isinstance(mark.parent, nodes.reference | nodes.title | pending_xref):
-            link = pending_xref(refdomain="std", reftype="doc", reftarget=f"/{name}",
+    paths = {f"{page}.py": page for page in env.found_docs if env.doc2path(page).suffix == ".py"}
+    names = paths | {path.removesuffix("__init__.py"): page for path, page in paths.items()}
+    inside = {name.removeprefix("minidsv3/"): page for name, page in names.items()
+              if name.startswith("minidsv3/")}
+    files = Counter(name.rpartition("/")[2] for name in inside)
+    alone = {name.rpartition("/")[2]: page for name, page in inside.items()
+             if files[name.rpartition("/")[2]] == 1}
+    env.sources = alone | inside | names
+
+
+def link_sources(app, document):
+    """Make links of such names between backticks; of a test after :: leave the name as it is."""
+    for mark in list(document.findall(nodes.literal)):
+        page = app.env.sources.get(mark.astext().partition("::")[0])
+        if page and not isinstance(mark.parent.parent, nodes.reference | pending_xref):
+            link = pending_xref(refdomain="doc", reftype="myst", reftarget=page, reftargetid=None,
                                 refdoc=app.env.docname, refexplicit=True)
             mark.replace_self(link)
-            link += mark
+            link += nodes.inline("", "", mark)
 
 
 def setup(app):
     """Tell Sphinx of both."""
     app.add_source_suffix(".py", "python")
     app.add_source_parser(Source)
-    app.connect("doctree-read", link_paths)
+    app.connect("env-before-read-docs", name_sources)
+    app.connect("doctree-read", link_sources)

@@ -33,9 +33,11 @@ def parse_arguments(arguments=None):
     return parser.parse_args(arguments)
 
 
-def chosen(numbers):
+def chosen(numbers, folder=HERE):
     """Paths of the notebooks with these numbers, of all without any. Raises UserError."""
-    there = {path.name[:2]: path for path in sorted(HERE.glob("[0-9][0-9]_*.ipynb"))}
+    there = {path.name[:2]: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
+    if not there:
+        raise UserError(f"the folder {folder} has no notebooks.")
     for number in numbers:
         if number not in there:
             raise UserError(f"there is no notebook {number!r}; choose from {', '.join(there)}.")

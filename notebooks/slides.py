@@ -32,6 +32,8 @@ def parse_arguments(arguments=None):
     parser = Parser(description=__doc__)
     parser.add_argument("notebooks", nargs="*", metavar="NN",
                         help="numbers of notebooks, for instance 02 03 [all of them]")
+    parser.add_argument("--folder", type=Path, default=HERE, metavar="DIR",
+                        help="the folder of the notebooks, for instance notebooks-zh [notebooks]")
     parser.add_argument("--out", type=Path, default=HERE.parent / "slides", metavar="DIR",
                         help="the folder for the slides; older slides there are replaced [slides]")
     return parser.parse_args(arguments)
@@ -116,7 +118,7 @@ def exporter():
 def main(arguments=None):
     """Write the slides -> exit code."""
     arguments = parse_arguments(arguments)
-    paths, out = chosen(arguments.notebooks), arguments.out
+    paths, out = chosen(arguments.notebooks, arguments.folder), arguments.out
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder.")
     out.mkdir(parents=True, exist_ok=True)

@@ -212,7 +212,7 @@ def in_language(content, table, out=None):
         source, entry = "".join(cell["source"]), table["cells"].get(cell["id"])
         if cell["cell_type"] == "code":
             source = translated(source, table["strings"])
-            if out and "setup" in cell["metadata"].get("tags", []):   # check and pictures of this folder
+            if out and "setup" in cell["metadata"].get("tags", []):   # the folder's own check
                 source = source.replace("str(NOTEBOOKS)", quoted(out.resolve().as_posix()))
         elif entry and entry["english"] == hash_of(source):
             source = entry["chinese"]

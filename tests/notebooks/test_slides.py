@@ -1,6 +1,7 @@
 """Slides of the notebooks: they need no network, and each fits on a screen of 1280 x 720."""
 
 import copy
+import json
 import re
 from importlib.util import find_spec
 from math import ceil
@@ -151,6 +152,8 @@ def test_bad_input_is_one_line(slides, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="tex.js of the package no_such_package: pip install "
                                         "--no-deps -r .*requirements-slides.txt"):
         slides.write_assets(tmp_path)
+    with pytest.raises(UserError, match="has no notebooks"):
+        slides.main(["--folder", str(tmp_path), "--out", str(tmp_path)])
 
 
 @needs_packages
@@ -173,6 +176,18 @@ def test_slides_ask_for_files_beside_them_alone(slides, tmp_path, capsys):
     kinds = [cell["metadata"]["slideshow"]["slide_type"]
              for cell in read(NOTEBOOKS / f"{page.stem}.ipynb")["cells"]]
     assert shown >= kinds.count("slide") + kinds.count("subslide")
+
+
+@needs_packages
+def test_slides_of_chinese_notebooks(slides, tmp_path):
+    """Oracle: the Chinese table: the title and a text of the notebook are on its slides."""
+    chinese, out = tmp_path / "chinese", tmp_path / "out"
+    imported("translate").main(["zh", "00", "--out", str(chinese)])
+    assert slides.main(["00", "--folder", str(chinese), "--out", str(out)]) == 0
+    page, = out.glob("00_*.html")
+    table = json.loads((NOTEBOOKS / "zh/00.json").read_text(encoding="utf-8"))
+    title = next(iter(table["cells"].values()))["chinese"].splitlines()[0].removeprefix("# ")
+    assert f"<title>{title}</title>" in page.read_text(encoding="utf-8")
 
 
 # ----------------------------------------------------------------------------- in a real browser
@@ -213,9 +228,13 @@ def test_a_slide_that_is_wrong_is_noticed():
 @needs_packages
 @pytest.mark.slow
 @pytest.mark.skipif(not browser.program(), reason="needs Chromium, Chrome or Edge")
-def test_every_slide_fits(slides, tmp_path, capsys):
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_every_slide_fits(slides, language, tmp_path, capsys):
     """Oracle: Chromium, from the files alone: heights, cut lines, pictures, formulas, requests."""
-    assert slides.main(["--out", str(tmp_path / "slides")]) == 0
+    folder = NOTEBOOKS if language == "en" else tmp_path / "notebooks"
+    if language != "en":
+        imported("translate").main([language, "--out", str(folder)])
+    assert slides.main(["--folder", str(folder), "--out", str(tmp_path / "slides")]) == 0
     (tmp_path / "profile").mkdir()
     chromium, found = browser.Browser(tmp_path / "profile"), []
     try:
