@@ -17,7 +17,7 @@ extensions = ["myst_nb", "sphinx.ext.mathjax"]
 # and no sign that only MyST knows. Without the last line it would drop a line that begins with %.
 myst_heading_anchors = 6
 myst_enable_extensions = ["dollarmath"]
-myst_dmath_allow_space = myst_dmath_allow_digits = False     # $2 and $3 are money
+myst_dmath_allow_digits = False                               # $2 and $3 are money
 myst_disable_syntax = ["myst_line_comment", "myst_block_break", "myst_target", "myst_role"]
 nb_execution_mode = "off"                                     # the outputs are those stored
 nb_merge_streams = True

@@ -187,7 +187,7 @@ def test_slides_of_chinese_notebooks(slides, tmp_path):
     page, = out.glob("00_*.html")
     table = json.loads((NOTEBOOKS / "zh/00.json").read_text(encoding="utf-8"))
     title = next(iter(table["cells"].values()))["chinese"].splitlines()[0].removeprefix("# ")
-    assert f"<title>{title}</title>" in page.read_text(encoding="utf-8")
+    assert f"<title>{title} slides</title>" in page.read_text(encoding="utf-8")
 
 
 # ----------------------------------------------------------------------------- in a real browser

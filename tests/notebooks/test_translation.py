@@ -143,6 +143,13 @@ def test_words_of_every_kind_are_replaced():
         f'    return g("{"长" * 33}"\n             "{"长" * 7}")\n')
 
 
+def test_links_to_the_path_leave_the_folder():
+    """Oracle: by hand; the folder has no README of its own, and a cell without words stays."""
+    cell = {"cell_type": "markdown", "id": "a", "metadata": {}, "source": ["[all](README.md#path)"]}
+    made, = translate.in_language({"cells": [cell]}, {"cells": {}, "strings": {}})["cells"]
+    assert made["source"] == ["[all](../notebooks/README.md#path)"]
+
+
 def test_a_folder_with_work_in_it_is_refused(tmp_path):
     """Oracle: the file that was there."""
     (tmp_path / "mine.ipynb").write_text("mine", encoding="utf-8")
