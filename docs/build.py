@@ -28,9 +28,9 @@ FOLDERS = ("docs", "notebooks", "studies", "checkpoints", "benchmarks", "minidsv
 SUFFIXES = (".md", ".png", ".svg", ".py")
 INSTALL = "pip install -r " + script("docs/requirements.txt")
 # The sidebar: its headings and their pages. Sphinx complains of a page that is missing here.
-PARTS = {"Use": ("results", "checkpoints", "multi-gpu", "troubleshooting"),
-         "Check": ("fidelity", "tests", "map"),
-         "Teach": ("teaching", "examination", "glossary")}
+PARTS = {"Documentation": ("results", "checkpoints", "multi-gpu", "troubleshooting", "fidelity",
+                           "tests", "map"),
+         "Teaching": ("teaching", "examination", "glossary")}
 
 
 def parse_arguments(arguments=None):

@@ -51,8 +51,8 @@ class Source(Parser):
 def name_sources(app, env, docnames):
     """Find the names that our texts use for Python files: {a name: its page}.
 
-    A name may lack minidsv3/, and all folders if only one file has it. A folder is the name of its
-    __init__.py.
+    A name may lack minidsv3/. It may lack all folders if only one file has it, or if that of the
+    model is meant. A folder is the name of its __init__.py.
     """
     paths = {f"{page}.py": page for page in env.found_docs if env.doc2path(page).suffix == ".py"}
     names = paths | {path.removesuffix("__init__.py"): page for path, page in paths.items()}
@@ -61,7 +61,9 @@ def name_sources(app, env, docnames):
     files = Counter(name.rpartition("/")[2] for name in inside)
     alone = {name.rpartition("/")[2]: page for name, page in inside.items()
              if files[name.rpartition("/")[2]] == 1}
-    env.sources = alone | inside | names
+    model = {name.removeprefix("model/"): page for name, page in inside.items()
+             if name.startswith("model/")}
+    env.sources = alone | model | inside | names
 
 
 def link_sources(app, document):

@@ -221,6 +221,8 @@ def test_the_site_is_whole_and_needs_no_network(build, tmp_path, capsys):
     found, pages, internal, anchors = mistakes((tmp_path / "site").resolve())
     assert not found
     assert pages > 300 and internal > 10_000 and anchors > 3_000
+    start = Page(tmp_path / "site/index.html")               # links to files that it only names
+    assert {"minidsv3/model/cache.html", "minidsv3/fp8/__init__.html"} <= start.links
     if browser.program():
         (tmp_path / "profile").mkdir()
         assert not look(tmp_path / "site", tmp_path / "profile")
