@@ -82,10 +82,12 @@ def seconds_a_step(trainer, until):
     config, seconds = trainer.config, []
     size = min(config.batch_size, config.micro_batch)
     tokens = send(trainer.data.batches.take(0, size), trainer.device)          # (B, T+1)
+    period = math.lcm(config.mtp_every, config.expert_every)   # steps after which all have moved
     while not seconds or (len(seconds) < FIRST and time.perf_counter() < until):
         start = clock(trainer.device)
-        trainer.update(tokens, 0.0)
-        seconds.append(clock(trainer.device) - start)
+        for number in range(period):
+            trainer.update(tokens, 0.0, number)
+        seconds.append((clock(trainer.device) - start) / period)
     step = statistics.median(seconds[1:] or seconds)     # the first is slow: new moments, kernels
     if size < config.batch_size:                 # other micro-batches add only gradients
         start = clock(trainer.device)

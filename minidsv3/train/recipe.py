@@ -117,7 +117,7 @@ class TrainConfig:
 
 
 PRESETS = {
-    "tiny": dict(optimizer="muon", steps=1200, gamma=4e-3),
+    "tiny": dict(optimizer="muon", steps=1400, gamma=4e-3, expert_every=2, mtp_every=2),
     "short": dict(optimizer="muon", steps=600, gamma=4e-3, window=64, batch_size=32,
                   micro_batch=32, batch_start=32, retrieval=0.5),
     "small": dict(optimizer="muon", window=1024, steps=2000, batch_size=64, micro_batch=4,

@@ -80,7 +80,7 @@ def test_at_a_rate_of_0_muon_gathers_momentum_alone():
     momentum = 0.95 * (0.05 * first) + 0.05 * second
     direction = optim.orthogonalize((0.05 * second + 0.95 * momentum)[None])[0]
     expected = 0.95 * weight - 0.5 * (8 / 5) ** 0.5 * direction
-    torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=TOLERANCE)
 
 
 def test_gate_and_up_are_two_matrices():

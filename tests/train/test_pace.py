@@ -60,7 +60,8 @@ def planned(miniature, tmp_path, monkeypatch):
     """A Trainer and plan(minutes, begin), on a simulated machine: a step and a measured evaluation
     take 0.5 s each, and the current time is always 100 s.
     """
-    arguments = parse_arguments([*miniature, "--out", str(tmp_path)])
+    arguments = parse_arguments([*miniature, "--out", str(tmp_path), "--set=mtp_every=1",
+                                 "--set=expert_every=1"])
     ticks = [0]
     trainer = train_tiny.make_trainer(*configure(arguments), RunFolder(tmp_path),
                                       torch.device("cpu"))
@@ -104,6 +105,16 @@ def test_a_slow_machine_is_not_held_up_by_planning(planned, monkeypatch):
     assert len(taken) == 1
     pace.seconds_a_step(trainer, until=101.0)
     assert len(taken) == 11
+
+
+def test_steps_that_differ_count_alike(planned):
+    """Oracle: by hand. MTP rests in every second step, experts in two of three: six differ."""
+    trainer, _ = planned
+    trainer.set_recipe(trainer.config.replace(mtp_every=2, expert_every=3))
+    numbers, real = [], trainer.update
+    trainer.update = lambda *arguments: numbers.append(arguments[2]) or real(*arguments)
+    assert pace.seconds_a_step(trainer, until=100.0) == pytest.approx(0.5 / 6)
+    assert numbers == [0, 1, 2, 3, 4, 5]
 
 
 def test_too_few_minutes_are_refused_with_enough(planned):
