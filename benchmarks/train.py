@@ -6,8 +6,10 @@
 
 Speed: whole optimiser steps on real batches (loss, backward, clipping, optimisers, router bias;
 making the batch is not timed). The models take turns, round after round, so that a machine that
-slows down slows all of them. Figures are medians over rounds; ratios are taken within a round. Let
-no other program run beside this part: the second part is planned with its figures.
+slows down slows all of them. Ratios are taken within a round, and the median over rounds is shown.
+A model's tokens per second are its ratio times the median of the dense GPT, so that a machine that
+is slow in some rounds favours no model. Let no other program run beside this part: the second part
+is planned with its figures.
 
 Learning, ours with MTP, ours without, and the dense GPT: each number of minutes is a separate run,
 from new weights and through the whole learning-rate schedule. It has as many steps as fill these
@@ -145,10 +147,12 @@ def measure_speed(config, recipes, data, device, rounds, steps):
 
         speeds = alternate(running, WARM_UP + rounds, one_round)
     counted = {name: speed[WARM_UP:] for name, speed in speeds.items()}
+    ratios = {name: paired_ratio(speed, counted[DENSE]) for name, speed in counted.items()}
+    dense = statistics.median(counted[DENSE])
     return {name: {"parameters": sum(p.numel() for p in running[name].model.parameters()),
                    "at_work": running[name].at_work(),
-                   "tokens_per_s": round(statistics.median(speed), 1),
-                   "ratio": round(paired_ratio(speed, counted[DENSE]), 4),
+                   "tokens_per_s": round(ratios[name] * dense, 1),
+                   "ratio": round(ratios[name], 4),
                    "rounds": [round(value, 1) for value in speed]}
             for name, speed in counted.items()}
 

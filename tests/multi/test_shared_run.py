@@ -57,18 +57,18 @@ def lines(folder):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def assert_same_run(folder, alone):
-    """All lines and the final weights are those of the run in one process, to float32 rounding."""
+def assert_same_run(folder, alone, rounding):
+    """All lines and the final weights are those of the run in one process, up to rounding."""
     for ours, theirs in zip(lines(folder), lines(alone), strict=True):
         assert [ours[name] for name in FIGURES] == pytest.approx(
-            [theirs[name] for name in FIGURES], rel=1e-4)
+            [theirs[name] for name in FIGURES], rel=rounding, abs=rounding)
     tokens = torch.randint(300, (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         ours, theirs = hf.load(folder)(tokens), hf.load(alone)(tokens)
-    assert (ours - theirs).abs().max() < 1e-3 * theirs.abs().max()
+    assert (ours - theirs).abs().max() < 10 * rounding * theirs.abs().max()
     figures = [hf.read_json(each / "summary.json") for each in (folder, alone)]
     for name in ("val_bits_per_byte", "val_bits_per_byte_ema"):
-        assert figures[0][name] == pytest.approx(figures[1][name], rel=1e-4)
+        assert figures[0][name] == pytest.approx(figures[1][name], rel=rounding)
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +94,15 @@ def test_a_killed_worker_ends_the_whole_run(killed):
 
 
 @pytest.mark.parametrize("processes", [2, 1])
-def test_it_goes_on_from_its_last_checkpoint(killed, alone, arguments, tmp_path, processes):
+def test_it_goes_on_from_its_last_checkpoint(
+        killed, alone, arguments, tmp_path, processes, rounding):
     """Oracle: the run in one process, step by step; on fewer processes than before."""
     folder = tmp_path / "run"
     shutil.copytree(killed[0], folder)
     command = torchrun(processes, *arguments, "--out", folder, "--resume")
     said, _ = command.communicate(timeout=120)
     assert command.returncode == 0, said
-    assert_same_run(folder, alone)
+    assert_same_run(folder, alone, rounding)
     assert "Ctrl-C saves, --resume goes on after step" in said
 
 

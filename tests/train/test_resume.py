@@ -209,10 +209,10 @@ def wait_for_lines(folder, count, process):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 def test_killed_terminated_cut_off_moved_and_with_half_the_micro_batch(
-        miniature, texts, tmp_path):
+        miniature, texts, tmp_path, rounding):
     """All that can befall a run, one after the other. Oracle: the losses of the unbroken run.
 
-    Bit for bit until the micro-batch is halved, then to float32 rounding. The waiting is for steps,
+    Bit for bit until the micro-batch is halved, then to rounding. The waiting is for steps,
     so that a slow machine does not matter.
     """
     arguments = [*with_text(miniature, "texts"), "--steps", "40", "--set", "eval_every=1000"]
@@ -237,7 +237,7 @@ def test_killed_terminated_cut_off_moved_and_with_half_the_micro_batch(
     texts.rename(there)
     assert go_on(moved, "--data", str(there), "--set", "micro_batch=3") == 0
     ours, whole = ([line["loss"] for line in metrics(each)] for each in (moved, Path("whole")))
-    assert ours[:done] == whole[:done] and ours == pytest.approx(whole, rel=1e-4)
+    assert ours[:done] == whole[:done] and ours == pytest.approx(whole, rel=rounding)
 
 
 def test_the_same_command_goes_on_whatever_it_changed(miniature, tmp_path, monkeypatch, capsys):
