@@ -94,9 +94,10 @@ def test_an_untied_head():
 
 @pytest.mark.parametrize("plan, optimizer", [(Plan(fsdp=2), "adamw"),
                                              (Plan(ep=2, fsdp=2), "muon")], ids=str)
-def test_5_steps_in_float32(plan, optimizer):
-    """Oracle: one process. Relative 1e-4."""
-    compare(plan, 5, RECIPE.replace(optimizer=optimizer), torch.float32, 1e-4)
+def test_5_steps_in_float32(plan, optimizer, rounding):
+    """Oracle: one process. Relative 1e-4; more for Muon where it computes in bfloat16."""
+    tolerance = rounding if optimizer == "muon" else 1e-4
+    compare(plan, 5, RECIPE.replace(optimizer=optimizer), torch.float32, tolerance)
 
 
 def dtypes_in_a_step(rank):
