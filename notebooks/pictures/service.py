@@ -27,7 +27,7 @@ def stacks(places, load, ax=None):
         ax.text(gpu, bottom, f"{bottom:g}", ha="center", va="bottom", fontweight="bold")
     mean = sum(heights) / len(heights)
     ax.plot([-0.5, len(places) - 0.5], [mean, mean], "--", color=plots.VERMILLION)
-    ax.text(len(places) - 0.45, mean, "mean", color=plots.VERMILLION, va="center")
+    ax.text(len(places) - 0.45, mean, "the mean", color=plots.VERMILLION, va="center")
     ax.set(xticks=range(len(places)), xticklabels=[f"GPU {gpu}" for gpu in range(len(places))],
            ylabel="tokens", ylim=(0, 1.12 * max(heights)), xlim=(-0.5, len(places) - 0.1))
     ax.grid(axis="x", visible=False)

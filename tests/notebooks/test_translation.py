@@ -201,3 +201,22 @@ def test_pictures_are_chinese_with_a_font_that_is_newer_than_the_list_of_matplot
         del sys.modules[name]                    # those that were there come back after the test
     assert module == "pictures.zh.block" and plots.LOOK["font.family"][-1] == "SimHei"
     assert [font.fname for font in manager.ttflist] == ["old.ttf", "new.ttf"]
+
+
+def strings_in(folder):
+    """All string constants of the Python files below a folder."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in folder.rglob("*.py")]
+    return {node.value for tree in trees for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+@pytest.mark.parametrize("language", translate.LANGUAGES)
+def test_keys_of_the_package_keep_their_names(language):
+    """Oracle: Python's parser. No helper may ask a result of ours for a word that has changed."""
+    words = {word for name in ["common", *(path.name[:2] for path in PATHS)]
+             for word in translate.table_of(language, name)["strings"]}
+    ours = strings_in(NOTEBOOKS.parent / "minidsv3")
+    for path in (*NOTEBOOKS.glob("pictures/*.py"), *NOTEBOOKS.glob("check/*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+                assert node.slice.value not in words & ours, f"{path.name}:{node.lineno}"
