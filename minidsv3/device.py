@@ -171,8 +171,7 @@ def matrices_at_once(device):
 
     On a CPU few, so that what one product makes is still in the cache for the next. In float32, 141
     matrices of 96 x 192 are orthogonalised in 169 ms in place of 191 (one thread, Zen 1). In
-    bfloat16 they take half the room, and 160 of them 38 ms with 32 at a time, 45 with 8 and 65 with
-    all (one thread, Zen 4).
+    bfloat16 they take half the room, and 160 of them 38 ms with 32 at a time, 45 with 8 (Zen 4).
     """
     if device.type != "cpu":
         return 2**16
