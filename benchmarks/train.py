@@ -147,14 +147,22 @@ def measure_speed(config, recipes, data, device, rounds, steps):
 
         speeds = alternate(running, WARM_UP + rounds, one_round)
     counted = {name: speed[WARM_UP:] for name, speed in speeds.items()}
-    ratios = {name: paired_ratio(speed, counted[DENSE]) for name, speed in counted.items()}
-    dense = statistics.median(counted[DENSE])
     return {name: {"parameters": sum(p.numel() for p in running[name].model.parameters()),
-                   "at_work": running[name].at_work(),
-                   "tokens_per_s": round(ratios[name] * dense, 1),
-                   "ratio": round(ratios[name], 4),
-                   "rounds": [round(value, 1) for value in speed]}
-            for name, speed in counted.items()}
+                   "at_work": running[name].at_work(), **figures,
+                   "rounds": [round(value, 1) for value in counted[name]]}
+            for name, figures in to_dense(counted).items()}
+
+
+def to_dense(speeds):
+    """{model: tokens/s of each round} -> {model: its ratio to the dense GPT, its tokens/s}.
+
+    Tokens per second are the ratio times the median of the dense GPT, which takes part in every
+    round: rounds in which the machine is slow then favour no model.
+    """
+    dense = statistics.median(speeds[DENSE])
+    ratios = {name: paired_ratio(speed, speeds[DENSE]) for name, speed in speeds.items()}
+    return {name: {"tokens_per_s": round(ratio * dense, 1), "ratio": round(ratio, 4)}
+            for name, ratio in ratios.items()}
 
 
 def paired_ratio(speeds, reference):

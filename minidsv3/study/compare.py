@@ -24,7 +24,7 @@ import torch
 from .. import hf
 from ..command import Parser, UserError, answer, notice
 from ..data import corpus
-from ..device import choose_device, choose_threads
+from ..device import choose_device, choose_precision, choose_threads
 from ..files import write_text
 from ..measure import plots
 from ..train import options
@@ -128,10 +128,14 @@ def claim(folder, study):
 
 
 def describe(configs, device, sha256):
-    """What must be equal where a study goes on: the default's fields, the changes, the text."""
+    """What must be equal where a study goes on: the default's fields, the changes, the text.
+
+    The activations are among it: "auto" is another dtype on a machine with bfloat16 instructions.
+    """
     model, recipe = configs[BASE]
     fields = {**model.to_dict(), **recipe.to_dict()}
-    return {**fields, "variants": list(configs)[1:], "device": str(device), "corpus_sha256": sha256}
+    return {**fields, "variants": list(configs)[1:], "device": str(device),
+            "activations": str(choose_precision(recipe.precision, device)), "corpus_sha256": sha256}
 
 
 def tell_of_other_tokens(configs):

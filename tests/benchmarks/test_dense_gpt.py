@@ -141,6 +141,15 @@ def test_ratios_are_taken_within_rounds():
     assert train.paired_ratio([30, 15, 7.5], [20, 10, 5]) == 1.5
 
 
+def test_a_slow_round_favours_no_model():
+    """Oracle: by hand. The dense GPT's median is 20; of ours alone it would be 30, not 24."""
+    speeds = {train.WITH_MTP: [30, 6, 36], train.WITHOUT_MTP: [10, 5, 20], train.DENSE: [20, 5, 40]}
+    assert train.to_dense(speeds) == {
+        train.WITH_MTP: {"tokens_per_s": 24.0, "ratio": 1.2},
+        train.WITHOUT_MTP: {"tokens_per_s": 10.0, "ratio": 0.5},
+        train.DENSE: {"tokens_per_s": 20.0, "ratio": 1.0}}
+
+
 @pytest.mark.parametrize("arguments, named", [
     (["--jobs", "0"], "--jobs"), (["--rounds", "0"], "--rounds"),
     (["--steps", "-1"], "--steps"), (["--preset", "tinny"], "tinny"),

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from minidsv3 import config
+from minidsv3 import config, device
 from minidsv3.command import UserError
 from minidsv3.measure import plots
 from minidsv3.study import compare as study
@@ -187,6 +187,17 @@ def test_a_folder_takes_one_study(tmp_path):
     with pytest.raises(UserError, match="study.json is not JSON"):
         study.claim(tmp_path / "a", {"steps": 3, "variants": ["x"]})
     assert path.read_text(encoding="utf-8") == "{"
+
+
+def test_a_study_keeps_the_precision_of_its_machine(monkeypatch):
+    """Oracle: the same command on a machine with bfloat16 instructions and on one without."""
+    configs = study.configure(study.parse_arguments(["--set", "gamma=0"]))
+    found = []
+    for fast in (True, False):
+        monkeypatch.setattr(device, "has_fast_bf16", lambda _, fast=fast: fast)
+        found.append(study.describe(configs, torch.device("cpu"), "hash"))
+    assert [each.pop("activations") for each in found] == ["torch.bfloat16", "torch.float32"]
+    assert found[0] == found[1]
 
 
 # ---- the runs ----
