@@ -105,9 +105,9 @@ def as_text(results):
 
 @plots.style()
 def picture(results):
-    """Validation bits per byte over the steps, beside the paired differences of all seeds."""
+    """Bits per byte over the steps, the paired differences of all seeds, the experts' load."""
     names = list(results)
-    figure, (left, right) = plots.canvas(1, 2, size=(14, 5.5), width_ratios=[6, 5])
+    figure, (left, middle, right) = plots.canvas(1, 3, size=(16, 6), width_ratios=[7, 5, 4])
     lines = [draw_curve(left, number, name, results[name]["runs"])
              for number, name in enumerate(names)]
     lines = [line for line in lines if line is not None]
@@ -117,7 +117,8 @@ def picture(results):
     left.set_xlabel("training progress [steps], without the first third")
     left.set_ylabel("validation [bits per byte]")
     plots.label_ends(left, lines)
-    draw_differences(right, names[1:], [results[name]["difference"] for name in names[1:]])
+    draw_differences(middle, names, [results[name]["difference"] for name in names[1:]])
+    draw_loads(right, [results[name]["runs"] for name in names])
     return figure
 
 
@@ -155,21 +156,36 @@ def in_lines(name):
 
 
 def draw_differences(ax, names, differences):
-    """A row for each variant: a point for each seed, and the mean with its error."""
-    for place, difference in enumerate(differences):
-        colour, marker, _ = look(place + 1)
+    """A row for each variant: a point for each seed, and the mean with its error.
+
+    names: those of the rows; the first is the default's, which has no difference.
+    """
+    for number, difference in enumerate(differences, start=1):
+        colour, marker, _ = look(number)
         points = [each for each in difference["by_seed"] if each is not None]
-        ax.plot(points, [place - 0.15] * len(points), marker, color=colour, markerfacecolor="none")
+        ax.plot(points, [number - 0.15] * len(points), marker, color=colour, markerfacecolor="none")
         if difference["standard_error"] is not None:
-            ax.errorbar(difference["mean"], place + 0.15, xerr=difference["standard_error"],
+            ax.errorbar(difference["mean"], number + 0.15, xerr=difference["standard_error"],
                         color=colour, marker=marker, capsize=6)
     ax.axvline(0, color=plots.BASELINE)
-    ax.set_yticks(range(len(names)), [
-        in_lines(name) + ("\n(diverged)" if difference["mean"] is None else "")
-        for name, difference in zip(names, differences)])
+    lost = [""] + ["\n(diverged)" if each["mean"] is None else "" for each in differences]
+    ax.set_yticks(range(len(names)), [in_lines(name) + end for name, end in zip(names, lost)])
     ax.set_ylim(len(names) - 0.5, -0.5)          # the first on top, as in the table
-    ax.locator_params(axis="x", nbins=5)
+    ax.locator_params(axis="x", nbins=4)
     ax.margins(x=0.1)
-    ax.set_xlabel("difference from the default [bits per byte]\nbelow 0: fewer bits, better")
+    ax.set_xlabel("difference from the default\n[bits per byte], below 0 is better")
     ax.set_title("One seed: no error is known" if len(differences[0]["by_seed"]) == 1 else
                  "Above: each seed. Below:\ntheir mean ± its standard error", loc="left")
+
+
+def draw_loads(ax, variants):
+    """MaxVio in the rows of `draw_differences`; variants: the runs of each row."""
+    for number, runs in enumerate(variants):
+        colour, marker, _ = look(number)
+        loads = [run["max_vio"] for run in runs if run]
+        ax.plot(loads, [number] * len(loads), marker, color=colour, markerfacecolor="none")
+    ax.set_yticks(range(len(variants)), [])
+    ax.set_ylim(len(variants) - 0.5, -0.5)
+    ax.set_xlim(left=0)
+    ax.set_xlabel("MaxVio, mean of the layers\n0: equal loads")
+    ax.set_title("The load of the\nbusiest expert", loc="left")

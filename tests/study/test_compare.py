@@ -94,15 +94,19 @@ def test_the_picture_shows_means_bands_and_differences(tmp_path):
         "default": [a_run(0, 1.0, [(1, 3.0), (2, 2.0)]), a_run(1, 2.0, [(1, 5.0), (2, 3.0)])],
         "gamma=0 window=9": [a_run(0, 1.5), a_run(1, 2.25)], "x=1": [None, None]})
     figure = results.picture(found)
-    left, right = figure.axes
+    left, middle, right = figure.axes
     assert left.lines[0].get_xydata().tolist() == [[1, 4.0], [2, 2.5]]
     band = left.collections[0].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == (2.0, 5.0) and len(left.lines) == 2
-    assert right.lines[0].get_xdata().tolist() == [0.5, 0.25]
-    assert right.lines[1].get_xdata().tolist() == [0.375]
-    assert [label.get_text() for label in right.get_yticklabels()] == [
-        "gamma=0\nwindow=9", "x=1\n(diverged)"]
-    assert "bits per byte" in left.get_ylabel() and "bits per byte" in right.get_xlabel()
+    assert middle.lines[0].get_xdata().tolist() == [0.5, 0.25]
+    assert middle.lines[1].get_xdata().tolist() == [0.375]
+    assert [label.get_text() for label in middle.get_yticklabels()] == [
+        "default", "gamma=0\nwindow=9", "x=1\n(diverged)"]
+    assert [line.get_xydata().tolist() for line in right.lines] == [
+        [[0.5, 0], [1.5, 0]], [[0.5, 1], [1.5, 1]], []]
+    assert middle.get_ylim() == right.get_ylim()         # the rows are side by side
+    assert "bits per byte" in left.get_ylabel() and "bits per byte" in middle.get_xlabel()
+    assert "MaxVio" in right.get_xlabel()
     plots.save(figure, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 10_000
 
