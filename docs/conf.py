@@ -1,6 +1,7 @@
-"""Sphinx's settings for the pages that docs/build.py builds, and the two things we add to Sphinx.
+"""Sphinx's settings for the pages that docs/build.py builds, and the three things we add to Sphinx.
 
-A Python file is a page of its own, and a path between backticks is a link to its page.
+A Python file is a page of its own, a path between backticks is a link to its page, and a page in
+Chinese says that it is.
 """
 
 from collections import Counter
@@ -77,9 +78,16 @@ def link_sources(app, document):
             link += nodes.inline("", "", mark)
 
 
+def name_language(app, page, template, context, document):
+    """Let a page in Chinese say so: screen readers and the choice of its signs depend on it."""
+    if page == "README.zh" or page.startswith("notebooks-zh/"):
+        context["language"] = "zh-CN"
+
+
 def setup(app):
-    """Tell Sphinx of both."""
+    """Tell Sphinx of them."""
     app.add_source_suffix(".py", "python")
     app.add_source_parser(Source)
     app.connect("env-before-read-docs", name_sources)
     app.connect("doctree-read", link_sources)
+    app.connect("html-page-context", name_language)

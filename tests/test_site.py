@@ -223,6 +223,12 @@ def test_the_site_is_whole_and_needs_no_network(build, tmp_path, capsys):
     assert pages > 300 and internal > 10_000 and anchors > 3_000
     start = Page(tmp_path / "site/index.html")               # links to files that it only names
     assert {"minidsv3/model/cache.html", "minidsv3/fp8/__init__.html"} <= start.links
+    languages = {path.relative_to(tmp_path / "site").as_posix(): re.search(
+        r'<html[^>]* lang="([^"]+)"', path.read_text(encoding="utf-8"))[1]
+                 for path in (tmp_path / "site").rglob("*.html")}
+    assert set(languages.values()) == {"en", "zh-CN"}
+    assert all((language == "zh-CN") == path.startswith(("notebooks-zh/", "README.zh"))
+               for path, language in languages.items())
     if browser.program():
         (tmp_path / "profile").mkdir()
         assert not look(tmp_path / "site", tmp_path / "profile")
