@@ -175,7 +175,7 @@ def draw_differences(ax, names, differences):
     ax.margins(x=0.1)
     ax.set_xlabel("difference from the default\n[bits per byte], below 0 is better")
     ax.set_title("One seed: no error is known" if len(differences[0]["by_seed"]) == 1 else
-                 "Above: each seed. Below:\ntheir mean ± its standard error", loc="left")
+                 "Above: each seed.\nBelow: mean ± its error", loc="left")
 
 
 def draw_loads(ax, variants):
@@ -186,6 +186,7 @@ def draw_loads(ax, variants):
         ax.plot(loads, [number] * len(loads), marker, color=colour, markerfacecolor="none")
     ax.set_yticks(range(len(variants)), [])
     ax.set_ylim(len(variants) - 0.5, -0.5)
+    ax.margins(x=0.15)
     ax.set_xlim(left=0)
     ax.set_xlabel("MaxVio, mean of the layers\n0: equal loads")
     ax.set_title("The load of the\nbusiest expert", loc="left")
