@@ -118,6 +118,7 @@ def picture(results):
     left.set_ylabel("validation [bits per byte]")
     plots.label_ends(left, lines)
     draw_differences(middle, names, [results[name]["difference"] for name in names[1:]])
+    right.sharey(middle)
     draw_loads(right, [results[name]["runs"] for name in names])
     return figure
 
@@ -184,8 +185,7 @@ def draw_loads(ax, variants):
         colour, marker, _ = look(number)
         loads = [run["max_vio"] for run in runs if run]
         ax.plot(loads, [number] * len(loads), marker, color=colour, markerfacecolor="none")
-    ax.set_yticks(range(len(variants)), [])
-    ax.set_ylim(len(variants) - 0.5, -0.5)
+    ax.tick_params(labelleft=False)              # they stand beside the differences
     ax.margins(x=0.15)
     ax.set_xlim(left=0)
     ax.set_xlabel("MaxVio, mean of the layers\n0: equal loads")
