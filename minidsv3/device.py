@@ -166,6 +166,14 @@ def reads_are_free(device):
     return device.type == "cpu"
 
 
+def has_bags(x):
+    """Whether torch weighs and adds rows of x, chosen by index, in one call with all gradients.
+
+    CUDA has no gradient of the weights in bfloat16 (torch 2.11).
+    """
+    return x.device.type == "cpu"
+
+
 def matrices_at_once(device):
     """How many small matrices a batched product takes at a time.
 

@@ -97,7 +97,7 @@ def pretend(planned, *_):
 
 
 @pytest.fixture
-def benchmark(small_text, tmp_path, monkeypatch):
+def bench(small_text, tmp_path, monkeypatch):
     """A function that starts the benchmark on a miniature in this process -> runs that it made.
 
     Its picture is empty unless `draws` is set: to draw it takes most of the time.
@@ -134,69 +134,69 @@ def stored(path):
 
 
 @pytest.mark.slow
-def test_a_stopped_benchmark_goes_on_where_it_was(benchmark, capsys):
+def test_a_stopped_benchmark_goes_on_where_it_was(bench, capsys):
     """Oracle: the runs made before and after; the speeds and the finished runs stay."""
-    assert len(benchmark("--minutes", "0.001:2", "0.002", limit=4)) == 4
-    assert benchmark.code == 130
-    before = stored(benchmark.path)
+    assert len(bench("--minutes", "0.001:2", "0.002", limit=4)) == 4
+    assert bench.code == 130
+    before = stored(bench.path)
     assert len(before["learning"]) == 4
-    assert benchmark("--minutes", "0.001:2", "0.002") == [
+    assert bench("--minutes", "0.001:2", "0.002") == [
         (0.001, 1, WITHOUT_MTP), (0.001, 1, DENSE), *((0.002, 0, model) for model in MODELS)]
-    after, printed = stored(benchmark.path), capsys.readouterr().out
+    after, printed = stored(bench.path), capsys.readouterr().out
     assert "4 of 9 runs are in" in printed and "left out" in printed
     assert after["speed"] == before["speed"] and after["learning"][:4] == before["learning"]
-    assert benchmark("--minutes", "0.001:2", "0.002") == [] and benchmark.code == 0
-    assert benchmark("--minutes", "0.001:3") == [(0.001, 2, model) for model in MODELS]
-    assert len(stored(benchmark.path)["learning"]) == 12       # none is forgotten
-    assert benchmark("--speed-only") == [] and len(stored(benchmark.path)["learning"]) == 12
+    assert bench("--minutes", "0.001:2", "0.002") == [] and bench.code == 0
+    assert bench("--minutes", "0.001:3") == [(0.001, 2, model) for model in MODELS]
+    assert len(stored(bench.path)["learning"]) == 12       # none is forgotten
+    assert bench("--speed-only") == [] and len(stored(bench.path)["learning"]) == 12
 
 
-def test_other_settings_are_refused(benchmark, capsys):
+def test_other_settings_are_refused(bench, capsys):
     """Oracle: exit code 2, one line that names the setting; the file stays as it was."""
-    benchmark("--minutes", "0.001")
-    before = benchmark.path.read_bytes()
+    bench("--minutes", "0.001")
+    before = bench.path.read_bytes()
     capsys.readouterr()
     for words, named in [
             ("--seed 1", "seed 0, not 1"), ("--rounds 2", "rounds 1, not 2"),
             ("--learning-rates 0.5 0.01", "recipe of ours: muon_learning_rate 0.01, not 0.5"),
             ("--optimizers muon adamw", "recipe of dense GPT: optimizer muon, not adamw")]:
-        assert benchmark("--minutes", "0.001", *words.split()) == [] and benchmark.code == 2, words
+        assert bench("--minutes", "0.001", *words.split()) == [] and bench.code == 2, words
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and named in error and "--out" in error, words
-        assert benchmark.path.read_bytes() == before, words
+        assert bench.path.read_bytes() == before, words
 
 
-def test_a_file_of_something_else_is_refused(benchmark, capsys):
+def test_a_file_of_something_else_is_refused(bench, capsys):
     """Oracle: exit code 2 and one line. The results of older versions have no settings."""
-    benchmark("--speed-only")
-    results = stored(benchmark.path)
+    bench("--speed-only")
+    results = stored(bench.path)
     capsys.readouterr()
     for spoilt in ("no JSON", "[]", '{"speed": {}}',
                    json.dumps(results | {"learning": [{"model": "ours", "minutes": 1}]}),
                    json.dumps(results | {"speed": {}})):
-        benchmark.path.write_text(spoilt, encoding="utf-8")
-        benchmark("--minutes", "0.001")
+        bench.path.write_text(spoilt, encoding="utf-8")
+        bench("--minutes", "0.001")
         error = capsys.readouterr().err
-        assert benchmark.code == 2 and error.count("\n") == 1, spoilt
+        assert bench.code == 2 and error.count("\n") == 1, spoilt
         assert "nothing that can be continued" in error, spoilt
 
 
-def test_a_run_of_other_steps_is_refused(benchmark, capsys):
+def test_a_run_of_other_steps_is_refused(bench, capsys):
     """Oracle: exit code 2 and one line with both numbers of steps."""
-    benchmark("--minutes", "0.001")
-    results = stored(benchmark.path)
+    bench("--minutes", "0.001")
+    results = stored(bench.path)
     results["learning"][0]["steps"] = 123_456
-    benchmark.path.write_text(json.dumps(results), encoding="utf-8")
-    benchmark("--minutes", "0.001")
+    bench.path.write_text(json.dumps(results), encoding="utf-8")
+    bench("--minutes", "0.001")
     error = capsys.readouterr().err
-    assert benchmark.code == 2 and "has 123,456 steps" in error
+    assert bench.code == 2 and "has 123,456 steps" in error
 
 
-def test_the_results_name_machine_and_settings(benchmark, capsys):
+def test_the_results_name_machine_and_settings(bench, capsys):
     """Oracle: the file and the printed lines."""
-    benchmark.draws = True
-    benchmark("--minutes", "0.001:2", "0.002:2")
-    results, printed = stored(benchmark.path), capsys.readouterr().out
+    bench.draws = True
+    bench("--minutes", "0.001:2", "0.002:2")
+    results, printed = stored(bench.path), capsys.readouterr().out
     machine = results["machine"]
     assert isinstance(machine["bfloat16_instructions"], bool)
     words = "with" if machine["bfloat16_instructions"] else "without"
@@ -204,7 +204,7 @@ def test_the_results_name_machine_and_settings(benchmark, capsys):
     assert set(results["learning"][0]) == learning.FIGURES
     assert results["summary"]["differences"][0]["seeds"] == 2
     assert learning_results.tables(results["learning"]) in printed
-    assert (benchmark.path.parent / "train.png").stat().st_size > 5000
+    assert (bench.path.parent / "train.png").stat().st_size > 5000
 
 
 @pytest.mark.multi

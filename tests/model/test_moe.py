@@ -87,6 +87,19 @@ def test_spare_rows_change_nothing(layer, monkeypatch):
         torch.testing.assert_close(ours, oracle, rtol=0, atol=1e-12)
 
 
+def test_experts_without_bags_equal_a_loop(layer, monkeypatch):
+    """Oracle: the loop in float64, for the form of devices that cannot weigh rows in one call."""
+    x, weights = torch.randn(37, 32).double(), torch.rand(37, 3).double()
+    experts = routings(37, 8, 3)["two experts idle"]
+    layer.double()
+    expected = outputs_and_gradients(
+        lambda *a: loop_over_experts(layer, *a), layer, x, weights, experts)
+    monkeypatch.setattr(experts_module, "has_bags", lambda rows: False)
+    got = outputs_and_gradients(layer, layer, x, weights, experts)
+    for ours, oracle in zip(got, expected):
+        torch.testing.assert_close(ours, oracle, rtol=0, atol=1e-12)
+
+
 def test_slots_by_hand():
     """Experts 1 0 1, multiple 2: expert 0 has rows 0-1 (one is padding), expert 1 has rows 2-3."""
     experts = torch.tensor([1, 0, 1])
