@@ -11,7 +11,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2",
-        "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2", "CUDA_VISIBLE_DEVICES": ""}         # and without a GPU
 
 
 def products(folder, miniature, precision):

@@ -18,7 +18,7 @@ from minidsv3 import hf
 pytestmark = [pytest.mark.multi,
               pytest.mark.skipif(sys.platform != "linux", reason="looks for workers in /proc")]
 ROOT = Path(__file__).resolve().parents[2]
-FIGURES = ("loss", "mtp_loss", "balance_loss", "bits_per_byte", "max_vio", "tokens")
+FIGURES = ("loss", "mtp_loss", "balance_loss", "bits_per_byte", "tokens")
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,12 @@ def lines(folder):
 
 
 def assert_same_run(folder, alone, rounding):
-    """All lines and the final weights are those of the run in one process, up to rounding."""
+    """All lines and the final weights are those of the run in one process, up to rounding.
+
+    A token that goes to another expert changes MaxVio by more than the means over all tokens.
+    """
     for ours, theirs in zip(lines(folder), lines(alone), strict=True):
+        assert ours["max_vio"] == pytest.approx(theirs["max_vio"], abs=4 * rounding)
         assert [ours[name] for name in FIGURES] == pytest.approx(
             [theirs[name] for name in FIGURES], rel=rounding, abs=rounding)
     tokens = torch.randint(300, (2, 20), generator=torch.Generator().manual_seed(0))
