@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 
 from ..device import local, send
-from ..kernels.grouped import keep_out_of_graphs
+from ..files import first_line
+from ..kernels.graphs import keep_out_of_graphs
 from ..model.layers import at_least_float32
 from .recipe import batch_sizes, gamma_at, learning_rate_factor, mtp_weight_at
 
@@ -128,16 +129,33 @@ class Step:
         return figures
 
     def compile(self, tokens):
-        """torch.compile the loss, tried on tokens (B, T+1); where that fails, go on without."""
+        """torch.compile the loss, tried on tokens (B, T+1); if it fails or is wrong, go on without.
+
+        In bfloat16 some tokens go to other experts, so the gradients are not exactly equal.
+        """
         try:
             keep_out_of_graphs()
             compiled = torch.compile(self.model.loss)
-            compiled(tokens).total.backward()
+            right, found = self.trial(self.model.loss, tokens), self.trial(compiled, tokens)
+            torch._foreach_sub_(found, right)
+            norm = torch.nn.utils.get_total_norm
+            wrong = float(norm(found) / norm(right))
+            if not wrong <= 0.3:                 # nan is wrong too
+                raise ArithmeticError(f"the gradient is off by {wrong:.0%}")
             self.loss = compiled
         except Exception as error:               # any compiler error; eager mode is always right
-            print(f"torch.compile failed ({type(error).__name__}); going on without it.")
-        self.model.zero_grad(set_to_none=True)
-        self.model.update_router_bias(0.0)       # forgets the loads of this trial
+            print(f"torch.compile failed ({type(error).__name__}: {first_line(error)}); going on "
+                  "without it.")
+
+    def trial(self, loss, tokens):
+        """The gradients of a loss function, which leaves no gradients and no loads behind."""
+        try:
+            loss(tokens).total.backward()
+            return [parameter.grad for parameter in self.model.parameters()
+                    if parameter.grad is not None]
+        finally:
+            self.model.zero_grad(set_to_none=True)
+            self.model.update_router_bias(0.0)
 
 
 def all_steps(step, batches):

@@ -420,10 +420,60 @@ def test_a_compiler_that_fails_is_no_end(miniature, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(torch, "compile", fail_late)
     run = make(miniature, tmp_path / "run")
     run.update.compile(run.data.batches.take(0, 6))
-    assert "torch.compile failed (RuntimeError)" in capsys.readouterr().out
+    assert "torch.compile failed (RuntimeError: no compiler here)" in capsys.readouterr().out
+    assert_nothing_compiled(run)
+
+
+def assert_nothing_compiled(run):
+    """The loss is the uncompiled one, and the attempt has left no gradients and no loads."""
     assert run.update.loss == run.model.loss
     assert all(parameter.grad is None for parameter in run.model.parameters())
     assert all(router.load.sum() == 0 for router in run.model.routers())
+
+
+@pytest.mark.parametrize("factor, said", [(1.0, None), (0.0, "100%"), (1.5, "50%"),
+                                          (float("nan"), "nan%")])
+def test_a_compiler_with_wrong_gradients_is_not_used(
+        miniature, tmp_path, monkeypatch, capsys, factor, said):
+    """Oracle: a loss of the right value, whose gradient is that of the model times a factor."""
+    class Scaled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, dy):
+            return factor * dy
+
+    def compiled(function):
+        def loss(tokens):
+            terms = function(tokens)
+            return terms._replace(total=Scaled.apply(terms.total))
+        return loss
+    monkeypatch.setattr(torch, "compile", compiled)
+    run = make(miniature, tmp_path / "run")
+    run.update.compile(run.data.batches.take(0, 6))
+    if said is None:
+        assert run.update.loss != run.model.loss and not capsys.readouterr().out
+    else:
+        assert f"the gradient is off by {said}" in capsys.readouterr().out
+        assert_nothing_compiled(run)
+
+
+@pytest.mark.slow
+def test_a_compiled_loss_trains_alike(miniature, tmp_path, monkeypatch, capsys):
+    """Oracle: the same steps uncompiled; torch's tracing of the loss and of its gradient, without
+    the machine code that torch would make of them. With and without MTP.
+    """
+    whole, losses = torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda loss: whole(loss, backend="aot_eager"))
+    for compiled in (False, True):
+        run = make([*miniature, "--set", "mtp_every=2"], tmp_path / str(compiled))
+        if compiled:
+            run.update.compile(run.data.batches.take(0, 6))
+            assert run.update.loss != run.model.loss, capsys.readouterr().out
+        losses.append([run.train_step()[0]["loss"] for _ in range(4)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_the_sample_goes_on_from_def(finished_run):
