@@ -7,6 +7,7 @@
     programme        what each rank of a pipeline does, action by action
     timeline, gantt  the same, simulated and drawn
     stage, pipeline  the same, executed on processes; `engine` has torch's schedules
+    split_backward   a backward pass in two halves, for the input and for the weights
 
 All of it attaches to a finished model from outside, before its optimisers are made: `model/` knows
 nothing of it.

@@ -3,8 +3,8 @@
     result = torch_step(model, "dualpipev", tokens, micro_batches=8)   tokens (B, T+1) -> Result
 
 torch.distributed.pipelining brings 1F1B, ZB-V and DualPipeV. It overlaps communication, needs no
-tags, and splits backward passes with the functions that `pipeline.py` uses too. Its DualPipeV needs
-at least as many micro-batches as stages. It has no DualPipe with two copies.
+tags, and splits backward passes with functions of its own. Its DualPipeV needs at least as many
+micro-batches as stages. It has no DualPipe with two copies.
 """
 
 import torch

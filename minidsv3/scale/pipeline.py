@@ -7,11 +7,11 @@ After a step every loss term, and the gradient of every parameter that a rank ho
 `model.loss` on the whole batch, up to the order of sums. Call it with zeroed gradients. The router
 loads are of all micro-batches; give them to `model.update_router_bias`.
 
-A backward pass is split by two functions of torch. They find the nodes of the graph where a weight
-joins the path to the stage's input, keep the gradients that arrive there, and begin again from them
-in W. These nodes run twice; so does what lies between two uses of one weight, as of a head that is
-tied to the embedding of an MTP module. On one core of a Zen 1, I and W together took 22 % longer
-than B for a middle stage of preset tiny, and 54 % longer for the last. Blocks with `recompute` are
+`split_backward.py` splits a backward pass. It finds the nodes of the graph where a weight joins the
+path to the stage's input. I keeps the gradients that arrive there, and W begins again from them.
+These nodes run twice; so does what lies between two uses of one weight, as of a head that is tied
+to the embedding of an MTP module. On one core of a Zen 4, I and W together took 13 to 26 % longer
+than B for a middle stage of preset tiny, and 65 % longer for the last. Blocks with `recompute` are
 not supported, since W would run them again.
 
 What is left out here: an overlapped pair is computed one chunk after the other, because only a GPU
@@ -25,12 +25,12 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch.distributed.pipelining._backward import stage_backward_input, stage_backward_weight
 
 from ..command import UserError
 from ..model.layers import at_least_float32
 from ..model.objective import LossTerms
 from .programme import Compute, Send, make_programme, message, number_of_stages, stages_of
+from .split_backward import backward_input, backward_weights
 from .stage import Shared, Stage
 from .timeline import Cell
 
@@ -156,14 +156,14 @@ class Execution:
         """Only what the stage before waits for."""
         roots, gradients, entry, x = self.roots(chunk)
         weights = self.stages[chunk.stage].parameters()
-        _, groups = stage_backward_input(roots, gradients, [x], weights)
+        groups = backward_input(roots, gradients, x, weights)
         self.open[chunk[1:]] = groups, entry, x
         self.pass_on(chunk, x)
 
     def weight_gradient(self, chunk):
         """The rest: the products that give the gradients of the weights."""
         groups, entry, x = self.open.pop(chunk[1:])
-        stage_backward_weight(self.stages[chunk.stage].parameters(), groups, retain_graph=True)
+        backward_weights(groups)
         self.finish(chunk, entry, x)
 
     def pass_on(self, chunk, x):
