@@ -30,7 +30,7 @@ class CrossEntropy(torch.autograd.Function):
         for h, target, e in zip(*(x.split(ROWS) for x in (hidden, targets, error)), strict=True):
             log_p = (h @ weight.T).to(wide).log_softmax(dim=-1)        # (ROWS, V)
             of_target = log_p.gather(-1, target[:, None])              # (ROWS, 1)
-            total -= of_target.sum()
+            total = total - of_target.sum()      # in place, torch.compile 2.11 loses the gradient
             # p - 1 in full precision: where p is near 1, rounding would lose most of it.
             e.copy_(log_p.exp_().scatter_(-1, target[:, None], of_target.expm1()))
         ctx.save_for_backward(error, hidden, weight)

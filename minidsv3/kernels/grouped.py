@@ -49,6 +49,16 @@ def grouped_linear(rows, weight, runs):
     return torch.cat([part @ matrix.T for part, matrix in zip(parts, weight, strict=True)])
 
 
+def keep_out_of_graphs():
+    """Exclude `grouped_linear` from torch.compile, which supports this call in bfloat16 only.
+
+    Call it before torch.compile. A decorator would load the compiler in every program, compiled or
+    not, which takes 2 s.
+    """
+    global grouped_linear
+    grouped_linear = torch.compiler.disable(grouped_linear)
+
+
 def grouped_swiglu(rows, gate_up_proj, down_proj, runs):
     """SwiGLU of every expert on its own rows.
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from ..device import local, send
 from ..files import first_line
-from ..kernels.graphs import keep_out_of_graphs
+from ..kernels.grouped import keep_out_of_graphs
 from ..model.layers import at_least_float32
 from .recipe import batch_sizes, gamma_at, learning_rate_factor, mtp_weight_at
 

@@ -52,3 +52,14 @@ def test_a_target_that_is_almost_certain_keeps_a_gradient():
     cross_entropy(hidden, weight, torch.tensor([0])).backward()
     expected = -1 / (1 + torch.tensor(8.0).exp())
     assert abs(weight.grad[0, 0] / expected - 1) < 0.01
+
+
+@pytest.mark.slow
+def test_the_gradients_are_the_same_where_torch_compiles_it():
+    """Oracle: the uncompiled form. torch 2.11 lost them where the sum was updated in place."""
+    found = []
+    for function in (cross_entropy, torch.compile(cross_entropy, backend="eager")):
+        hidden, weight, targets = example(ROWS + 7, torch.float64)
+        found.append(torch.autograd.grad(function(hidden, weight, targets), (hidden, weight)))
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)

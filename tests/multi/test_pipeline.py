@@ -94,6 +94,8 @@ def test_every_term_and_gradient_is_that_of_one_process(schedule, ranks, tied):
     ("dualpipev", 2, False, 1), ("dualpipev", 4, False, 1), ("dualpipev", 4, True, 2)])
 def test_torchs_schedules_give_the_same_on_our_stages(schedule, ranks, tied, modules):
     """Oracle: `model.loss` in this process."""
+    if schedule != "1f1b" and torch.__version__ < "2.12":
+        pytest.skip("at its start this sends from a rank to itself, which gloo refuses")
     compare(run_ranks(torchs, ranks, schedule, tied, modules), tied, modules)
 
 
