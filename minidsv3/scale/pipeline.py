@@ -10,7 +10,7 @@ loads are of all micro-batches; give them to `model.update_router_bias`.
 `split_backward.py` splits a backward pass. It finds the nodes of the graph where a weight joins the
 path to the stage's input. I keeps the gradients that arrive there, and W begins again from them.
 These nodes run twice; so does what lies between two uses of one weight, as of a head that is tied
-to the embedding of an MTP module. On one core of a Zen 4, I and W together took 13 to 26 % longer
+to the embedding of an MTP module. On one core of a Zen 4, I and W together took 12 to 26 % longer
 than B for a middle stage of preset tiny, and 65 % longer for the last. Blocks with `recompute` are
 not supported, since W would run them again.
 
