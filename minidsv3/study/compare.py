@@ -172,7 +172,7 @@ def is_done(folder):
 def read_run(folder, layers):
     """The figures of a run that is done; None if it diverged. layers: main blocks with experts.
 
-    max_vio is the mean over these layers; the MTP modules' are left out.
+    max_vio is the mean over these layers, None without any; the MTP modules' are left out.
     """
     if not (folder / "summary.json").exists():
         return None
@@ -182,7 +182,7 @@ def read_run(folder, layers):
     max_vio = summary["max_vio"][:layers]
     return {"seed": summary["seed"], "val_bits_per_byte": summary["val_bits_per_byte"],
             "tokens_per_s": summary["tokens_per_s"],
-            "max_vio": sum(max_vio) / max(1, len(max_vio)), "dtype": summary["dtype"],
+            "max_vio": sum(max_vio) / layers if layers else None, "dtype": summary["dtype"],
             "curve": [[line["step"], line["val_bits_per_byte"]] for line in lines
                       if "val_bits_per_byte" in line]}
 

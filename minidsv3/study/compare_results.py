@@ -72,7 +72,7 @@ def as_markdown(results):
             lines.append(row(name, seed, run, cell))
         if len(runs) > 1:
             mean = None if None in runs else {
-                key: statistics.fmean(run[key] for run in runs)
+                key: mean_of([run[key] for run in runs])
                 for key in ("val_bits_per_byte", "tokens_per_s", "max_vio")}
             cell = "-"
             if difference is not None and difference["mean"] is not None:
@@ -85,8 +85,14 @@ def row(name, seed, run, cell):
     """A line of the table; run: its figures, or None if there are none."""
     if run is None:
         return f"| {name} | {seed} | diverged | {cell} | - | - |"
+    max_vio = "-" if run["max_vio"] is None else f"{run['max_vio']:.2f}"
     return (f"| {name} | {seed} | {run['val_bits_per_byte']:.4f} | {cell} | "
-            f"{run['tokens_per_s']:,.0f} | {run['max_vio']:.2f} |")
+            f"{run['tokens_per_s']:,.0f} | {max_vio} |")
+
+
+def mean_of(values):
+    """The mean of some numbers; None if one of them is None, as MaxVio is without experts."""
+    return None if None in values else statistics.fmean(values)
 
 
 def signed(difference):
@@ -183,7 +189,7 @@ def draw_loads(ax, variants):
     """MaxVio in the rows of `draw_differences`; variants: the runs of each row."""
     for number, runs in enumerate(variants):
         colour, marker, _ = look(number)
-        loads = [run["max_vio"] for run in runs if run]
+        loads = [run["max_vio"] for run in runs if run and run["max_vio"] is not None]
         ax.plot(loads, [number] * len(loads), marker, color=colour, markerfacecolor="none")
     ax.tick_params(labelleft=False)              # they stand beside the differences
     ax.margins(x=0.15)

@@ -111,6 +111,19 @@ def test_the_picture_shows_means_bands_and_differences(tmp_path):
     assert (tmp_path / "a.png").stat().st_size > 10_000
 
 
+def test_a_variant_without_experts_has_no_load(tmp_path):
+    """Oracle: a dash in the table and no point in the picture, not 0, which means equal loads."""
+    without = {**a_run(0, 1.5), "max_vio": None}
+    found = results.summarise({"default": [a_run(0, 1.0)] * 2, "x=1": [without] * 2})
+    assert results.as_markdown(found).splitlines()[-2:] == [
+        "| x=1 | 1 | 1.5000 | +0.5000 | 1,000 | - |",
+        "| **x=1** | mean of 2 | 1.5000 | +0.5000 ± 0.0000 | 1,000 | - |"]
+    assert [len(line.get_xdata()) for line in results.picture(found).axes[2].lines] == [2, 0]
+    (tmp_path / "summary.json").write_text(json.dumps(
+        {"seed": 0, "val_bits_per_byte": 1.5, "tokens_per_s": 1.0, "max_vio": [], "dtype": "x"}))
+    assert study.read_run(tmp_path, layers=0)["max_vio"] is None
+
+
 # ---- what is compared ----
 
 @pytest.mark.parametrize("options, words", [
