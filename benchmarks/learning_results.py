@@ -188,14 +188,13 @@ def panel(ax, runs, axis, label):
         for place, seeds in values.items():
             if len(seeds) > 1:
                 ax.plot([place] * len(seeds), seeds, ".", color=color, markersize=5, alpha=0.6)
-    ax.set_xscale("log")
     if axis == "minutes":
-        ticks = sorted({run["minutes"] for run in runs})
-        ax.set_xticks(ticks, [f"{minutes:g}" for minutes in ticks])
+        minutes_axis(ax, {run["minutes"] for run in runs})
     else:
+        ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(short)
-    ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel(label)
     ax.set_ylabel("validation [bits per byte]")
     ax.set_title(title(runs, axis), loc="left")
@@ -203,11 +202,54 @@ def panel(ax, runs, axis, label):
 
 
 @plots.style()
+def difference_panel(ax, runs):
+    """Ours minus the dense GPT by the clock: the mean with its standard error, and the seeds.
+
+    Left out are runs shorter than a sixth of the longest. Their differences are so large that the
+    last ones, which decide, could not be seen beside them.
+    """
+    ends, longest = [], max(run["minutes"] for run in runs)
+    # The models are drawn a little beside the minute, so that one error does not hide another.
+    for model, aside in ((WITH_MTP, 1 / 1.015), (WITHOUT_MTP, 1.015)):
+        found = {minutes: values for minutes, values in differences(runs, model).items()
+                 if minutes >= longest / 6}
+        if not found:
+            continue
+        color, marker, line = LOOKS[model]
+        places = [minutes * aside for minutes in found]
+        means, errors = zip(*map(mean_and_error, found.values()))
+        ends += ax.plot(places, means, color=color, marker=marker, linestyle=line, label=model)
+        ax.errorbar(places, means, [math.nan if error is None else error for error in errors],
+                    color=color, fmt="none", capsize=5)
+        for place, values in zip(places, found.values()):
+            if len(values) > 1:
+                ax.plot([place] * len(values), values, ".", color=color, markersize=5, alpha=0.6)
+    ax.axhline(0, color=plots.BASELINE, linestyle=":")
+    minutes_axis(ax, [minutes for minutes in {run["minutes"] for run in runs}
+                      if minutes >= longest / 6])
+    ax.set_xlabel("training time at the measured speed [minutes, log scale]")
+    ax.set_ylabel("difference to dense GPT\n[bits per byte]")
+    ax.set_title("The end of the same: below 0 ours is ahead", loc="left")
+    plots.label_ends(ax, ends)
+
+
+def minutes_axis(ax, minutes):
+    """A logarithmic axis whose ticks are the lengths of the runs."""
+    ax.set_xscale("log")
+    ax.set_xticks(sorted(minutes), [f"{each:g}" for each in sorted(minutes)])
+    ax.xaxis.set_minor_locator(NullLocator())
+
+
+@plots.style()
 def figure(runs):
-    """Three panels: by the clock, by step, by FLOP; bands from the lowest to the highest seed."""
-    picture, axes = plots.canvas(3, 1, size=(9, 13), sharey=True)
+    """Four panels: by the clock, the end of it as a difference, by step, by FLOP."""
+    picture, axes = plots.canvas(4, 1, size=(9, 17.5))
+    axes[2].sharey(axes[0])
+    axes[3].sharey(axes[0])
     panel(axes[0], runs, "minutes", "training time at the measured speed [minutes, log scale]")
-    panel(axes[1], runs, "steps", "training [optimiser steps, log scale]")
-    panel(axes[2], runs, "flops", "training [FLOPs of parameters at work, log scale]")
-    picture.supxlabel("points: means over seeds; bands: lowest to highest seed")
+    difference_panel(axes[1], runs)
+    panel(axes[2], runs, "steps", "training [optimiser steps, log scale]")
+    panel(axes[3], runs, "flops", "training [FLOPs of parameters at work, log scale]")
+    picture.supxlabel("large points: means over seeds; small points: seeds\n"
+                      "bands: lowest to highest seed; bars: standard error")
     return picture

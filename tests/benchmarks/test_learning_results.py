@@ -94,7 +94,8 @@ def test_the_tables_hold_means_errors_and_sentences():
 
 def test_the_picture_shows_the_means_and_the_spread():
     """Oracle: lines, bands and labels that matplotlib holds, beside the runs."""
-    panels = learning_results.figure(BY_HAND).axes
+    clock, _, *others = learning_results.figure(BY_HAND).axes
+    panels = [clock, *others]
     assert [len(panel.collections) for panel in panels] == [3, 3, 3]
     for panel, scale in zip(panels, (1, 100, 1e6)):
         lines = {line.get_label(): line for line in panel.lines}
@@ -107,6 +108,20 @@ def test_the_picture_shows_the_means_and_the_spread():
         assert {text.get_text() for text in panel.texts} == set(MODELS)
     assert panels[0].get_title(loc="left") == "By the clock: ours is ahead from about 8 minutes on"
     assert "at 1,600 steps ours is 0.100 bits per byte better" in panels[1].get_title(loc="left")
+
+
+def test_the_end_is_drawn_as_a_difference():
+    """Oracle: by hand. 1 minute is less than a sixth of 16; one seed has no error bar."""
+    panel = learning_results.figure(BY_HAND).axes[1]
+    lines = {line.get_label(): line for line in panel.lines}
+    for name, means in {"ours": [0.1, -0.1], "ours without MTP": [0.15, 0.1]}.items():
+        np.testing.assert_allclose(lines[name].get_xdata(), [4, 16], rtol=0.02)
+        np.testing.assert_allclose(lines[name].get_ydata(), means)
+    bars = [[bar for bar in bars.get_segments() if len(bar)] for bars in panel.collections]
+    np.testing.assert_allclose([[np.ptp(bar[:, 1]) for bar in each] for each in bars],
+                               [[2 / math.sqrt(300)], [2 * math.sqrt(0.0175 / 3)]])
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["4", "16"]
+    assert {text.get_text() for text in panel.texts} == {"ours", "ours without MTP"}
 
 
 def test_a_band_has_its_neighbours_width_where_there_is_one_seed():
