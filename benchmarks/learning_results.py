@@ -189,7 +189,7 @@ def panel(ax, runs, axis, label):
             if len(seeds) > 1:
                 ax.plot([place] * len(seeds), seeds, ".", color=color, markersize=5, alpha=0.6)
     if axis == "minutes":
-        minutes_axis(ax, {run["minutes"] for run in runs})
+        minutes_axis(ax, runs)
     else:
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -208,11 +208,11 @@ def difference_panel(ax, runs):
     Left out are runs shorter than a sixth of the longest. Their differences are so large that the
     last ones, which decide, could not be seen beside them.
     """
-    ends, longest = [], max(run["minutes"] for run in runs)
+    shortest = max(run["minutes"] for run in runs) / 6
+    runs, ends = [run for run in runs if run["minutes"] >= shortest], []
     # The models are drawn a little beside the minute, so that one error does not hide another.
     for model, aside in ((WITH_MTP, 1 / 1.015), (WITHOUT_MTP, 1.015)):
-        found = {minutes: values for minutes, values in differences(runs, model).items()
-                 if minutes >= longest / 6}
+        found = differences(runs, model)
         if not found:
             continue
         color, marker, line = LOOKS[model]
@@ -225,18 +225,18 @@ def difference_panel(ax, runs):
             if len(values) > 1:
                 ax.plot([place] * len(values), values, ".", color=color, markersize=5, alpha=0.6)
     ax.axhline(0, color=plots.BASELINE, linestyle=":")
-    minutes_axis(ax, [minutes for minutes in {run["minutes"] for run in runs}
-                      if minutes >= longest / 6])
+    minutes_axis(ax, runs)
     ax.set_xlabel("training time at the measured speed [minutes, log scale]")
     ax.set_ylabel("difference to dense GPT\n[bits per byte]")
     ax.set_title("The end of the same: below 0 ours is ahead", loc="left")
     plots.label_ends(ax, ends)
 
 
-def minutes_axis(ax, minutes):
+def minutes_axis(ax, runs):
     """A logarithmic axis whose ticks are the lengths of the runs."""
+    ticks = sorted({run["minutes"] for run in runs})
     ax.set_xscale("log")
-    ax.set_xticks(sorted(minutes), [f"{each:g}" for each in sorted(minutes)])
+    ax.set_xticks(ticks, [f"{minutes:g}" for minutes in ticks])
     ax.xaxis.set_minor_locator(NullLocator())
 
 
