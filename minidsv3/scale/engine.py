@@ -52,7 +52,7 @@ def torch_step(model, schedule, tokens, micro_batches, mtp_weight=0.3, balance_w
         stages[0] if layout == "1f1b" else stages, micro_batches, scale_grads=False,
         loss_fn=lambda loss, _: loss.sum())
     runner.step(*([tokens] if rank == 0 else []), tokens=tokens, target=tokens)
-    Shared(model, layout, group).add_gradients()
+    Shared(model, layout, group).add_gradients(mtp_weight)
     return Result(*total(model, sum(module.terms for module in modules), group), [], [])
 
 

@@ -67,7 +67,7 @@ class Pipeline:
             execution.do(action)
         for sending, _ in execution.sends:
             sending.wait()
-        self.shared.add_gradients()
+        self.shared.add_gradients(mtp_weight)
         return Result(*total(self.model, execution.terms, self.group), execution.executed,
                       execution.cells)
 

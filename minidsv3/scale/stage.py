@@ -51,7 +51,7 @@ class Stage(nn.Module):
     def forward(self, x, tokens, mtp_weight=0.3, balance_weight=1e-4, balance_over="affinity"):
         """x (B, T, C), tokens (B, T+1) -> x (B, T, C), the LossTerms of this stage alone.
 
-        In training, the routers count their loads.
+        mtp_weight 0 leaves the MTP modules out. In training, the routers count their loads.
         """
         model, inputs, targets = self.whole[0], tokens[:, :-1], tokens[:, 1:]          # (B, T)
         rope = rope_table(model.config, torch.arange(x.size(1), device=x.device))
@@ -60,11 +60,11 @@ class Stage(nn.Module):
         if self.last:
             hidden, head = model.norm(x), model.lm_head.weight         # (B, T, C), (V, C)
             next_token = next_token_loss(hidden, head, targets)
-            states, mtp_routings = model.mtp_states(hidden, inputs)
+            states, mtp_routings = model.mtp_states(hidden, inputs) if mtp_weight else ([], [])
             mtp = mtp_losses(states, head, targets)
             routings = routings + mtp_routings
         if self.training:
-            for router, routing in zip(self.routers, routings, strict=True):
+            for router, routing in zip(self.routers, routings):        # perhaps without MTP's
                 router.load += routing.load
         balance = balance_losses(routings, balance_over)
         return x, combine(next_token, mtp, balance, mtp_weight, balance_weight)
@@ -90,10 +90,16 @@ class Shared:
         self.partners = [(parameter, next(other for other in owners[name] if other != rank))
                          for name, parameter in model.named_parameters()
                          if rank in owners[name] and len(owners[name]) == 2]
+        self.of_mtp = set(model.mtp.parameters())
 
-    def add_gradients(self):
-        """Give both holders the sum of their gradients, equal to the last bit."""
+    def add_gradients(self, mtp_weight):
+        """Give both holders the sum of their gradients, equal to the last bit.
+
+        At mtp_weight 0 the MTP modules have no gradients, as after `model.loss`.
+        """
         for parameter, other in self.partners:
+            if parameter in self.of_mtp and not mtp_weight:
+                continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             theirs = torch.empty_like(parameter.grad)

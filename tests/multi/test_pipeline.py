@@ -16,6 +16,7 @@ from tests.multi.launch import run_ranks
 
 pytestmark = pytest.mark.multi
 MICRO_BATCHES, WEIGHTS = 8, (0.3, 0.01, "affinity")      # a balance weight that can be noticed
+WITHOUT_MTP = (0, *WEIGHTS[1:])
 
 
 def make_model(tied=False, modules=2):
@@ -35,11 +36,11 @@ def make_tokens(sequences=16):
     return torch.randint(61, (sequences, 8), generator=torch.Generator().manual_seed(4))
 
 
-def single_process(model, tokens):
+def single_process(model, tokens, weights=WEIGHTS):
     """Terms, gradients by name and loads of the whole batch, one micro-batch after the other."""
     terms = 0
     for part in tokens.chunk(MICRO_BATCHES):
-        found = model.loss(part, *WEIGHTS)
+        found = model.loss(part, *weights)
         (found.total / MICRO_BATCHES).backward()
         terms = terms + torch.stack([*found]).detach() / MICRO_BATCHES
     return terms, gradients(model), model.router_loads()
@@ -49,22 +50,22 @@ def gradients(model):
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def ours(rank, schedule, tied):
+def ours(rank, schedule, tied, weights=WEIGHTS):
     model = make_model(tied)
-    result = Pipeline(model, schedule, MICRO_BATCHES).step(make_tokens(), *WEIGHTS)
+    result = Pipeline(model, schedule, MICRO_BATCHES).step(make_tokens(), *weights)
     return result, gradients(model)
 
 
-def torchs(rank, schedule, tied, modules):
+def torchs(rank, schedule, tied, modules, weights=WEIGHTS):
     model = make_model(tied, modules)
-    result = torch_step(model, schedule, make_tokens(), MICRO_BATCHES, *WEIGHTS)
+    result = torch_step(model, schedule, make_tokens(), MICRO_BATCHES, *weights)
     return result, gradients(model)
 
 
-def compare(ranks, tied, modules=2):
+def compare(ranks, tied, modules=2, weights=WEIGHTS):
     """Assert that the results of all ranks are those of a single process, to 1e-12."""
     model = make_model(tied, modules)
-    terms, expected, loads = single_process(model, make_tokens())
+    terms, expected, loads = single_process(model, make_tokens(), weights)
     found = {}
     for result, held in ranks:
         torch.testing.assert_close(torch.stack([*result.terms]), terms, rtol=0, atol=1e-12)
@@ -72,7 +73,8 @@ def compare(ranks, tied, modules=2):
         for name, gradient in held.items():
             torch.testing.assert_close(gradient, expected[name], rtol=0, atol=1e-12, msg=name)
             assert torch.equal(found.setdefault(name, gradient), gradient), name
-    assert found.keys() == expected.keys() == dict(model.named_parameters()).keys()
+    used = [name for name, _ in model.named_parameters() if weights[0] or "mtp" not in name]
+    assert found.keys() == expected.keys() == set(used)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -97,6 +99,21 @@ def test_torchs_schedules_give_the_same_on_our_stages(schedule, ranks, tied, mod
     if schedule != "1f1b" and torch.__version__ < "2.12":
         pytest.skip("at its start this sends from a rank to itself, which gloo refuses")
     compare(run_ranks(torchs, ranks, schedule, tied, modules), tied, modules)
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "zb1p", "dualpipe", "dualpipev"])
+def test_at_weight_0_no_stage_runs_the_mtp_modules(schedule):
+    """Oracle: `model.loss` in this process, which gives them no gradient, balance loss or load."""
+    compare(run_ranks(ours, 2, schedule, False, WITHOUT_MTP), False, weights=WITHOUT_MTP)
+
+
+@pytest.mark.parametrize("schedule, modules", [("1f1b", 2), ("zbv", 1)])
+def test_nor_does_a_stage_on_torchs_schedules(schedule, modules):
+    """Oracle: `model.loss` in this process."""
+    if schedule != "1f1b" and torch.__version__ < "2.12":
+        pytest.skip("at its start this sends from a rank to itself, which gloo refuses")
+    compare(run_ranks(torchs, 2, schedule, False, modules, WITHOUT_MTP), False, modules,
+            WITHOUT_MTP)
 
 
 def split_backward(rank):
