@@ -43,6 +43,12 @@ def notice(text):
     print(for_terminal(text, sys.stderr), file=sys.stderr, flush=True)
 
 
+def check_out(path, ending):
+    """UserError unless a file with this ending can be written there; call it before long work."""
+    if path.is_dir() or path.suffix != ending:
+        raise UserError(f"--out {path} must name a file that ends in {ending}.")
+
+
 def command_line(*words):
     """Words as one line, ready to be pasted into the shell of this system.
 

@@ -201,10 +201,13 @@ def has_scaled_products(device):
 def of_process(device, index):
     """The device of the index-th process on this machine: on CUDA a GPU of its own.
 
-    Raises UserError if there are fewer GPUs than processes.
+    Raises UserError if there are fewer GPUs than processes, or if they could not exchange tensors.
     """
-    if device.type != "cuda":
+    if device.type == "cpu":
         return device
+    if device.type != "cuda" or not torch.distributed.is_nccl_available():
+        raise UserError(f"several processes cannot exchange tensors on {device} here; add "
+                        "--device cpu.")
     if index >= torch.cuda.device_count():
         raise UserError(f"process {index} of this machine has no GPU: there are "
                         f"{torch.cuda.device_count()}; start as many processes, or add --device "

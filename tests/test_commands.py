@@ -319,6 +319,8 @@ def test_generate_finds_the_run_then_the_box(tmp_path, monkeypatch):
         (folder / "config.json").write_text("{}")
         (folder / "model.safetensors").write_text("")
         assert hf.find().resolve() == folder.resolve()
+    with pytest.raises(FileNotFoundError, match="no folder ''; name one"):     # not another model
+        hf.find("")
 
 
 @pytest.mark.parametrize("command, options", [

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from minidsv3 import device
+from minidsv3.command import UserError
 from minidsv3.device import (
     choose_device,
     choose_precision,
     has_fast_bf16,
     loading_dtype,
+    of_process,
     short_float,
 )
 
@@ -60,6 +62,16 @@ def test_absent_devices_are_refused(machine, name):
     with pytest.raises(ValueError) as caught:
         choose_device(name)
     assert repr(name) in str(caught.value) and "choose auto or cpu" in str(caught.value)
+
+
+@pytest.mark.parametrize("name, cuda, mps", [("mps", 0, True), ("cuda", 2, False)])
+def test_several_processes_need_a_way_to_exchange_tensors(machine, monkeypatch, name, cuda, mps):
+    """torch has none between Apple GPUs, nor, on Windows, between CUDA ones."""
+    machine(cuda, mps)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    with pytest.raises(UserError, match=f"exchange tensors on {name} here; add --device cpu.$"):
+        of_process(choose_device(), 0)
+    assert of_process(torch.device("cpu"), 1) == torch.device("cpu")
 
 
 def test_bf16_only_where_it_is_fast(monkeypatch):

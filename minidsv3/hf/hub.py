@@ -17,7 +17,7 @@ def find(name=None):
 
     Raises FileNotFoundError if there is none.
     """
-    if name:
+    if name is not None:
         return locate(name)
     for folder in (Path("runs/tiny"), HERE / "checkpoints/tiny"):
         if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
@@ -33,12 +33,13 @@ def locate(folder_or_name, wanted=WANTED):
     such folder and no such name on the hub.
     """
     folder = Path(folder_or_name)
-    if folder.is_dir():
+    if folder.is_dir() and folder_or_name != "":  # that would be the working directory
         return folder
     owner = re.fullmatch(r"([\w.-]+)/[\w.-]+", str(folder_or_name))
     if not owner or Path(owner.group(1)).exists() or owner.group(1) in (".", ".."):
-        raise FileNotFoundError(f"no folder {folder_or_name}; name one with config.json and "
-                                "model.safetensors, or a checkpoint on the hub as owner/name.")
+        raise FileNotFoundError(f"no folder {folder_or_name or repr('')}; name one with "
+                                "config.json and model.safetensors, or a checkpoint on the hub as "
+                                "owner/name.")
     from huggingface_hub import snapshot_download  # slow to import and rarely needed
     try:
         return Path(snapshot_download(str(folder_or_name), allow_patterns=wanted))

@@ -65,7 +65,7 @@ def yarn_ramp_ends(yarn, channels, base):
 
     low = max(math.floor(pair_with(yarn.beta_fast)), 0)
     high = min(math.ceil(pair_with(yarn.beta_slow)), channels - 1)     # not pairs: as released
-    return low, high if high > low else low + 0.001                    # never divide by zero
+    return low, high if high != low else low + 0.001                   # never divide by zero
 
 
 def yarn_temperature(factor, weight):

@@ -1,7 +1,8 @@
 """How the model is spread over many processes (report, section 3.2).
 
     expert_parallel  experts on several processes; tokens travel to them and back
-    mesh             FSDP and expert parallelism for a model; the full-size plan
+    parallel         FSDP and expert parallelism for a model
+    mesh             the full-size plan: what each GPU would hold
     muon             Muon for matrices that are divided
     team, checkpoint the processes of one run, and the run folder that they share
     programme        what each rank of a pipeline does, action by action

@@ -17,7 +17,7 @@ from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 
-from ..command import Parser, UserError, answer
+from ..command import Parser, UserError, answer, check_out
 from .gantt import draw
 from .programme import (
     PHASES,
@@ -32,6 +32,7 @@ from .programme import (
 )
 
 LONGEST = 1e12                                   # of a duration, so that sums stay finite
+MOST_RANKS = 256                                 # that can be drawn, one row each
 
 
 class Cell(NamedTuple):
@@ -177,8 +178,10 @@ def run(arguments):
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     path = options.out or Path("runs") / f"{options.schedule}.png"
-    if path.is_dir() or path.suffix != ".png":
-        raise UserError(f"--out {path} must name a file that ends in .png.")
+    check_out(path, ".png")
+    if options.ranks > MOST_RANKS:
+        raise UserError(f"--ranks {options.ranks} is more than a picture has room for, "
+                        f"{MOST_RANKS}; choose fewer.")
     if (product := options.ranks * options.micro_batches) > 5_000:
         raise UserError(f"--ranks times --micro-batches is {product:,}, but a picture has room for "
                         "5,000; choose fewer.")

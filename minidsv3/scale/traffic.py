@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 
 from .. import hf
-from ..command import Parser, UserError, answer
+from ..command import Parser, UserError, answer, check_out
 from ..data.batches import validation_windows
 from ..data.foreign import read_tokenizer
 from ..measure import plots
@@ -139,6 +139,8 @@ def run(arguments):
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     folder, per_node = hf.locate(options.folder), options.gpus_per_node
+    out = options.out or Path("runs/traffic") / f"{folder.resolve().name}.png"
+    check_out(out, ".png")
     model = hf.load(folder)
     config = model.config
     if config.n_group < 2 or not config.num_moe_layers:
@@ -164,7 +166,6 @@ def run(arguments):
         for way, copies in ways.items():
             print(f"{limit + ', ' + way:26}{copies.across:14.2f}{copies.most_across:10}"
                   f"{copies.inside:10.2f}")
-    out = options.out or Path("runs/traffic") / f"{Path(folder).name}.png"
     out.parent.mkdir(parents=True, exist_ok=True)
     plots.save(picture(found), out)
     print(f"wrote {out}")

@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from ..command import Parser, UserError, answer
+from ..command import Parser, UserError, answer, check_out
 from ..config import ModelConfig
 from ..measure import cost
 from .pools import simulate
@@ -197,8 +197,7 @@ def parse_arguments(arguments=None):
         value = getattr(options, name)
         if value is not None and not least <= value <= most:
             raise UserError(f"--{name} {value} must be from {least:g} to {most:g}.")
-    if options.out.is_dir() or options.out.suffix != ".png":
-        raise UserError(f"--out {options.out} must name a file that ends in .png.")
+    check_out(options.out, ".png")
     return options
 
 

@@ -224,7 +224,8 @@ class Simulation:
         engine.down = max(engine.down, now + failure.down)     # two failures may overlap
         self.at(engine.down, self.repaired, (engine, engine.serial))
         sequences = sorted(request for ended in engine.ends.values() for request in ended)
-        for request in sequences[::round(1 / failure.share)]:
+        spread = (round(i / failure.share) for i in range(len(sequences)))   # 1/4: each fourth one
+        for request in [sequences[i] for i in spread if i < len(sequences)]:
             engine.ends[self.joined[request] + self.left[request]].remove(request)
             written = self.made[request] + (engine.step - self.joined[request]) * self.rate[request]
             self.leave(engine, request, self.prompt[request] + written)

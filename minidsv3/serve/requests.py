@@ -10,6 +10,7 @@ requests of the middle half of arrivals count, so that neither the empty start n
 
 import json
 import math
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -87,9 +88,10 @@ def read_trace(path):
                 arrival, prompt, output = (row[name] for name in ("arrival", "prompt", "output"))
                 cached = row.get("cached", 0)
                 lengths = prompt, cached, output
-                possible = (0 <= arrival < math.inf and all(type(each) is int for each in lengths)
+                possible = (0 <= arrival <= sys.float_info.max
+                            and all(type(each) is int for each in lengths)
                             and 0 <= cached < prompt <= LONGEST and 1 <= output <= LONGEST)
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 possible = False
             if not possible:
                 raise UserError(

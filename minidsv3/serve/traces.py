@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from .. import hf
-from ..command import Parser, UserError, answer
+from ..command import Parser, UserError, answer, check_out
 from ..data.foreign import read_tokenizer
 from ..files import replacing
 from ..model.moe import Router
@@ -114,16 +114,23 @@ def source(path):
     return path.read_text(encoding="utf-8", errors="replace")
 
 
+def windows_of(model, tokenizer, kind, tokens):
+    """So many tokens of one kind of text, less what does not fill a window: (N/T, T)."""
+    window = min(256, model.config.max_position_embeddings)
+    if tokens < window:
+        raise UserError(f"--tokens {tokens} is less than one window of {window}; give more.")
+    ids = tokenizer.encode(text_of(kind)[:8 * tokens])
+    if len(ids) < tokens:
+        raise UserError(f"--tokens {tokens} is more than the {len(ids)} tokens of {kind} in the "
+                        "standard library; give fewer.")
+    return torch.tensor(ids[:tokens // window * window]).view(-1, window)
+
+
 @torch.inference_mode()
 def trace_of(model, tokenizer, kind, tokens):
     """The trace of so many tokens of one kind of text: (N, layers, K)."""
-    window = min(256, model.config.max_position_embeddings)
-    ids = tokenizer.encode(text_of(kind)[:8 * tokens])[:tokens // window * window]
-    if len(ids) < window:
-        raise UserError(f"--tokens {tokens} is less than one window of {window}; give more.")
-    windows = torch.tensor(ids).view(-1, window)
     with record(model) as trace:
-        for batch in windows.split(16):
+        for batch in windows_of(model, tokenizer, kind, tokens).split(16):
             model.hidden_states(batch)
     return trace.read()
 
@@ -140,12 +147,15 @@ def run(arguments):
     if options.tokens < 1:
         raise UserError(f"--tokens {options.tokens} must be at least 1.")
     folder = hf.locate(options.folder)
+    out = options.out or Path("runs/traces") / f"{folder.resolve().name}.npz"
+    check_out(out, ".npz")
     model = hf.load(folder)
     if not model.config.num_moe_layers:
         raise UserError(f"{folder} has no experts to record; choose a model with sparse blocks.")
     tokenizer = read_tokenizer(folder, model.config)
+    for kind in KINDS:                           # before the first pass, all must have enough
+        windows_of(model, tokenizer, kind, options.tokens)
     found = {kind: trace_of(model, tokenizer, kind, options.tokens) for kind in KINDS}
-    out = options.out or Path("runs/traces") / f"{Path(folder).name}.npz"
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, experts=model.config.n_routed_experts, **found)

@@ -2,7 +2,7 @@
 
 
 class Alone:
-    """The processes of a run that has only one; `scale/mesh.py` has the same for several."""
+    """The processes of a run that has only one; `scale/team.py` has the same for several."""
 
     first = True                                 # this process writes the files and shows the bar
     launcher = "python"                          # starts the script

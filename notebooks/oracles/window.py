@@ -12,7 +12,7 @@ def yarn_frequencies(width, base, factor, window, beta_fast=32, beta_slow=1):
 
     low = max(math.floor(pair_that_turns(beta_fast)), 0)
     high = min(math.ceil(pair_that_turns(beta_slow)), width - 1)
-    high = high if high > low else low + 0.001
+    high = high if high != low else low + 0.001
     blended = []
     for m in range(width // 2):
         plain = float(base) ** (-2 * m / width)

@@ -62,9 +62,10 @@ LONG_WINDOW = (16, 1e4, RopeScaling(4.0, 200_000))       # the ramp ends beyond 
     LONG_WINDOW, (32, 5e4, RopeScaling(8.0, 64)), (64, 1e6, RopeScaling(2.5, 1000, 16.0, 2.0)),
     (64, 5e4, RopeScaling(32.0, 4096, 1.0, 1.0)),
     (64, 1e4, RopeScaling(40.0, 4096, mscale=1.0, mscale_all_dim=1.0)),
-    (32, 156.25, RopeScaling(40.0, 64, mscale=1.0, mscale_all_dim=1.0))],
+    (32, 156.25, RopeScaling(40.0, 64, mscale=1.0, mscale_all_dim=1.0)),
+    (32, 1e4, RopeScaling(4.0, 64, 32.0, 32.0))],          # the ramp ends at -1 and begins at 0
     ids=["long window", "short window", "other betas", "Kimi-K2", "DeepSeek-V3",
-         "preset short, extended"])
+         "preset short, extended", "ends that cross"])
 def test_yarn_frequencies_equal(channels, theta, scaling):
     """Oracle: transformers' own initialiser, to 2e-7 relative."""
     config = BASE.replace(qk_rope_head_dim=channels, rope_theta=theta, rope_scaling=scaling)

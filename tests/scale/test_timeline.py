@@ -224,6 +224,7 @@ def test_the_command_draws_and_prints(tmp_path, capsys):
 @pytest.mark.parametrize("words, text", [
     (["--ranks", "3"], "choose 4"), (["--forward", "-1"], "forward=-1.0"),
     (["--out", "."], "must name a file that ends in .png"),
+    (["--ranks", "300", "--micro-batches", "9", "--schedule", "1f1b"], "has room for, 256"),
     (["--ranks", "100", "--micro-batches", "400"], "room for 5,000"),
     (["--ranks", "many"], "--ranks")])
 def test_bad_input_ends_in_one_line(words, text, capsys, tmp_path, monkeypatch):

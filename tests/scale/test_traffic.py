@@ -53,6 +53,8 @@ def test_bad_input_ends_in_one_line(capsys, tmp_path):
     assert traffic.main([str(TINY), "--gpus-per-node", "3"]) == 2
     said = capsys.readouterr().err
     assert "--gpus-per-node 3 does not divide the 4 experts" in said and said.count("\n") == 1
+    assert traffic.main([str(TINY), "--out", ""]) == 2
+    assert "--out . must name a file that ends in .png." in capsys.readouterr().err
     shutil.copytree(TINY, tmp_path / "alone")
     config = tmp_path / "alone/config.json"
     config.write_text(config.read_text().replace('"n_group": 4', '"n_group": 1').replace(

@@ -4,6 +4,7 @@ import itertools
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -228,7 +229,7 @@ def test_arrivals_are_waited_for(exact, alone, monkeypatch):
     for module in (door, serving):
         monkeypatch.setattr(module, "time", clock)
     served = serve_colocated(exact, sequences_of(exact), 2, 16,
-                             arrivals=[0.0, 0.0, 0.0, 0.01, 0.01, 3600.0, 3600.0])
+                             arrivals=np.array([0, 0, 0, 0.01, 0.01, 3600, 3600]))
     assert [served.new[i] for i in range(7)] == alone()
     assert all(0 < wait < 1 for wait in [*served.first.values(), *served.last.values()])
     assert max(clock.slept) > 3599 and served.figures()["seconds"] > 3600

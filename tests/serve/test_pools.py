@@ -96,6 +96,17 @@ def test_a_failure_reads_lost_sequences_again():
     assert 10 * 140 < again[1] < 20 * 230 and 2 < again[1] / again[0] < 6
 
 
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.7, 0.9])
+def test_a_failure_loses_the_share_that_it_names(share):
+    """Oracle: this share of the tokens that are read again if all 100 sequences are lost."""
+    requests = made((0.0,) * 100, prompt=4, output=9)
+    units = [Unit("prefill", 1, lambda work: 0.1, budget=400), Unit("decode", 1, lambda work: 0.1)]
+    plain, some, every = (simulate(requests, units, failures=failures).read for failures in (
+        [], [Failure(0.45, 1, 0.1, share)], [Failure(0.45, 1, 0.1, 1.0)]))
+    assert every - plain > 400
+    assert (some - plain) / (every - plain) == pytest.approx(share, abs=0.01)
+
+
 def test_equal_seeds_give_equal_times():
     """Oracle: the same simulation again, bit for bit; another seed differs."""
     runs = [simulate(poisson(200, 20, 200, 30, seed=seed), SEPARATED, acceptance=0.5, seed=seed)
@@ -309,7 +320,8 @@ def test_no_time_to_measure_is_named():
 
 @pytest.mark.parametrize("line", [
     b'{"arrival": 1, "prompt": 9e30, "output": 80}', b'{"arrival": 1, "prompt": 9.5, "output": 8}',
-    b'{"arrival": 1, "prompt": true, "output": true}', b"\xff\xfe"])
+    b'{"arrival": 1, "prompt": true, "output": true}', b"\xff\xfe", b"[" * 100_000,
+    b'{"arrival": 1' + b"0" * 400 + b', "prompt": 9, "output": 8}'])
 def test_lengths_of_a_trace_are_whole_numbers(line, tmp_path):
     path = tmp_path / "trace.jsonl"
     path.write_bytes(line + b"\n")

@@ -62,6 +62,19 @@ def test_the_command_records_three_kinds_of_text(tmp_path, capsys):
     assert "--tokens 5 is less than one window of 256" in capsys.readouterr().err
 
 
+def test_what_cannot_be_recorded_is_refused_before_the_first_pass(tmp_path, capsys, monkeypatch):
+    """More text than there is of one kind; and no file to write to."""
+    monkeypatch.setattr(DeepSeekV3, "hidden_states", lambda *_: pytest.fail("a pass"))
+    monkeypatch.setattr(traces, "text_of", lambda kind: "a b " * (99 if kind == "tables" else 999))
+    for words, text in ((["--out", ""], "--out . must name a file that ends in .npz."),
+                        (["--out", str(tmp_path)], "must name a file that ends in .npz."),
+                        (["--tokens", "900"], "--tokens 900 is more than the ")):
+        assert traces.main([str(TINY), *words]) == 2
+        said = capsys.readouterr().err
+        assert text in said and said.count("\n") == 1
+    assert "tokens of tables" in said and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("speculative", [0, 1])
 def test_generation_is_recorded_token_by_token(model, speculative):
     """Oracle: prompt + new - 1 tokens pass a layer of the main model; with drafts no fewer."""
