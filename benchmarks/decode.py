@@ -43,7 +43,7 @@ from minidsv3.command import Parser, UserError, answer
 from minidsv3.data import corpus
 from minidsv3.data.foreign import read_tokenizer
 from minidsv3.device import choose_threads
-from minidsv3.files import write_text
+from minidsv3.files import make_folder, refuse_files, write_text
 from minidsv3.measure import plots
 from minidsv3.measure.cost import cache_bytes
 
@@ -86,8 +86,7 @@ def check(arguments, config):
                 raise UserError(f"--{name.replace('_', '-')} must be at least {least}, "
                                 f"got {number}.")
     config.check_length(max(arguments.contexts + arguments.growth) + arguments.new_tokens)
-    if Path(arguments.out).exists() and not Path(arguments.out).is_dir():
-        raise UserError(f"--out {arguments.out} is a file; name a folder.")
+    refuse_files(Path(arguments.out))
 
 
 def windows(documents, context, seed):
@@ -231,6 +230,7 @@ def run(arguments):
     contexts, out = sorted(arguments.growth), Path(arguments.out)
     shapes = sorted({*product(arguments.batches, arguments.contexts), *product([1], contexts)})
     prompts, cells = prepare(arguments, ours, shapes)
+    make_folder(out)
     runs = measure({cell: entries for cell, (_, entries) in cells.items()}, prompts, rounds, new)
     found = {cell: {name: figures(runs[cell], name, cell[0], new) for name in runs[cell]}
              for cell in shapes}
@@ -251,7 +251,6 @@ def run(arguments):
                                                      for name, ratio in growth.items()}},
         "cache_bytes_per_token": cache_bytes(ours.config, 4),
         "absorbing": {"this model": attention(ours.config), "a middle size": attention(MIDDLE)}}
-    out.mkdir(parents=True, exist_ok=True)
     write_text(out / "decode.json", json.dumps(results, indent=2) + "\n")
     plots.save(figure(found), out / "decode.png")
     print("", table(found), "", *remarks(results), sep="\n")

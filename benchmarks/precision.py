@@ -23,7 +23,7 @@ from minidsv3 import ModelConfig, fp8
 from minidsv3.command import Parser, UserError, answer
 from minidsv3.data.dataset import Dataset
 from minidsv3.device import choose_device
-from minidsv3.files import write_text
+from minidsv3.files import make_folder, refuse_files, write_text
 from minidsv3.fp8 import tensor_cores
 from minidsv3.model.layers import Linear
 from minidsv3.model.transformer import DeepSeekV3
@@ -49,8 +49,7 @@ def parse_arguments(arguments=None):
     for name in ("rounds", "steps"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(arguments, name)}.")
-    if arguments.out.exists() and not arguments.out.is_dir():
-        raise UserError(f"--out {arguments.out} is a file; name a folder.")
+    refuse_files(arguments.out)
     return arguments
 
 
@@ -108,7 +107,7 @@ def figures(times):
 def run(arguments):
     """Measure, print and write -> exit code."""
     device = choose_device(arguments.device)
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    make_folder(arguments.out)
     rows = {f"a step of {arguments.preset}": figures(step_times(arguments, device))}
     for size in SIZES.get(device.type, SIZES["cpu"]):
         name = "a layer, {:,} tokens, {:,} to {:,}".format(*size)

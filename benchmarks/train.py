@@ -43,6 +43,7 @@ from minidsv3.command import Parser, UserError, answer
 from minidsv3.data import corpus
 from minidsv3.data.dataset import Dataset
 from minidsv3.device import choose_device, choose_precision, has_fast_bf16
+from minidsv3.files import make_folder, refuse_files
 from minidsv3.measure import plots
 from minidsv3.train.recipe import TrainConfig
 
@@ -86,8 +87,7 @@ def parse_arguments(arguments=None):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(arguments, name)}.")
     arguments.minutes = read_minutes(arguments.minutes)
-    if arguments.out.exists() and not arguments.out.is_dir():
-        raise UserError(f"--out {arguments.out} is a file; name a folder.")
+    refuse_files(arguments.out)
     return arguments
 
 
@@ -210,10 +210,10 @@ def run(arguments):
         print(f"the speeds are those in {path}; to measure them anew, name another --out",
               flush=True)
     else:
+        make_folder(arguments.out)
         data = Dataset(ours.data, config.vocab_size, ours.window, ours.fim_rate, ours.seed)
         speed = measure_speed(config, recipes, data, device, arguments.rounds, arguments.steps)
         results = {"machine": machine(device), "settings": wanted, "speed": speed, "learning": []}
-        arguments.out.mkdir(parents=True, exist_ok=True)
     results["command"] = " ".join(sys.argv)      # the last one, which may have added minutes
     store(path, results)
     if not arguments.speed_only:

@@ -30,6 +30,27 @@ def check_name(folder):
                         "file there; rename it, or name another folder.") from None
 
 
+def refuse_files(path, option="--out"):
+    """UserError if a file stands where this folder or one above it should be, or for its name."""
+    check_name(path.absolute())
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise UserError(f"{option} {path}: {place} is a file; name a folder.")
+
+
+def make_folder(path, option="--out"):
+    """Make a folder and those above it. OSError of one line if that cannot be.
+
+    Call it before long work whose results belong there. option: which names the folder.
+    """
+    refuse_files(path, option)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot make folder {path} ({first_line(error)}); name another with "
+                      f"{option}.") from error
+
+
 @contextmanager
 def replacing(path):
     """Give a temporary path to write to; it replaces `path` in one move, or is removed on an error.

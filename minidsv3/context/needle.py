@@ -32,7 +32,7 @@ from ..data.batches import encode_documents
 from ..data.foreign import read_tokenizer
 from ..data.retrieval import VALUE_WORDS, WORDS, Notes, draw_values, insert
 from ..device import choose_device, choose_threads, send
-from ..files import write_text
+from ..files import make_folder, refuse_files, write_text
 from ..measure import plots
 
 CHANCE = {"single": len(WORDS)**-VALUE_WORDS, "several": len(WORDS)**-VALUE_WORDS,
@@ -160,8 +160,11 @@ def default_lengths(config):
     return [length for length in lengths if length <= LONGEST] or [LONGEST]
 
 
-def measure(arguments):
-    """The map of the checkpoint named on the command line, as the dict of needle.json."""
+def measure(arguments, out):
+    """The map of the checkpoint named on the command line, as the dict of needle.json.
+
+    The folder `out` is made before it, so that nothing is measured in vain.
+    """
     device = choose_device(arguments.device)
     choose_threads(arguments.threads)
     folder = hf.locate(arguments.folder)
@@ -171,6 +174,7 @@ def measure(arguments):
     model.config.check_length(max(lengths))
     depths = np.linspace(0, 1, arguments.depths).tolist()
     documents = corpus.load(arguments.data).documents if arguments.data else unseen_documents()
+    make_folder(out)
     begin = time.perf_counter()
     cells = grid(model, tokenizer, lengths, depths, arguments.trials, arguments.seed,
                  arguments.task, ids_of(documents, tokenizer))
@@ -185,16 +189,14 @@ def measure(arguments):
 def run(arguments):
     """Measure the map, print it, and write needle.json and needle.png -> exit code."""
     out = Path(arguments.out or Path("runs/needle") / Path(arguments.folder).resolve().name)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; name a folder.")
-    figures = measure(arguments)
+    refuse_files(out)
+    figures = measure(arguments, out)
     lengths, depths, cells = (figures[name] for name in ("lengths", "depths", "accuracy"))
     print("depth" + "".join(f"{length:8,}" for length in lengths))
     for depth, row in zip(depths, cells):
         print(f"{depth:5.0%}" + "".join(f"{cell:8.0%}" for cell in row))
     print(f"mean {figures['mean']:.1%}; a guess is right in {figures['chance']:.2%}; trained "
           f"window {figures['window']:,} tokens; {figures['seconds']:.0f} s")
-    out.mkdir(parents=True, exist_ok=True)
     write_text(out / "needle.json", json.dumps(figures, indent=2) + "\n")
     title = f"{figures['mean']:.0%} of the answers are exact (task: {figures['task']})"
     plots.save(heat_map(cells, lengths, depths, title), out / "needle.png")

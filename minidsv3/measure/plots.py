@@ -156,12 +156,14 @@ def expert_load(loads, steps, ax=None):
 
     loads (S, L, E): tokens sent to an expert, divided by the layer's mean, at the S steps given by
     steps (S,). Balance is white. The colour scale always ends at 2, so that runs can be compared.
-    MaxVio is the busiest expert's load at the last step, minus 1. ax: L axes.
+    MaxVio is the busiest expert's load at the last step, minus 1. A layer that rests in a step, as
+    MTP modules may, is grey there. ax: L axes.
     """
-    loads = np.asarray(loads, dtype=float)              # (S, L, E)
+    loads = np.array(loads, dtype=float)                # (S, L, E)
     if loads.ndim != 3 or len(loads) != len(steps):
         raise ValueError(f"loads has shape {loads.shape} for {len(steps)} steps; "
                          "give it the shape (steps, MoE layers, experts).")
+    loads[~loads.any(axis=2)] = np.nan                  # such a layer rests
     layers, experts = loads.shape[1:]
     if ax is None:
         rows = -(-layers // 4)
@@ -173,7 +175,7 @@ def expert_load(loads, steps, ax=None):
         figure.supxlabel("training progress [steps]")
         figure.supylabel("routed expert [index]")
         figure.suptitle(f"At step {steps[-1]:,} the busiest expert receives "
-                        f"{loads[-1].max():.2f} times the mean load")
+                        f"{np.nanmax(loads[-1]):.2f} times the mean load")
     panels = np.atleast_1d(np.asarray(ax, dtype=object)).ravel()[:layers]
 
     for layer, panel in enumerate(panels):
@@ -181,7 +183,9 @@ def expert_load(loads, steps, ax=None):
         image = panel.pcolormesh(edges(steps), np.arange(experts + 1) - 0.5, loads[:, layer].T,
                                  cmap="PuOr", norm=CenteredNorm(vcenter=1, halfrange=1))
         max_vio = loads[-1, layer].max() - 1
-        panel.set_title(f"MoE layer {layer + 1}\nMaxVio {max_vio:.2f}", fontsize=13)
+        panel.set_title(f"MoE layer {layer + 1}\n" + (
+            "rests" if np.isnan(max_vio) else f"MaxVio {max_vio:.2f}"), fontsize=13)
+        panel.set_facecolor("#BBBBBB")
         panel.set_ylim(experts - 0.5, -0.5)             # expert 0 on top, as in a table
         panel.grid(False)
         panel.xaxis.set_major_locator(MaxNLocator(2, integer=True))

@@ -32,7 +32,6 @@ class SharedFolder(RunFolder):
 
     def __init__(self, path, resume=False, overwrite=False):
         self.first, self.under_way = dist.get_rank() == 0, None
-        self.begun = resume                      # whether the checkpoints here are of this run
         # Of its own, because a checkpoint is written while the training communicates.
         self.group = dist.new_group(backend="gloo")
         super().__init__(path, resume, overwrite)

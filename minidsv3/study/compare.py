@@ -25,7 +25,7 @@ from .. import hf
 from ..command import Parser, UserError, answer, notice
 from ..data import corpus
 from ..device import choose_device, choose_precision, choose_threads
-from ..files import write_text
+from ..files import make_folder, refuse_files, write_text
 from ..measure import plots
 from ..train import options
 from ..train.checkpoint import as_metrics
@@ -56,8 +56,7 @@ def parse_arguments(arguments=None):
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps [auto]")
     parser.add_argument("--out", type=Path, help="results and run folders [runs/compare/CHANGES]")
     parsed = parser.parse_args(arguments)
-    parsed.variants = [each.split() for each in ([" ".join(parsed.change)] if parsed.change else [])
-                       + parsed.variant]
+    parsed.variants = [*([parsed.change] if parsed.change else []), *map(str.split, parsed.variant)]
     check(parsed)
     if parsed.out is None:
         parsed.out = Path("runs", "compare", file_name("_".join(map(" ".join, parsed.variants))))
@@ -106,24 +105,25 @@ def configure(arguments):
     return found
 
 
-def claim(folder, study):
+def claim(folder, study, option="--out"):
     """Begin a study in a folder, or go on with the same one there.
 
-    study: what must be equal, ready for JSON. Raises UserError if something else is there.
+    study: what must be equal, ready for JSON. option: which names the folder. Raises UserError if
+    something else is there.
     """
     path, study = folder / "study.json", json.loads(json.dumps(study))
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is a file; name a folder.")
+    refuse_files(folder, option)
     if path.exists():
         there = hf.read_json(path)
         for name in {**study, **there}:
             if there.get(name) != study.get(name):
                 raise UserError(f"{folder} holds another study, with {name}={there.get(name)!r}, "
-                                f"not {study.get(name)!r}; name another folder with --out.")
+                                f"not {study.get(name)!r}; name another folder with {option}.")
     elif folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds files that are no study; name another folder with --out.")
+        raise UserError(f"{folder} holds files that are no study; name another folder with "
+                        f"{option}.")
     else:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, option)
         write_text(path, json.dumps(study, indent=1) + "\n")
 
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ..command import Parser, UserError, answer
 from ..config import ModelConfig
-from ..files import write_text
+from ..files import make_folder, refuse_files, write_text
 from ..measure import cost
 from ..serve.disaggregate import DAY, calibrate, deploy, largest_batch
 from ..serve.pools import simulate
@@ -164,8 +164,7 @@ def parse_arguments(arguments=None):
         raise UserError(f"--seconds {options.seconds:g} must be from 1 to 100,000.")
     if options.seed < 0:
         raise UserError(f"--seed {options.seed} must be at least 0.")
-    if options.out.exists() and not options.out.is_dir():
-        raise UserError(f"{options.out} is a file; name a folder.")
+    refuse_files(options.out)
     return options
 
 
@@ -176,6 +175,7 @@ def run(arguments):
     if options.reduced:
         loads, mixes, divisions, chunks, few = (1, 4, 8), ("the day's", "chat"), ("service",), (
             64,), (4,)
+    make_folder(options.out)
     how = options.seconds, options.seed
     results = {"assumptions": ASSUMED._asdict(), "target": TARGET._asdict(), "share": SHARE,
                "seconds": options.seconds, "seed": options.seed,
@@ -183,7 +183,6 @@ def run(arguments):
                "handover": handover(few, *how), "drafts": drafts(few, *how),
                "failure": failures(*how), "day": calibrate(seed=options.seed)}
     results = json.loads(json.dumps(results))              # keys as they are read again
-    options.out.mkdir(parents=True, exist_ok=True)
     write_text(options.out / "results.json", json.dumps(rounded(results), indent=1) + "\n")
     draw(results, options.out)
     print(as_markdown(results))

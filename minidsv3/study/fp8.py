@@ -32,7 +32,7 @@ from ..command import Parser, UserError, answer
 from ..config import ModelConfig
 from ..data import corpus
 from ..device import choose_device
-from ..files import write_text
+from ..files import make_folder, refuse_files, write_text
 from ..measure import plots
 from ..measure.evaluate import bits_per_byte
 from ..train.optim import make_optimizers
@@ -69,8 +69,7 @@ def parse_arguments(arguments=None):
         raise UserError(f"--steps {arguments.steps} are too few to smooth; take 20 or more.")
     arguments.arms = [arm for arm in ARMS if arm in {BASELINE, *arguments.arms}]
     choose_device(arguments.device)
-    if arguments.out.exists() and not arguments.out.is_dir():
-        raise UserError(f"--out {arguments.out} is a file; name a folder.")
+    refuse_files(arguments.out)
     return arguments
 
 
@@ -138,7 +137,7 @@ def make_missing(arguments):
                 raise UserError(f"{path} was made with {name} {run[name]}, not {value}; use "
                                 "another --out" + (", or --overwrite." if (
                                     run["arm"], run["seed"]) in asked else "."))
-    (arguments.out / "runs").mkdir(parents=True, exist_ok=True)
+    make_folder(arguments.out / "runs")
     # Its name keeps the results out of the text, if they lie within it.
     write_text(arguments.out / "study.json", json.dumps(wanted) + "\n")
     run_all(train_and_store, [(path, *key, arguments.steps, arguments.optimizer, arguments.data,

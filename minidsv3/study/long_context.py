@@ -20,7 +20,8 @@ Measured are notes found (`context/needle.py`), bits per byte of the validation 
     no_mscale         YaRN without its temperature
 
 Models are run folders in --models; a model that is finished is not trained again. Figures are files
-in OUT/runs; those that exist are kept. So an interrupted study can be continued.
+in OUT/runs; those that exist are kept. So an interrupted study can be continued, with equal steps,
+trials and text.
 """
 
 import json
@@ -38,6 +39,7 @@ from ..config import ModelConfig
 from ..context import needle, position
 from ..context.extend import GROWTH, STEPS, phase_recipe, yarn
 from ..context.needle import LENGTHS
+from ..data import corpus
 from ..data.batches import raw_bytes, validation_windows
 from ..data.foreign import read_tokenizer
 from ..device import choose_threads
@@ -45,6 +47,7 @@ from ..files import write_text
 from ..measure.evaluate import bits_per_byte
 from ..model.transformer import DeepSeekV3
 from ..train.recipe import TrainConfig
+from .compare import claim
 from .long_context_results import ABLATIONS, HARD, MAIN, as_markdown, draw, summarise
 from .pool import run_all, train
 
@@ -89,10 +92,6 @@ def extend_and_measure(name, seed, steps, trials, tasks, models, out, threads):
     choose_threads(threads)
     short, place = models / f"short-{seed}", models / f"{name}-{seed}"
     folders = [place / "phase1", place]
-    kept = {each: out / "runs" / f"{each}-{seed}.json"
-            for each in (MAIN if name == "main" else [name])}
-    if all(path.exists() for path in kept.values()):
-        return
     match name:
         case "main" | "plain" | "no_mscale":
             scaled = {"main": yarn, "plain": no_scaling, "no_mscale": without_mscale}[name]
@@ -102,7 +101,7 @@ def extend_and_measure(name, seed, steps, trials, tasks, models, out, threads):
         case "no_notes":
             train_phases(short, folders, GROWTH, steps, retrieval=0.0)
     sources = {"before": short, "yarn_untrained": short, "phase1": place / "phase1"}
-    for each, path in kept.items():
+    for each, path in files_of(name, seed, out).items():
         if not path.exists():
             source = sources.get(each, place)
             model = hf.load(source)
@@ -114,6 +113,12 @@ def extend_and_measure(name, seed, steps, trials, tasks, models, out, threads):
             write_text(path, json.dumps({"model": each, "seed": seed, **figures, "trained_s":
                                          0 if each == "yarn_untrained" else trained["seconds"],
                                          "steps": trained["steps"]}) + "\n")
+
+
+def files_of(name, seed, out):
+    """{model: the file of its figures} of one task of the second round."""
+    return {each: out / "runs" / f"{each}-{seed}.json"
+            for each in (MAIN if name == "main" else [name])}
 
 
 def no_scaling(window, longest):
@@ -162,10 +167,10 @@ def parse_arguments(arguments=None):
     parser.add_argument("--trials", type=int, help="of each cell of a map [20]")
     parser.add_argument("--reduced", action="store_true", help="one seed, half the steps of a "
                         "phase and half the trials, one task, no ablations")
-    parser.add_argument("--out", type=Path, default="studies/long-context",
-                        help="results [studies/long-context]")
-    parser.add_argument("--models", type=Path, default="runs/long-context",
-                        help="run folders [runs/long-context]")
+    parser.add_argument("--out", type=Path, help="results [studies/long-context; reduced: "
+                        "runs/long-context-reduced]")
+    parser.add_argument("--models", type=Path, help="run folders [runs/long-context; reduced: "
+                        "runs/long-context-reduced/models]")
     parser.add_argument("--jobs", type=int, help="models at once; with more "
                         "than one, each has one thread [1]")
     parsed = parser.parse_args(arguments)
@@ -177,9 +182,11 @@ def parse_arguments(arguments=None):
         if getattr(parsed, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(parsed, name)} must be at "
                             "least 1.")
-    for folder in (parsed.out, parsed.models):
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder} is a file; name a folder.")
+    reduced = Path("runs/long-context-reduced")
+    if parsed.out is None:
+        parsed.out = reduced if parsed.reduced else Path("studies/long-context")
+    if parsed.models is None:
+        parsed.models = reduced / "models" if parsed.reduced else Path("runs/long-context")
     return parsed
 
 
@@ -188,11 +195,20 @@ def run(arguments):
     seeds, ablations, tasks = range(arguments.seeds), ABLATIONS, needle.TASKS
     if arguments.reduced:
         seeds, ablations, tasks = range(1), (), needle.TASKS[:1]
-    (arguments.out / "runs").mkdir(parents=True, exist_ok=True)
+    training = {"steps": arguments.steps, "phase_steps": arguments.phase_steps,
+                "corpus_sha256": corpus.load(TrainConfig.preset("short").data).sha256}
+    claim(arguments.out, training | {"trials": arguments.trials})
+    (arguments.out / "runs").mkdir(exist_ok=True)
+    asked = [("main", seed) for seed in seeds] + [(name, 0) for name in ablations]
+    extensions = [each for each in asked
+                  if not all(path.exists() for path in files_of(*each, arguments.out).values())]
+    print(f"{len(extensions)} of {len(asked)} extensions are missing in {arguments.out}",
+          flush=True)
+    if extensions:
+        claim(arguments.models, training, "--models")
     threads = 1 if arguments.jobs > 1 else None
-    run_all(train_short, [(seed, arguments.steps, arguments.models, threads) for seed in seeds],
-            arguments.jobs)
-    extensions = [("main", seed) for seed in seeds] + [(name, 0) for name in ablations]
+    run_all(train_short, [(seed, arguments.steps, arguments.models, threads)
+                          for seed in sorted({seed for _, seed in extensions})], arguments.jobs)
     run_all(extend_and_measure, [(*each, arguments.phase_steps, arguments.trials, tasks,
                                   arguments.models, arguments.out, threads)
                                  for each in extensions],

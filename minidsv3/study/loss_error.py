@@ -6,6 +6,7 @@ as in the report's appendix B. A study gives its runs as {(variant, seed): figur
 the order of the table; each run is held against the baseline of the same seed.
 """
 
+import math
 import statistics
 from itertools import combinations
 
@@ -37,6 +38,8 @@ def relative_error(run, baseline):
 def summarise(found):
     """{variant: figures}; each figure is (mean, standard deviation) over its seeds.
 
+    A run that diverged makes both NaN.
+
     Errors are relative to bf16 of the same seed, as fractions. first: mean of |error| over the
     first tenth of the steps, before training amplifies differences; error: the same over all other
     steps; largest: their maximum; last: the mean with its sign over the last tenth.
@@ -54,8 +57,15 @@ def summarise(found):
                             ("seconds_a_step", run["seconds_a_step"])):
             values.setdefault(name, []).append(value)
     return {arm: {"seeds": len(values["error"])} | {
-        name: (statistics.fmean(each), statistics.stdev(each) if len(each) > 1 else None)
-        for name, each in values.items()} for arm, values in figures.items()}
+        name: (statistics.fmean(each), deviation(each)) for name, each in values.items()}
+        for arm, values in figures.items()}
+
+
+def deviation(values):
+    """The standard deviation; None for a single value, NaN if one of several is NaN."""
+    if len(values) < 2:
+        return None
+    return math.nan if math.isnan(sum(values)) else statistics.stdev(values)
 
 
 def seed_error(found):

@@ -50,7 +50,8 @@ def begin_process():
 class StopAll(Stop):
     """Within this context a signal that asks this process to stop asks its processes, too.
 
-    Their runs finish their step and save. Without it they would go on alone.
+    Their runs finish their step and save. Without it they would go on alone. On Windows nothing is
+    sent: there Ctrl-C reaches them by itself, and `terminate` would not let them save.
     """
 
     def __init__(self):
@@ -58,7 +59,7 @@ class StopAll(Stop):
 
     def note(self, number, _):
         """Ask all of them, then end the work as Ctrl-C does."""
-        for process in multiprocessing.active_children():
+        for process in multiprocessing.active_children() if sys.platform != "win32" else ():
             process.terminate()
         raise KeyboardInterrupt(number)
 

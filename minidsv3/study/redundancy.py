@@ -30,7 +30,7 @@ import torch
 from tqdm import tqdm
 
 from ..command import Parser, UserError, answer
-from ..files import write_text
+from ..files import make_folder, refuse_files, write_text
 from ..measure import plots
 from ..scale import traffic
 from ..serve.dynamic import hosting, level
@@ -218,8 +218,7 @@ def parse_arguments(arguments=None):
             raise UserError(f"--{name} {getattr(parsed, name)} must be at least 1.")
     if parsed.hosted < parsed.active:
         raise UserError(f"--hosted {parsed.hosted} must be at least --active {parsed.active}.")
-    if parsed.out.exists() and not parsed.out.is_dir():
-        raise UserError(f"{parsed.out} is a file; name a folder.")
+    refuse_files(parsed.out)
     if not parsed.traces.is_file():
         raise UserError(f"{parsed.traces} does not exist; make it with python -m "
                         "minidsv3.serve.traces DIR --out FILE.")
@@ -240,6 +239,7 @@ def run(arguments):
     stream = np.concatenate([steps["code"][:count], steps["prose"][:count],
                              steps["tables"][:count], steps["code"][count:2 * count]])
     rebalance(torch.ones(1, experts), experts + gpus, groups, nodes, gpus)     # do sizes fit?
+    make_folder(arguments.out)
     with tqdm(total=len(stream) + 2 * 3 * len(ZIPF), unit="step") as bar:
         found = follow(stream, arguments.every, groups, nodes, gpus, arguments.hosted,
                        arguments.active, bar)
@@ -256,7 +256,6 @@ def run(arguments):
                                                             nodes, gpus),
                "seconds": round(time.perf_counter() - begin, 1), "torch": torch.__version__,
                "python": platform.python_version()}
-    arguments.out.mkdir(parents=True, exist_ok=True)
     write_text(arguments.out / "results.json", json.dumps(results, indent=1) + "\n")
     plots.save(over_time(found, arguments.every, count), arguments.out / "time.png")
     plots.save(gpu_bars(*before_and_after(stream, arguments.every, gpus)),

@@ -23,7 +23,15 @@ import torch
 
 from .. import hf
 from ..command import UserError, script
-from ..files import EXPORTS, SHARED, STATE_FILE, check_name, first_line, replacing, write_text
+from ..files import (
+    EXPORTS,
+    SHARED,
+    STATE_FILE,
+    make_folder,
+    refuse_files,
+    replacing,
+    write_text,
+)
 
 STATE = {"step", "seconds", "config", "model_config", "corpus_sha256", "model", "average",
          "optimizers", "rng"}                    # what a state.pt holds
@@ -50,24 +58,6 @@ class Watched:
         """Nothing: `save_state` flushes the file itself."""
 
 
-def refuse_files(path):
-    """UserError if a file stands where this folder or one above it should be, or for its name."""
-    check_name(path.absolute())
-    for place in (path, *path.parents):
-        if place.exists() and not place.is_dir():
-            raise UserError(f"--out {path}: {place} is a file; name a folder.")
-
-
-def make_folder(path):
-    """Make a folder and those above it. OSError of one line if that cannot be."""
-    refuse_files(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"cannot make folder {path} ({first_line(error)}); name another with "
-                      "--out.") from error
-
-
 class RunFolder:
     """The files of one run.
 
@@ -77,6 +67,7 @@ class RunFolder:
     def __init__(self, path, resume=False, overwrite=False):
         self.path = Path(path)
         self.state_path = self.path / STATE_FILE
+        self.begun = resume                      # whether the state here is of this run
         refuse_files(self.path)
         finished = (self.path / "summary.json").exists()
         if resume:
@@ -124,6 +115,7 @@ class RunFolder:
         """Make the folder and remove what a killed run left half-written.
 
         A new run gives its first state. An older run is removed only when that state is on disk.
+        A run that goes on gives none: its tokenizer may be in this folder alone.
         """
         made = not self.path.exists()
         make_folder(self.path)

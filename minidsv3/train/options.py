@@ -119,7 +119,9 @@ def configure(arguments, saved=None):
     model = model.replace(**{"max_position_embeddings": written, **model_changes})
     if saved is not None:
         for given, stored in ((model, saved["model_config"]), (recipe, saved["config"])):
-            for name, value in given.to_dict().items():
+            # As JSON, which the state of several processes is: a tuple becomes a list.
+            given, stored = (json.loads(json.dumps(each)) for each in (given.to_dict(), stored))
+            for name, value in given.items():
                 began = stored.get(name, value)      # an older run has fewer fields
                 if value != began and name not in FREE:
                     refuse(name, began, value)

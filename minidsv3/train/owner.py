@@ -10,8 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..command import UserError
-from ..files import LOCK
-from .checkpoint import make_folder
+from ..files import LOCK, make_folder
 from .team import ALONE
 
 

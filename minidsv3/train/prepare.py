@@ -18,8 +18,8 @@ from .trainer import Trainer
 
 
 def read_text(config, model_config, start=""):
-    """The Dataset of a TrainConfig; start: a checkpoint whose tokenizer it uses."""
-    tokenizer = read_tokenizer(start, model_config) if start else None
+    """The Dataset of a TrainConfig; start: a checkpoint, or its name, whose tokenizer it uses."""
+    tokenizer = read_tokenizer(hf.locate(start), model_config) if start else None
     return Dataset(config.data, model_config.vocab_size, config.window, config.fim_rate,
                    config.seed, tokenizer, config.retrieval, config.splits)
 
@@ -37,9 +37,11 @@ def make_model(model_config, config, device, start=""):
 
 
 def begin_from(model, folder):
-    """Copy the weights of a checkpoint. UserError if they have other shapes than the model."""
+    """Copy the weights of a checkpoint. UserError if the model has other ones."""
     source = hf.load(folder, torch.float32)
     try:
+        if model.config.tie_word_embeddings and not source.config.tie_word_embeddings:
+            raise RuntimeError("a head of its own would go")
         model.load_state_dict(source.state_dict())
     except RuntimeError:                         # torch names each tensor of another shape
         its = source.config.to_dict()
@@ -47,7 +49,7 @@ def begin_from(model, folder):
                    for name, value in model.config.to_dict().items()
                    if value != its[name] and name != "max_position_embeddings"]
         raise UserError(f"--from {folder}: its weights do not fit a model with "
-                        f"{', '.join(changed)}; leave what changes shapes out of --set.") from None
+                        f"{', '.join(changed)}; leave what changes weights out of --set.") from None
 
 
 def make_trainer(model_config, recipe, folder, device, saved=None, team=ALONE):

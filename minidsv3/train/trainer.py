@@ -48,6 +48,9 @@ class Trainer:
         """Train by this recipe; all schedules are shares of its steps."""
         self.config = self.update.recipe = config
         self.sizes = batch_sizes(config)         # sequences of every step
+        # Loads are written some 100 times, in steps in which no MTP module rests.
+        looks = math.ceil(max(1, config.steps // 100) / config.mtp_every)
+        self.look_every = min(config.steps, looks * config.mtp_every)
 
     # ---- one step ----
 
@@ -98,7 +101,7 @@ class Trainer:
                 last = self.step == self.config.steps
                 if self.step % self.config.eval_every == 0 and not last and quick[-1]:
                     line["val_bits_per_byte"] = bits_per_byte(self.model, *quick)
-                if self.step % max(1, self.config.steps // 100) == 0 and len(loads):
+                if self.step % self.look_every == 0 and len(loads):
                     share = loads / loads.double().mean(dim=1, keepdim=True).clamp(min=1)
                     line["expert_load"] = [[round(x, 3) for x in row] for row in share.tolist()]
                 seconds = time.perf_counter() - begin
@@ -147,7 +150,7 @@ class Trainer:
             self.folder.refuse_to_remove(self.config.data)
             tokens = self.data.batches.take(0, self.sizes[0])          # (B, T+1)
             self.update.rehearse(send(self.team.own(tokens), self.device))
-        self.folder.start(None if self.step else self.state())
+        self.folder.start(None if self.folder.begun else self.state())
         self.folder.write_json("train.json", self.config.to_dict())
         if self.team.first:
             self.data.tokenizer.save(self.folder.path, self.model.config.max_position_embeddings)

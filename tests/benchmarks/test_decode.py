@@ -189,7 +189,8 @@ def test_too_short_texts_and_a_file_for_out_end_in_one_line(folder, tmp_path, ca
     short = tmp_path / "short.txt"
     short.write_text("a few words\n" * 9, encoding="utf-8")
     for arguments, named in ((["--data", str(short)], "shorten --contexts"),
-                             (["--out", str(short)], "is a file; name a folder")):
+                             (["--out", str(short)], "is a file; name a folder"),
+                             (["--out", str(short / "x")], "is a file; name a folder")):
         assert decode.main(["--model", str(folder), "--new-tokens", "4", "--contexts", "50",
                             "--growth", "50", "--out", str(tmp_path), *arguments]) == 2
         error = capsys.readouterr().err

@@ -141,7 +141,7 @@ def test_words_and_chance():
     assert needle.CHANCE["single"] == 1 / len(WORDS) ** 2 and needle.CHANCE["last"] == 1 / 32
 
 
-def test_the_command_writes_a_map(finished_run, small_text, tmp_path, capsys):
+def test_the_command_writes_a_map(finished_run, small_text, tmp_path, capsys, monkeypatch):
     """Oracle: `accuracy` called directly, for one cell of the file."""
     from minidsv3 import hf
     from minidsv3.data import corpus
@@ -157,3 +157,6 @@ def test_the_command_writes_a_map(finished_run, small_text, tmp_path, capsys):
     assert figures["accuracy"][1][0] == needle.accuracy(model, tokenizer, 64, 1.0, 3, text=ids)
     assert (out / "needle.png").stat().st_size > 5000
     assert "a guess is right in 0.10%" in capsys.readouterr().out
+    monkeypatch.setattr(needle, "grid", lambda *_: pytest.fail("measured"))
+    assert needle.main([str(finished_run), "--lengths", "64", "--out", str(small_text / "x")]) == 2
+    assert "is a file; name a folder" in capsys.readouterr().err

@@ -127,6 +127,18 @@ def test_expert_load_draws_every_load_and_states_max_vio():
     assert figure.get_supxlabel() == "training progress [steps]"
 
 
+def test_a_layer_that_rests_is_blank():
+    """A layer without any load, as of MTP modules in every second step, has no MaxVio of -1."""
+    loads = np.array([[[1.0, 1.0], [1.5, 0.5]], [[1.2, 0.8], [0.0, 0.0]]])    # (S=2, L=2, E=2)
+    figure = plots.expert_load(loads, [2, 3])
+    first, second = figure.axes[:2]
+    assert not np.ma.getmaskarray(first.collections[0].get_array()).any()
+    blank = np.ma.getmaskarray(second.collections[0].get_array())
+    np.testing.assert_array_equal(blank, [[False, True], [False, True]])
+    assert first.get_title().endswith("MaxVio 0.20") and second.get_title().endswith("rests")
+    assert "1.20 times" in figure.get_suptitle() and loads[1, 1].tolist() == [0, 0]
+
+
 def test_expert_load_takes_one_step_and_refuses_another_shape():
     """Oracle: one column, one step wide; the error has the shape given and the shape needed."""
     mesh = plots.expert_load(np.ones((1, 1, 4)), [7]).axes[0].collections[0]

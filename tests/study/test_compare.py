@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -181,6 +182,26 @@ def test_the_folder_is_named_after_the_change():
     named = study.parse_arguments(["--set", 'optimizer="adamw"', "--variant", "gamma=0 window=9"])
     assert named.out.as_posix() == "runs/compare/optimizer=-adamw-_gamma=0-window=9"
     assert study.file_name("x:" * 99 + ".").isascii() and len(study.file_name("a" * 99)) == 60
+
+
+def test_a_value_may_hold_spaces():
+    """Oracle: what train_tiny.py makes of the same word."""
+    parsed = study.parse_arguments(["--set", "eos_token_id=[1, 5]",
+                                    "--variant", "gamma=0 fim_rate=0"])
+    assert parsed.variants == [["eos_token_id=[1, 5]"], ["gamma=0", "fim_rate=0"]]
+    assert [*study.configure(parsed).values()][1][0].eos_token_id == (1, 5)
+
+
+@pytest.mark.parametrize("system, asked", [("linux", 1), ("win32", 0)])
+def test_on_windows_processes_are_left_to_their_own_ctrl_c(system, asked, monkeypatch):
+    """There terminate() kills at once; the console has told them to stop, and they save."""
+    told = []
+    child = SimpleNamespace(terminate=lambda: told.append(1))
+    monkeypatch.setattr(pool.multiprocessing, "active_children", lambda: [child])
+    monkeypatch.setattr(pool.sys, "platform", system)
+    with pytest.raises(KeyboardInterrupt):
+        pool.StopAll().note(2, None)
+    assert len(told) == asked
 
 
 def test_other_tokens_are_told(capsys):

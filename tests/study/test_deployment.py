@@ -55,6 +55,13 @@ def test_the_study_writes_its_results(tmp_path, capsys):
     assert "| published |" in capsys.readouterr().out
 
 
+def test_a_folder_that_cannot_be_made_is_told_before_the_simulation(monkeypatch, capsys):
+    """A folder within a file."""
+    monkeypatch.setattr(study, "at_loads", lambda *_: pytest.fail("simulated"))
+    assert study.main(["--reduced", "--out", "README.md/x"]) == 2
+    assert "README.md is a file; name a folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("options, words", [
     (["--seconds", "0"], "--seconds 0 must be from 1"), (["--seed", "-1"], "--seed -1 must be"),
     (["--out", "README.md"], "README.md is a file; name a folder")])

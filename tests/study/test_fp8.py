@@ -14,7 +14,7 @@ from minidsv3.measure import plots
 from minidsv3.measure.plots import png
 from minidsv3.study import fp8 as study
 from minidsv3.study import pool
-from minidsv3.study.loss_error import relative_error
+from minidsv3.study.loss_error import as_markdown, picture, relative_error
 from minidsv3.train.recipe import TrainConfig
 from minidsv3.train.step import Diverged, Figures, Step
 from tests.conftest import MINIATURE
@@ -119,6 +119,17 @@ def test_a_run_that_diverges_is_a_result(monkeypatch, tmp_path):
     assert seen[0] == (fp8.RECIPES["per-tensor"], "fp8", 7, "adamw", 4)
     assert run["losses"][:2] == [3.0, 2.0] and all(map(math.isnan, run["losses"][2:]))
     assert math.isnan(run["val_bits_per_byte"]) and run["arm"] == "per-tensor"
+
+
+def test_one_of_several_runs_that_diverged_makes_its_figures_nan():
+    """Oracle: NaN in its row alone; table and picture are made all the same."""
+    found = {("bf16", 0): a_run("bf16", 0, [3.0] * 20), ("bf16", 1): a_run("bf16", 1, [3.0] * 20),
+             ("fp32", 0): a_run("fp32", 0, [3.1] * 20),
+             ("fp32", 1): a_run("fp32", 1, [3.0] * 5 + [math.nan] * 15, math.nan)}
+    table = study.summarise(found)
+    assert all(map(math.isnan, table["fp32"]["error"])) and table["bf16"]["error"] == (0, 0)
+    assert table["fp32"]["seconds_a_step"] == (0.5, 0)
+    assert "| fp32 | 2 |" in as_markdown(table) and png(picture(found), dpi=50)
 
 
 @pytest.mark.parametrize("arguments, words", [

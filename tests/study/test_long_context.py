@@ -1,6 +1,7 @@
 """The long-context study: its means against sums by hand; one small study, run and gone on with."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,13 +103,38 @@ def test_a_study_runs_is_kept_and_goes_on(small_study, tmp_path, capsys):
     assert study.main(small_study) == 0
     assert all(path.stat().st_mtime_ns == before[path] for path in before
                if path.name != "results.json")
-    assert "| phase2 |" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "| phase2 |" in said and "0 of 6 extensions are missing" in said
+    for option, name, value in (("--steps", "steps", 2), ("--phase-steps", "phase_steps", 1),
+                                ("--trials", "trials", 1)):
+        assert study.main([*small_study, option, "3"]) == 2
+        assert f"holds another study, with {name}={value}, not 3; name" in capsys.readouterr().err
+    other = [*small_study, "--out", str(tmp_path / "new"), "--phase-steps", "2"]
+    assert study.main(other) == 2                # with models of other phases
+    assert "phase_steps=1, not 2; name another folder with --models" in capsys.readouterr().err
+
+
+def test_a_reduced_study_is_not_mixed_with_the_stored_one():
+    """Oracle: the folders by hand."""
+    whole, reduced = (study.parse_arguments(words) for words in ([], ["--reduced"]))
+    assert (whole.out, whole.models) == (Path("studies/long-context"), Path("runs/long-context"))
+    assert reduced.out == Path("runs/long-context-reduced")
+    assert reduced.models == reduced.out / "models"
+
+
+def test_the_stored_figures_are_those_that_the_command_would_make():
+    """Oracle: the settings beside them; only the text depends on the Python that runs this."""
+    folder = Path(__file__).resolve().parents[2] / "studies/long-context"
+    stored, usual = hf.read_json(folder / "study.json"), study.parse_arguments([])
+    assert all(stored[name] == getattr(usual, name) for name in ("steps", "phase_steps", "trials"))
+    assert {hf.read_json(path)["trials"] for path in (folder / "runs").iterdir()} == {20}
 
 
 @pytest.mark.parametrize("options, words", [
     (["--seeds", "0"], "--seeds 0 must be at least 1"),
     (["--phase-steps", "0"], "--phase-steps 0 must be at least 1"),
-    (["--out", "{file}"], "is a file; name a folder")])
+    (["--out", "{file}"], "is a file; name a folder"),
+    (["--out", "{file}/x"], "is a file; name a folder")])
 def test_bad_input_ends_in_one_line(options, words, small_text, capsys):
     assert study.main([option.format(file=small_text) for option in options]) == 2
     assert words in capsys.readouterr().err

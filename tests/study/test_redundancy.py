@@ -64,13 +64,16 @@ def test_the_busiest_gpu_by_hand():
     assert redundancy.busiest(load, redundancy.in_order(1, 4), 2).tolist() == [2.0]
 
 
-def test_bad_input_ends_in_one_line(trace, tmp_path, capsys):
+def test_bad_input_ends_in_one_line(trace, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(redundancy, "follow", lambda *_: pytest.fail("compared"))
     for arguments, words in ((["--traces", str(tmp_path / "none")], "does not exist; make it with"),
                              (["--traces", str(trace), *SIZES, "--tokens", "200"], "fewer than"),
                              (["--traces", str(trace), *SIZES, "--tokens", "99999"], "has 0 steps"),
                              (["--traces", str(trace), *SIZES, "--active", "5"],
                               "--hosted 4 must be at least --active 5"),
                              (["--traces", str(trace), "--out", str(trace)], "name a folder"),
+                             (["--traces", str(trace), *SIZES, "--out", str(trace / "x")],
+                              "is a file; name a folder"),
                              (["--every", "0"], "--every 0 must be at least 1")):
         assert redundancy.main(arguments) == 2
         said = capsys.readouterr().err.strip().splitlines()

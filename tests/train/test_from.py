@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -95,6 +96,37 @@ def test_a_foreign_checkpoint_is_trained_with_its_own_tokenizer(small_text, tmp_
     model = hf.load(out)
     assert len(model.mtp) == 0
     assert isinstance(read_tokenizer(out, model.config), ForeignTokenizer)
+    # Killed before its first save, a run goes on with its own copy, although it is at step 0.
+    again = ["--from", str(source), "--data", str(small_text), "--steps", "2", "--set", "window=32"]
+    make(again, tmp_path / "killed").write_recipe()
+    shutil.rmtree(source)
+    expected = (out / "tokenizer.json").read_bytes()
+    assert (tmp_path / "killed/tokenizer.json").read_bytes() == expected
+    assert train_tiny.main(["--resume", "--device", "cpu", "--out", str(tmp_path / "killed")]) == 0
+    assert (tmp_path / "killed/tokenizer.json").read_bytes() == expected
+    assert (tmp_path / "killed/model.safetensors").read_bytes() == (
+        out / "model.safetensors").read_bytes()
+
+
+def test_a_name_on_the_hub_is_downloaded(finished_run, from_run, tmp_path, monkeypatch):
+    """Oracle: the run from the folder that the hub gives."""
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: finished_run)
+    trainer = make(["--from", "owner/name", *from_run[2:]], tmp_path / "new")
+    expected = make(from_run, tmp_path / "other")
+    assert trainer.data.tokenizer.token_bytes == expected.data.tokenizer.token_bytes
+    assert all(map(torch.equal, trainer.model.parameters(), expected.model.parameters()))
+
+
+def test_a_head_of_its_own_is_not_tied(small_text, tmp_path, capsys):
+    """The embedding of such a checkpoint would be lost without a word."""
+    config = ModelConfig.preset("tiny").replace(vocab_size=420, hidden_size=32, num_hidden_layers=1,
+                                                tie_word_embeddings=False)
+    hf.save(DeepSeekV3(config), tmp_path / "untied")
+    byte_level().save(str(tmp_path / "untied/tokenizer.json"))
+    assert train_tiny.main(["--from", str(tmp_path / "untied"), "--data", str(small_text), "--set",
+                            "tie_word_embeddings=true", "--out", str(tmp_path / "new")]) == 2
+    assert ("do not fit a model with tie_word_embeddings=True, not False; leave"
+            in capsys.readouterr().err)
 
 
 def without_marks(folder):

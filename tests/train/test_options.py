@@ -1,5 +1,7 @@
 """The two configurations of a run, above all the window that config.json will say."""
 
+import json
+
 import pytest
 
 from minidsv3.command import UserError
@@ -41,6 +43,17 @@ def test_from_a_checkpoint_the_longer_window_is_written(finished_run, capsys):
     line, = capsys.readouterr().err.splitlines()
     assert line == (f"window=512 is longer than the 256 tokens that {finished_run} was trained on "
                     "(max_position_embeddings); the new config.json says the longer one.")
+
+
+def test_several_end_tokens_resume_from_the_state_of_several_processes():
+    """Oracle: that state is JSON, so their tuple is a list there."""
+    start = ["--set", "eos_token_id=[1,5]"]
+    model, recipe = configure(parse_arguments(start))
+    saved = json.loads(json.dumps({"model_config": model.to_dict(), "config": recipe.to_dict()}))
+    for words in ([], start):
+        assert configure(parse_arguments(["--resume", *words]), saved) == (model, recipe)
+    with pytest.raises(UserError, match=r"began with eos_token_id=\[1, 5\], not \[1, 6\]; leave"):
+        configure(parse_arguments(["--resume", "--set", "eos_token_id=[1,6]"]), saved)
 
 
 def test_a_run_that_began_with_another_window_resumes():

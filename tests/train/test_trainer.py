@@ -351,6 +351,17 @@ def test_the_folder_is_complete(finished_run, small_text):
         assert (finished_run / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("every, steps, looked", [(1, 3, [1, 2, 3]), (2, 5, [2, 4]), (4, 3, [3])])
+def test_loads_are_written_where_mtp_works(miniature, tmp_path, every, steps, looked):
+    """Oracle: the steps by hand; a module that rests in the last step is not drawn with load 0."""
+    folder = tmp_path / "run"
+    assert train_tiny.main([*miniature, "--set", f"mtp_every={every}", "--steps", str(steps),
+                            "--out", str(folder)]) == 0
+    found = {line["step"]: line["expert_load"] for line in metrics(folder) if "expert_load" in line}
+    assert [*found] == looked
+    assert all(any(row) == (step % every == 0) for step, rows in found.items() for row in rows[-1:])
+
+
 def test_averaged_weights_are_those_of_the_state(finished_run):
     """Oracle: the list in state.pt, in the order of the model's parameters."""
     state = torch.load(finished_run / "state.pt", weights_only=True)
