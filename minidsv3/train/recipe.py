@@ -138,7 +138,7 @@ def batch_sizes(config):
 
 
 def learning_rate_factor(config, progress):
-    """Share of the highest learning rate at a share of the run's tokens: four phases."""
+    """Share of the highest learning rate at a share of the run's tokens: five phases."""
     if progress < config.warmup:
         return progress / config.warmup
     if progress <= config.constant_until:

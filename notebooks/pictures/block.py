@@ -7,7 +7,7 @@ from minidsv3.measure import plots
 # {part of the picture: its finding}, in the order of notebooks 01 to 07, in which they appear.
 PARTS = {
     "block": "Twice: norm, compute, add",
-    "cache": "One short latent per token is all that is kept",
+    "cache": "One short latent per token in place of keys and values",
     "rotation": "A position is an angle",
     "experts": "A router chooses 8 of 256 experts",
     "bias": "A bias steers the choice, and nothing else",
