@@ -160,6 +160,17 @@ def test_a_bias_in_bfloat16_becomes_float32(model):
     assert dict(to_fp8([(name, torch.ones(6).bfloat16())]))[name].dtype == torch.float32
 
 
+def test_scales_may_be_powers_of_two():
+    """Oracle: the mantissa of each scale; V3.1 has such scales, V3 has not."""
+    weight = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
+    for power in (True, False):
+        found = dict(to_fp8([(Q_A, weight)], power_of_two=power))
+        scale = found[Q_A + "_scale_inv"]
+        assert bool((scale.frexp().mantissa == 0.5).all()) == power
+        given = dequantize(found[Q_A], scale, BLOCK)
+        assert (given - weight).abs().max() < 2**-4 * weight.abs().max()
+
+
 @pytest.mark.parametrize("fast, dtype", [(True, torch.bfloat16), (False, torch.float32)])
 def test_an_embedding_in_fp8_gives_a_bfloat16_model(fp8_folder, monkeypatch, fast, dtype):
     """Oracle: codes times scales by hand; nothing can be computed in FP8 itself.

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from minidsv3.infer import Generation, generate
+from minidsv3.infer.decoder import Decoder, Sequence
+from minidsv3.infer.sampling import Sampler
 
 
 def alone(model, prompt, count, stop=()):
@@ -47,6 +49,26 @@ def test_a_text_does_not_depend_on_its_batch_mates(exact, speculative):
     for i, prompt in enumerate(prompts):
         single = generate(exact, [prompt], 15, seed=[40 + i], **options)
         assert made(together)[i] == made(single)[0]
+
+
+@pytest.mark.parametrize("speculative", [0, 2])
+def test_each_sequence_of_a_batch_has_its_own_sampler(exact, speculative):
+    """Oracle: each sequence alone."""
+    samplers = [Sampler(), Sampler(1.0), Sampler(0.7, top_p=0.9), Sampler(2.0, top_k=5)]
+
+    def texts(*numbers):
+        batch = [Sequence([5, 6 + i], 12, {1}, samplers[i], i) for i in numbers]
+        decoder = Decoder(exact, len(batch), 40, speculative)
+        decoder.start(batch)
+        while decoder.sequences:
+            for row in reversed(range(len(decoder.sequences))):
+                if decoder.sequences[row].ended:
+                    decoder.leave(row)
+            if decoder.sequences:
+                decoder.step()
+        return [sequence.new for sequence in batch]
+
+    assert texts(0, 1, 2, 3) == [texts(i)[0] for i in range(4)]
 
 
 def test_seeds_repeat_and_differ(model):

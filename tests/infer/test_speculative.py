@@ -83,6 +83,31 @@ def test_a_draft_is_what_the_module_says_of_the_whole_text(exact):
     assert guesses == {place: choices[place - 2].item() for place in guesses}
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_acceptance_counts_the_drafts_that_are_in_the_text(exact, temperature):
+    """Oracle: drafts and new tokens of every step, compared one by one."""
+    decoder = Decoder(exact, 1, 60, speculative=2)
+    sequence, seen = Sequence([7, 8, 9], 40, {1}, Sampler(temperature)), []
+    choose = decoder.choose
+
+    def listen(hidden, guesses=None, q=None):
+        new = choose(hidden, guesses, q)
+        if guesses is not None:
+            seen.append((guesses[0].tolist(), new[0]))
+        return new
+
+    decoder.choose = listen
+    decoder.start([sequence])
+    while not sequence.ended:
+        decoder.step()
+    tried, accepted = [0, 0], [0, 0]
+    for drafts, new in seen:                     # new ends with the first token that is no draft
+        for place, (draft, token) in enumerate(zip(drafts, new)):
+            tried[place] += 1
+            accepted[place] += draft == token
+    assert (decoder.tried, decoder.accepted) == (tried, accepted) and sum(accepted) < sum(tried)
+
+
 def chi_square(counts, p):
     """p-value of the counts under p; cells with fewer than five expected counts are merged."""
     expected = p * counts.sum()

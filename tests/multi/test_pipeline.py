@@ -16,7 +16,7 @@ from tests.multi.launch import run_ranks
 
 pytestmark = pytest.mark.multi
 MICRO_BATCHES, WEIGHTS = 8, (0.3, 0.01, "affinity")      # a balance weight that can be noticed
-WITHOUT_MTP = (0, *WEIGHTS[1:])
+WITHOUT_MTP = (0, 0.01, "routed")
 
 
 def make_model(tied=False, modules=2):

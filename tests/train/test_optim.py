@@ -112,6 +112,11 @@ def test_every_parameter_has_exactly_one_optimiser(optimizer, tied):
     held = sorted(id(parameter) for group in groups for parameter in group["params"])
     assert held == sorted(id(parameter) for parameter in model.parameters())
     assert all(group["peak"] == group["lr"] > 0 for group in groups)
+    if optimizer == "muon":                      # a stack of gate and up is two matrices
+        name_of = {parameter: name for name, parameter in model.named_parameters()}
+        joint = {name_of[parameter] for group in groups if group.get("halves") == 2
+                 for parameter in group["params"]}
+        assert joint and joint == {name for name in name_of.values() if "gate_up_proj" in name}
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

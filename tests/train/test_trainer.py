@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from minidsv3 import DeepSeekV3, hf
 from minidsv3.data import corpus
 from minidsv3.data.tokenizer import Tokenizer
 from minidsv3.infer.text import complete
+from minidsv3.measure.evaluate import bits_per_byte
 from minidsv3.train import report
 from minidsv3.train.checkpoint import EXPORTS, RunFolder
 from minidsv3.train.recipe import learning_rate_factor
@@ -360,6 +362,50 @@ def test_loads_are_written_where_mtp_works(miniature, tmp_path, every, steps, lo
     found = {line["step"]: line["expert_load"] for line in metrics(folder) if "expert_load" in line}
     assert [*found] == looked
     assert all(any(row) == (step % every == 0) for step, rows in found.items() for row in rows[-1:])
+
+
+def test_a_line_of_metrics_by_hand(miniature, tmp_path):
+    """Oracle: samples in order without a gap, the bytes of their targets, the averaged weights."""
+    run = make([*miniature, "--set", "ema_decay=0.2"], tmp_path / "run")
+    taken, take = [], run.data.batches.take
+
+    def listen(*which):
+        taken.append(which)
+        return take(*which)
+
+    run.data.batches.take = listen
+    for step in range(3):
+        before = [average.clone() for average in run.average]
+        line, _ = run.train_step()
+        targets = take(*taken[-1])[:, 1:].flatten().tolist()
+        size = sum(len(run.data.tokenizer.token_bytes[token]) for token in targets)
+        assert line["bits_per_byte"] == pytest.approx(
+            line["loss"] / math.log(2) * len(targets) / size)
+        decay = min(0.2, (1 + step) / (10 + step))
+        for average, old, new in zip(run.average, before, run.model.parameters(), strict=True):
+            torch.testing.assert_close(average, decay * old + (1 - decay) * new.detach())
+    assert taken == [(0, 4), (4, 6), (10, 6)]
+
+
+def test_the_score_of_the_averaged_weights_is_theirs(finished_run, miniature, tmp_path):
+    """Oracle: a model with the weights of ema.safetensors, on the same validation text."""
+    folder = shutil.copytree(finished_run, tmp_path / "averaged")
+    (folder / "ema.safetensors").replace(folder / "model.safetensors")
+    data = make(miniature, tmp_path / "new").data
+    score = bits_per_byte(hf.load(folder), data.inputs, data.targets, data.validation_bytes)
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert summary["val_bits_per_byte_ema"] == pytest.approx(score, rel=1e-6)
+    assert abs(summary["val_bits_per_byte"] - score) > 1e-4 * score
+
+
+def test_a_quick_sample_is_spread_and_counts_bytes(miniature, tmp_path):
+    """Oracle: its first and last window; a loop over its targets."""
+    data = make(miniature, tmp_path / "run").data
+    inputs, targets, size = data.quick_sample(5 * 32)
+    assert len(inputs) == 5 < len(data.inputs)
+    assert torch.equal(inputs[0], data.inputs[0]) and torch.equal(inputs[-1], data.inputs[-1])
+    assert size == sum(len(data.tokenizer.token_bytes[token])
+                       for token in targets.flatten().tolist() if token >= 0)
 
 
 def test_averaged_weights_are_those_of_the_state(finished_run):
