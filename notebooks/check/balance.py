@@ -134,6 +134,7 @@ def update_once(student, hint=1):
     cases = [(torch.zeros(4), torch.tensor([[8, 0, 0, 0], [1, 3, 2, 2], [1, 2, 3, 2],
                                             [1, 2, 2, 3]]), 0.001),
              (torch.tensor([0.5, 0.0, -0.5]), torch.tensor([[9, 0, 0], [1, 4, 4]]), 0.25),
+             (torch.zeros(3), torch.tensor([[5, 1, 0], [1, 3, 2]]), 0.25),     # one at the mean, 4
              (normal(6, seed=5), (20 * normal(3, 6, seed=6)).abs().long(), 0.125)]
     return compare(student, cases, oracles.update_once, (
         "The sign of a sum is not the sum of the signs. What should be added up, and when?",

@@ -169,7 +169,10 @@ def scaled_product(student, hint=1):
     random = [(normal(N, K, seed=N), normal(N, K // step, seed=K).exp(), normal(O, K, seed=O),
                normal(O // step, K // step, seed=step).exp(), step)
               for N, K, O, step in [(5, 6, 4, 2), (2, 9, 6, 3)]]
-    return compare(as_the_chip(student), [by_hand, *random], oracles.scaled_product, (
+    # Beyond float32 are 448e37, but not 448 - 448: who scales the codes first gets no number.
+    huge = (torch.tensor([[448.0, 448, 1, 2]]), torch.tensor([[1e37, 1.0]]),
+            torch.tensor([[1.0, -1, 3, 4], [2, -2, 1, 1]]), torch.tensor([[1.0, 1]]), 2)
+    return compare(as_the_chip(student), [by_hand, *random, huge], oracles.scaled_product, (
         "Loop over the K/step tiles. In each, multiply codes with codes. Which two scales does "
         "this partial sum need?",
         "For tile b the codes are q_x.split(step, dim=1)[b] and q_w.split(step, dim=1)[b], and the "

@@ -108,8 +108,8 @@ def moe_output(student, hint=1):
     """Two numbers by hand: shared doubles, expert 1 negates, expert 2 swaps; then random.
 
     Experts that are not chosen hold no numbers (NaN): who lets them compute gets no numbers either.
-    Who computes with all of them and then takes the chosen ones is seen in the last case, where
-    the outputs of all experts are many more numbers than a right answer needs.
+    Who computes with all of them, at once or one by one, and then takes the chosen ones is seen in
+    the last case, where the outputs of all experts are many more numbers than a right answer needs.
     """
     swap = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     routed = torch.stack([torch.full((2, 2), torch.nan), -torch.eye(2), swap])
@@ -128,10 +128,11 @@ def moe_output(student, hint=1):
         E, C = case[2].shape[:2]
         with Products() as seen:
             got = as_numbers(student)(*case)
-        large = [shape for shape in seen.shapes if torch.Size(shape).numel() >= E * C]
-        if large and E > 8:
-            raise ValueError("experts compute that were not chosen: a product has the shape "
-                             f"{large[0]}, but only {len(case[4])} of {E} experts were chosen")
+        formed = sum(torch.Size(shape).numel() for shape in seen.shapes)
+        if formed >= E * C and E > 8:
+            raise ValueError("experts compute that were not chosen: your products have "
+                             f"{formed} numbers, but only {len(case[4])} of {E} experts were "
+                             "chosen")
         if got is not None and torch.as_tensor(got).isnan().any():
             raise ValueError("an expert that was not chosen has computed: its matrix is NaN")
         return got
@@ -230,7 +231,8 @@ def choose_experts(student, hint=1):
         ("You keep every group.",
          lambda s, b, G, kept, K: chosen_by(two_best, lost)(s, b, G, G, K)),
     ]
-    return compare(as_numbers(student), [by_hand, sums, *random], oracles.choose_experts, (
+    deep = by_hand[0], by_hand[1] - 100, 4, 2, 4           # every score is far below -1
+    return compare(as_numbers(student), [by_hand, sums, *random, deep], oracles.choose_experts, (
         "What is s + b of expert 1 for the second token? Which number does the colleague give to "
         "forbidden experts?",
         "A forbidden expert must lose against every number, however negative: "

@@ -126,6 +126,10 @@ def spoil(x):
     return x.mul_(2)
 
 
+def stub(x):
+    raise NotImplementedError
+
+
 ONE = (torch.tensor([1.0, 2.0]),)
 TWO = (torch.arange(12.0),)
 
@@ -142,6 +146,11 @@ TWO = (torch.arange(12.0),)
     (lambda x: "four", ONE, "ended in "),
     (lambda x: None, ONE, "returned nothing; is a return missing? Twice."),
     (lambda x: [2 * value for value in x], ONE, "passed"),          # a list of tensors
+    (lambda x: [2, 2 * x[1]], ONE, "passed"),                       # of numbers and tensors
+    (lambda x: [[value] for value in x], ONE, "expected shape (2,), got (2, 1). Twice."),
+    (stub, ONE, "open: write the function"),
+    (lambda x: x.long().bincount(minlength=3).to(torch.float8_e4m3fn).sum(), ONE,
+     "your function ended in NotImplementedError: "),              # of torch, not of the stub
     (lambda: 0, ONE, "ended in TypeError"),
     (crash, ONE, "ended in KeyError: 'weights'. Twice."),
     (lambda x: torch.tensor([2.0, 4.0]), [ONE, TWO], "expected shape (12,), got (2,)"),

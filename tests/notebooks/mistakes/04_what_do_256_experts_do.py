@@ -122,9 +122,16 @@ def moe_output__not_divided(u, shared, routed, affinity, experts, scale):
 
 
 def moe_output__all_compute_and_few_are_used(u, shared, routed, affinity, experts, scale):
-    """experts compute that were not chosen: a product has the shape"""
+    """experts compute that were not chosen: your products have"""
     weights = scale * affinity[experts] / affinity[experts].sum()
     return shared @ u + weights @ (routed @ u)[experts]
+
+
+def moe_output__each_computes_and_few_are_used(u, shared, routed, affinity, experts, scale):
+    """experts compute that were not chosen: your products have"""
+    outputs = [matrix @ u for matrix in routed]
+    weights = scale * affinity[experts] / affinity[experts].sum()
+    return shared @ u + sum(w * outputs[e] for w, e in zip(weights, experts.tolist()))
 
 
 def visits(kinds, experts, n_kinds, n_experts):
@@ -176,6 +183,11 @@ def choose_experts(affinity, bias, n_group, topk_group, K):
 def choose_experts__a_small_number(affinity, bias, n_group, topk_group, K):
     """A score can be lower than -1."""
     return masked_by(-1.0)(affinity, bias, n_group, topk_group, K)
+
+
+def choose_experts__a_somewhat_smaller_number(affinity, bias, n_group, topk_group, K):
+    """Experts of a forbidden group are chosen."""
+    return masked_by(-10.0)(affinity, bias, n_group, topk_group, K)
 
 
 def choose_experts__best_alone(affinity, bias, n_group, topk_group, K):

@@ -145,6 +145,13 @@ def update_once(bias, micro_loads, gamma):
     return bias
 
 
+def update_once__at_the_mean(bias, micro_loads, gamma):
+    """micro_loads=[[5, 1, 0], [1, 3, 2]], gamma=0.25: expected [-0.25, 0, 0.25], got [-0.25, 0.25,
+    0.25]."""
+    total = micro_loads.sum(dim=0).double()
+    return bias + gamma * torch.where(total > total.mean(), -1.0, 1.0)
+
+
 def update_once__votes(bias, micro_loads, gamma):
     """Here each micro-batch counts the same"""
     lacks = micro_loads.double().mean(dim=-1, keepdim=True) - micro_loads

@@ -129,6 +129,15 @@ def scaled_product__before_the_product_of_a_tile(q_x, s_x, q_w, s_w, step):
                for b, (x, w) in tiles)
 
 
+def scaled_product__number_by_number(q_x, s_x, q_w, s_w, step):
+    """N=1, K=4, O=2, step=2: expected [11, 3], got [nan, nan]. Loop over the K/step tiles."""
+    def scaled(n, o, k):
+        return (q_x[n, k] * s_x[n, k // step]) * (q_w[o, k] * s_w[o // step, k // step])
+
+    return torch.stack([torch.stack([sum(scaled(n, o, k) for k in range(q_x.shape[1]))
+                                     for o in range(len(q_w))]) for n in range(len(q_x))])
+
+
 def scaled_product__scales_of_x_only(q_x, s_x, q_w, s_w, step):
     """You multiply by the scales of x only."""
     tiles = enumerate(zip(q_x.split(step, dim=1), q_w.split(step, dim=1)))

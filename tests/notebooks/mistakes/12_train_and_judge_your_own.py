@@ -33,6 +33,14 @@ def merge_once__first_pair(ids, new):
     return joined(ids, (ids[0], ids[1]), new)
 
 
+def merge_once__counts_apart(ids, new):
+    """new id 9: expected [1, 2, 9, 9, 1, 2], got [9, 7, 7, 7, 7, 9]. You count without overlap: aaa
+    has the pair aa twice.
+    """
+    pairs = list(zip(ids, ids[1:]))
+    return joined(ids, max(pairs, key=lambda pair: joined(ids, pair, new).count(new)), new)
+
+
 def merge_once__half(ids, new):
     """left the second of the two ids where it was."""
     pairs = list(zip(ids, ids[1:]))
@@ -69,6 +77,12 @@ def adamw_step__uncorrected(weight, gradient, first, second, step, rate):
     """
     _, _, first, second = stepped(weight, gradient, first, second, step, rate)
     return weight * (1 - 0.1 * rate) - rate * first / (second.sqrt() + 1e-8), first, second
+
+
+def adamw_step__without_the_small_number(weight, gradient, first, second, step, rate):
+    """expected [1.93, 1e-09, 5e-18], got [1.88, 1e-09, 5e-18]."""
+    mean, square, *moments = stepped(weight, gradient, first, second, step, rate)
+    return weight * (1 - 0.1 * rate) - rate * mean / square.sqrt().clamp(min=1e-20), *moments
 
 
 def adamw_step__l2(weight, gradient, first, second, step, rate):
