@@ -159,7 +159,7 @@ def expert_load(loads, steps, ax=None):
     MaxVio is the busiest expert's load at the last step, minus 1. A layer that rests in a step, as
     MTP modules may, is grey there. ax: L axes.
     """
-    loads = np.array(loads, dtype=float)                # (S, L, E)
+    loads = np.asarray(loads, dtype=float).copy()       # (S, L, E)
     if loads.ndim != 3 or len(loads) != len(steps):
         raise ValueError(f"loads has shape {loads.shape} for {len(steps)} steps; "
                          "give it the shape (steps, MoE layers, experts).")
