@@ -23,7 +23,7 @@ from minidsv3 import ModelConfig, fp8
 from minidsv3.command import Parser, UserError, answer
 from minidsv3.data.dataset import Dataset
 from minidsv3.device import choose_device
-from minidsv3.files import make_folder, refuse_files, write_text
+from minidsv3.files import make_folder, write_text
 from minidsv3.fp8 import tensor_cores
 from minidsv3.model.layers import Linear
 from minidsv3.model.transformer import DeepSeekV3
@@ -49,7 +49,6 @@ def parse_arguments(arguments=None):
     for name in ("rounds", "steps"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(arguments, name)}.")
-    refuse_files(arguments.out)
     return arguments
 
 

@@ -44,7 +44,7 @@ def notice(text):
 
 
 def check_out(path, ending):
-    """UserError unless a file with this ending can be written there; call it before long work."""
+    """UserError unless a path names a file with this ending; call it before long work."""
     if path.is_dir() or path.suffix != ending:
         raise UserError(f"--out {path} must name a file that ends in {ending}.")
 

@@ -84,13 +84,12 @@ class Door:
 
     def __init__(self, requests, arrivals, cancel, most, config, room, progress=None):
         self.count = len(requests) if isinstance(requests, Sized) else None
+        arrivals = None if arrivals is None else [*map(float, arrivals)]       # also of an array
         if arrivals is not None and len(arrivals) != self.count or self.count == 0:
-            times = 0 if arrivals is None else len(arrivals)
-            raise ValueError(f"{self.count} requests with {times} arrivals; give "
+            raise ValueError(f"{self.count} requests with {len(arrivals or [])} arrivals; give "
                              "at least one request, and a time for each.")
         self.requests, self.served = iter(requests), Served(progress)
-        self.arrivals = (repeat(0.0 if self.count else None) if arrivals is None
-                         else map(float, arrivals))
+        self.arrivals = iter(arrivals or repeat(0.0 if self.count else None))
         self.arrival, self.cancel = next(self.arrivals), cancel or tuple
         self.most, self.config, self.room = most, config, room
         self.inside, self.cancelled_early, self.taken, self.is_closed = {}, set(), 0, False

@@ -126,11 +126,16 @@ def windows_of(model, tokenizer, kind, tokens):
     return torch.tensor(ids[:tokens // window * window]).view(-1, window)
 
 
-@torch.inference_mode()
 def trace_of(model, tokenizer, kind, tokens):
     """The trace of so many tokens of one kind of text: (N, layers, K)."""
+    return trace_windows(model, windows_of(model, tokenizer, kind, tokens))
+
+
+@torch.inference_mode()
+def trace_windows(model, windows):
+    """The trace of windows (N/T, T): (N, layers, K)."""
     with record(model) as trace:
-        for batch in windows_of(model, tokenizer, kind, tokens).split(16):
+        for batch in windows.split(16):
             model.hidden_states(batch)
     return trace.read()
 
@@ -153,9 +158,9 @@ def run(arguments):
     if not model.config.num_moe_layers:
         raise UserError(f"{folder} has no experts to record; choose a model with sparse blocks.")
     tokenizer = read_tokenizer(folder, model.config)
-    for kind in KINDS:                           # before the first pass, all must have enough
-        windows_of(model, tokenizer, kind, options.tokens)
-    found = {kind: trace_of(model, tokenizer, kind, options.tokens) for kind in KINDS}
+    # All texts before the first pass: one of them may be too short.
+    windows = {kind: windows_of(model, tokenizer, kind, options.tokens) for kind in KINDS}
+    found = {kind: trace_windows(model, each) for kind, each in windows.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, experts=model.config.n_routed_experts, **found)

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ..command import Parser, UserError, answer
 from ..config import ModelConfig
-from ..files import make_folder, refuse_files, write_text
+from ..files import make_folder, write_text
 from ..measure import cost
 from ..serve.disaggregate import DAY, calibrate, deploy, largest_batch
 from ..serve.pools import simulate
@@ -164,7 +164,6 @@ def parse_arguments(arguments=None):
         raise UserError(f"--seconds {options.seconds:g} must be from 1 to 100,000.")
     if options.seed < 0:
         raise UserError(f"--seed {options.seed} must be at least 0.")
-    refuse_files(options.out)
     return options
 
 

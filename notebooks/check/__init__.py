@@ -42,6 +42,8 @@ from .network import bits_a_byte as bits_a_byte
 from .network import fused_block as fused_block
 from .network import rms_norm as rms_norm
 from .network import swiglu as swiglu
+from .pencil import bill as bill
+from .pencil import rates as rates
 from .pipeline import one_forward_one_backward as one_forward_one_backward
 from .pipeline import peak_alive as peak_alive
 from .pipeline import squared_paper as squared_paper
@@ -61,12 +63,10 @@ from .service import replicate as replicate
 from .service import slots_of as slots_of
 from .service import waits as waits
 from .training import adamw_step as adamw_step
-from .training import bill as bill
 from .training import difference_and_error as difference_and_error
 from .training import merge_once as merge_once
 from .training import orthogonalise as orthogonalise
 from .training import part_losses as part_losses
-from .training import rates as rates
 from .travel import combine as combine
 from .travel import copies_between_nodes as copies_between_nodes
 from .travel import dispatch as dispatch

@@ -3,7 +3,7 @@
 import oracles
 import torch
 
-from .verdict import Products, compare, normal, numbers
+from .verdict import Products, compare, in_one, normal, numbers
 
 
 def in_groups(score):
@@ -38,14 +38,6 @@ def listed(**tensors):
     """Small tensors in full, as a reader would type them, and large ones by their shape."""
     return ", ".join(f"{name}={numbers(value) if value.numel() <= 8 else tuple(value.shape)}"
                      for name, value in tensors.items())
-
-
-def as_numbers(function):
-    """A student may return a list in which tensors of one number stand beside plain numbers."""
-    def run(*case):
-        got = function(*case)
-        return [float(each) for each in got] if isinstance(got, list | tuple) else got
-    return run
 
 
 def gates_by(choose, weigh, total):
@@ -84,7 +76,7 @@ def gates(student, hint=1):
         ("You do not divide by the sum of the chosen affinities.",
          gates_by(biased, plain, lambda score, chosen, scale: scale)),
     ]
-    return compare(as_numbers(student), [by_hand, *random], oracles.gates, (
+    return compare(student, [by_hand, *random], oracles.gates, (
         "You need two different tensors: one to choose with, and one to weight with.",
         "(affinity + bias).topk(K).indices are the chosen experts. Their affinity without bias is "
         "divided by its sum and multiplied by scale. Write it into torch.zeros_like(affinity)."),
@@ -127,13 +119,13 @@ def moe_output(student, hint=1):
     def only_the_chosen(*case):
         E, C = case[2].shape[:2]
         with Products() as seen:
-            got = as_numbers(student)(*case)
+            got = student(*case)
         formed = sum(torch.Size(shape).numel() for shape in seen.shapes)
         if formed >= E * C and E > 8:
             raise ValueError("experts compute that were not chosen: your products have "
                              f"{formed} numbers, but only {len(case[4])} of {E} experts were "
                              "chosen")
-        if got is not None and torch.as_tensor(got).isnan().any():
+        if got is not None and in_one(got).isnan().any():
             raise ValueError("an expert that was not chosen has computed: its matrix is NaN")
         return got
 
@@ -232,7 +224,7 @@ def choose_experts(student, hint=1):
          lambda s, b, G, kept, K: chosen_by(two_best, lost)(s, b, G, G, K)),
     ]
     deep = by_hand[0], by_hand[1] - 100, 4, 2, 4           # every score is far below -1
-    return compare(as_numbers(student), [by_hand, sums, *random, deep], oracles.choose_experts, (
+    return compare(student, [by_hand, sums, *random, deep], oracles.choose_experts, (
         "What is s + b of expert 1 for the second token? Which number does the colleague give to "
         "forbidden experts?",
         "A forbidden expert must lose against every number, however negative: "
